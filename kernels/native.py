@@ -1,0 +1,247 @@
+"""The build recipe of the kernel packages: C++ (and CUDA, where nvcc is found) compiled by ninja into a pybind11 module.
+
+``hatch_build.py`` calls :func:`build` at install time; the package calls :func:`load` at first use, which takes the built module or compiles
+one into a cache. Nothing here needs torch: the kernels take pointers, so one build serves every torch version.
+
+Sources live in ``<package>/csrc``: ``*_cpu.cpp`` is compiled once per instruction set with ``-DFOOTFALL_ISA=<name>``, ``*_cuda.cu`` by nvcc,
+and ``bind_cpu.cpp`` / ``bind_cuda.cpp`` hold the only lines that know Python.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+X86_FLAGS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+}
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+CUDA_ARCHITECTURES = ("80", "90")
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+
+class BuildError(RuntimeError):
+    """The module cannot be built here; the message says why and what helps."""
+
+
+def build(package: Path, module: str, *, out: Path | None = None, work: Path | None = None) -> Path:
+    """Compile ``module`` (``"_cpu"`` or ``"_cuda"``) of the package folder and move it into place atomically.
+
+    Args:
+        package: folder of the import package, the one that holds ``csrc``.
+        module: ``"_cpu"`` or ``"_cuda"``.
+        out: folder the finished module goes to; the package folder by default.
+        work: folder for objects, kept between builds; ``<project>/build`` by default.
+
+    Raises:
+        BuildError: no compiler, no Python headers, no ninja or pybind11, or the compiler's own message.
+    """
+    out = out or package
+    work = work or package.parents[1] / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}{module}"
+    target = out / f"{module}{SUFFIX}"
+    compilers = _compilers(module)
+    with _lock(work):
+        staged = work / target.name
+        ninja_file = work / "build.ninja"
+        ninja_file.write_text(_ninja_file(package / "csrc", module, staged, compilers))
+        done = subprocess.run([_ninja(), "-C", str(work), "-f", ninja_file.name], capture_output=True, text=True)
+        if done.returncode:
+            raise BuildError(f"compiling {package.name}.{module} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out, prefix=f".{module}-", delete=False) as handle:
+            fresh = Path(handle.name)
+        shutil.copyfile(staged, fresh)
+        fresh.chmod(0o755)
+        fresh.replace(target)
+    return target
+
+
+def load(package: Path, module: str) -> ModuleType:
+    """Import the native module of a package: the installed one, else one compiled now into the user's cache.
+
+    The cache folder is ``$FOOTFALL_CACHE`` (default ``~/.cache/footfall``), one entry for each state of the sources, the interpreter and
+    the compiler's target. Set ``FOOTFALL_JIT=0`` to forbid compiling at run time.
+
+    Raises:
+        BuildError: no module is installed and none can be compiled; the message says why.
+    """
+    name = f"{package.name}.{module}"
+    if name in sys.modules:
+        return sys.modules[name]
+    path = package / f"{module}{SUFFIX}"
+    if not path.exists():
+        if os.environ.get("FOOTFALL_JIT", "1") == "0":
+            raise BuildError(f"{name} was not built at install time, and FOOTFALL_JIT=0 forbids building it now")
+        cache = Path(os.environ.get("FOOTFALL_CACHE") or Path.home() / ".cache" / "footfall") / f"{package.name}-{_fingerprint(package)}"
+        path = cache / path.name
+        if not path.exists():
+            build(package, module, out=cache, work=cache / f"build{module}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    sys.modules[name] = loaded
+    return loaded
+
+
+def install_time_modules(package: Path, policy: str) -> list[Path]:
+    """Build what ``<PACKAGE>_BUILD`` asks for and return the modules' paths; called by ``hatch_build.py``.
+
+    ``auto`` builds ``_cpu`` and, where nvcc and CUDA sources are found, ``_cuda``; what cannot be built is left out with a message.
+    ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
+    """
+    if policy not in ("auto", "cpu", "cuda", "none"):
+        raise BuildError(f"{package.name.upper()}_BUILD must be auto, cpu, cuda or none, got {policy!r}")
+    if policy == "none":
+        return []
+    has_cuda = any((package / "csrc").glob("*_cuda.cu"))
+    wanted = ["_cpu"] + ["_cuda"] * (policy == "cuda" or (policy == "auto" and has_cuda and shutil.which("nvcc") is not None))
+    built = []
+    for module in wanted:
+        try:
+            built.append(build(package, module))
+        except BuildError as error:
+            if policy != "auto":
+                raise
+            print(f"{package.name}: {module} is not built, the reference path will be used.\n{error}", file=sys.stderr)
+    return built
+
+
+def _compilers(module: str) -> dict[str, str]:
+    named = os.environ.get("CXX")
+    cxx = named or next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+    if cxx is None or shutil.which(cxx.split()[0]) is None:
+        raise BuildError(
+            f"no C++ compiler found (looked for {'$CXX=' + named if named else 'c++, g++, clang++ on PATH'}). "
+            "Install one (Debian/Ubuntu: apt install g++, Fedora: dnf install gcc-c++, macOS: xcode-select --install) and install again."
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise BuildError(f"Python.h is missing in {sysconfig.get_path('include')}: install python3-dev (python3-devel) and install again.")
+    found = {"cxx": cxx}
+    if module == "_cuda":
+        nvcc = shutil.which("nvcc")
+        if nvcc is None:
+            raise BuildError("no nvcc on PATH: install the CUDA toolkit to build the CUDA kernels.")
+        found["nvcc"] = nvcc
+    return found
+
+
+def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]) -> str:
+    binder = csrc / f"bind{module}.cpp"
+    if not binder.exists():
+        raise BuildError(f"{binder} does not exist: this package has no {module} module")
+    cxx = compilers["cxx"]
+    openmp = ["-fopenmp"] if _accepts(cxx, ["-fopenmp"]) else []
+    variants = _isa_variants(cxx) if module == "_cpu" else {}
+    flags = [*CXX_FLAGS, *openmp, *(f"-DFOOTFALL_HAS_{name.upper()}=1" for name in variants)]
+    includes = [f"-I{_pybind11_include()}", f"-I{sysconfig.get_path('include')}", f"-I{csrc}"]
+    lines = [
+        "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        "rule link\n  command = $cxx -shared $in -o $out $libs",
+        f"cxx = {cxx}",
+    ]
+    # The portable objects come first: of an inline function present in several objects the linker keeps the first, which any CPU can run.
+    objects = []
+    for isa, isa_flags in variants.items():
+        for source in sorted(csrc.glob("*_cpu.cpp")):
+            objects.append(f"{source.stem}.{isa}.o")
+            lines.append(f"build {objects[-1]}: cxx {_escape(source)}\n  flags = {' '.join([*flags, *isa_flags, f'-DFOOTFALL_ISA={isa}', f'-I{csrc}'])}")
+    libraries = list(openmp)
+    if module == "_cuda":
+        arch = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+        lines.append("rule nvcc\n  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc")
+        lines.append(f"nvcc = {compilers['nvcc']}")
+        nvcc_flags = ["-std=c++17", "-O3", "--use_fast_math", "-Xcompiler=-fPIC", *arch, f"-I{csrc}"]
+        for source in sorted(csrc.glob("*_cuda.cu")):
+            objects.append(f"{source.stem}.o")
+            lines.append(f"build {objects[-1]}: nvcc {_escape(source)}\n  flags = {' '.join(nvcc_flags)}")
+        libraries += [f"-L{_cuda_library_folder(compilers['nvcc'])}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    objects.append(f"bind{module}.o")
+    lines.append(f"build {objects[-1]}: cxx {_escape(binder)}\n  flags = {' '.join([*flags, *includes])}")
+    lines.append(f"build {_escape(target)}: link {' '.join(objects)}\n  libs = {' '.join(libraries)}")
+    return "\n".join(lines) + "\n"
+
+
+def _isa_variants(cxx: str) -> dict[str, list[str]]:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return {"portable": []}
+    return {name: flags for name, flags in X86_FLAGS.items() if _accepts(cxx, flags)}
+
+
+def _accepts(cxx: str, flags: list[str]) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("int main() { return 0; }\n")
+        command = [*cxx.split(), *flags, str(source), "-o", str(Path(folder, "probe"))]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _ninja() -> str:
+    with contextlib.suppress(ImportError):
+        import ninja
+
+        return str(Path(ninja.BIN_DIR, "ninja"))
+    found = shutil.which("ninja")
+    if found is None:
+        raise BuildError("ninja is missing: pip install ninja")
+    return found
+
+
+def _pybind11_include() -> str:
+    with contextlib.suppress(ImportError):
+        import pybind11
+
+        return str(pybind11.get_include())
+    # A machine that has torch but not pybind11 still has the headers torch ships.
+    torch_spec = importlib.util.find_spec("torch")
+    if torch_spec is not None and torch_spec.submodule_search_locations:
+        bundled = Path(torch_spec.submodule_search_locations[0], "include")
+        if (bundled / "pybind11" / "pybind11.h").exists():
+            return str(bundled)
+    raise BuildError("pybind11 is missing: pip install pybind11")
+
+
+def _cuda_library_folder(nvcc: str) -> Path:
+    # nvcc may be a wrapper script, so its own folder says nothing: it is asked for the root of its toolkit.
+    dry = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    root = next((line.split("=", 1)[1].strip() for line in dry.splitlines() if "TOP=" in line), None)
+    if root is None:
+        raise BuildError(f"{nvcc} --dryrun names no toolkit root (TOP=)")
+    for candidate in (Path(root, "lib64"), Path(root, "targets", "x86_64-linux", "lib"), Path(root, "lib")):
+        if (candidate / "libcudart_static.a").exists():
+            return candidate
+    raise BuildError(f"libcudart_static.a is not under {root}")
+
+
+def _fingerprint(package: Path) -> str:
+    digest = hashlib.sha256(f"{sysconfig.get_platform()} {SUFFIX} {os.environ.get('CXX', '')}".encode())
+    for source in sorted((package / "csrc").iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as handle:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
