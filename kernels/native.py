@@ -24,7 +24,16 @@ from types import ModuleType
 X86_FLAGS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mprefer-vector-width=512",
+    ],
 }
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 CUDA_ARCHITECTURES = ("80", "90")
@@ -83,7 +92,10 @@ def load(package: Path, module: str) -> ModuleType:
     if not path.exists():
         if os.environ.get("FOOTFALL_JIT", "1") == "0":
             raise BuildError(f"{name} was not built at install time, and FOOTFALL_JIT=0 forbids building it now")
-        cache = Path(os.environ.get("FOOTFALL_CACHE") or Path.home() / ".cache" / "footfall") / f"{package.name}-{_fingerprint(package)}"
+        cache = (
+            Path(os.environ.get("FOOTFALL_CACHE") or Path.home() / ".cache" / "footfall")
+            / f"{package.name}-{_fingerprint(package)}"
+        )
         path = cache / path.name
         if not path.exists():
             build(package, module, out=cache, work=cache / f"build{module}")
@@ -106,7 +118,9 @@ def install_time_modules(package: Path, policy: str) -> list[Path]:
     if policy == "none":
         return []
     has_cuda = any((package / "csrc").glob("*_cuda.cu"))
-    wanted = ["_cpu"] + ["_cuda"] * (policy == "cuda" or (policy == "auto" and has_cuda and shutil.which("nvcc") is not None))
+    wanted = ["_cpu"] + ["_cuda"] * (
+        policy == "cuda" or (policy == "auto" and has_cuda and shutil.which("nvcc") is not None)
+    )
     built = []
     for module in wanted:
         try:
@@ -118,6 +132,12 @@ def install_time_modules(package: Path, policy: str) -> list[Path]:
     return built
 
 
+def _main() -> None:
+    """Build every kernel package beside this file in place; for developers, after a change of a C++ source."""
+    for csrc in sorted(Path(__file__).resolve().parent.glob("*/src/*/csrc")):
+        print(*install_time_modules(csrc.parent, os.environ.get("FOOTFALL_BUILD", "auto")), sep="\n")
+
+
 def _compilers(module: str) -> dict[str, str]:
     named = os.environ.get("CXX")
     cxx = named or next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
@@ -127,7 +147,9 @@ def _compilers(module: str) -> dict[str, str]:
             "Install one (Debian/Ubuntu: apt install g++, Fedora: dnf install gcc-c++, macOS: xcode-select --install) and install again."
         )
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        raise BuildError(f"Python.h is missing in {sysconfig.get_path('include')}: install python3-dev (python3-devel) and install again.")
+        raise BuildError(
+            f"Python.h is missing in {sysconfig.get_path('include')}: install python3-dev (python3-devel) and install again."
+        )
     found = {"cxx": cxx}
     if module == "_cuda":
         nvcc = shutil.which("nvcc")
@@ -154,13 +176,17 @@ def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]
     # The portable objects come first: of an inline function present in several objects the linker keeps the first, which any CPU can run.
     objects = []
     for isa, isa_flags in variants.items():
-        for source in sorted(csrc.glob("*_cpu.cpp")):
+        for source in sorted(set(csrc.glob("*_cpu.cpp")) - {binder}):
             objects.append(f"{source.stem}.{isa}.o")
-            lines.append(f"build {objects[-1]}: cxx {_escape(source)}\n  flags = {' '.join([*flags, *isa_flags, f'-DFOOTFALL_ISA={isa}', f'-I{csrc}'])}")
+            lines.append(
+                f"build {objects[-1]}: cxx {_escape(source)}\n  flags = {' '.join([*flags, *isa_flags, f'-DFOOTFALL_ISA={isa}', f'-I{csrc}'])}"
+            )
     libraries = list(openmp)
     if module == "_cuda":
         arch = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
-        lines.append("rule nvcc\n  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc")
+        lines.append(
+            "rule nvcc\n  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
+        )
         lines.append(f"nvcc = {compilers['nvcc']}")
         nvcc_flags = ["-std=c++17", "-O3", "--use_fast_math", "-Xcompiler=-fPIC", *arch, f"-I{csrc}"]
         for source in sorted(csrc.glob("*_cuda.cu")):
@@ -245,3 +271,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+if __name__ == "__main__":
+    _main()

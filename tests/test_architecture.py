@@ -16,9 +16,33 @@ HOUSE = KERNELS | PACKAGES | APPS
 ALLOWED = {
     "hstu_kernels": {"torch", "triton"},
     "mamba_scan": {"torch", "triton"},
-    "seqdata": {"pyarrow", "numpy", "duckdb", "torch", "dask", "distributed", "pandas", "polars", "yaml", "tqdm", "matplotlib"},
+    "seqdata": {
+        "pyarrow",
+        "numpy",
+        "duckdb",
+        "torch",
+        "dask",
+        "distributed",
+        "pandas",
+        "polars",
+        "yaml",
+        "tqdm",
+        "matplotlib",
+    },
     "mtl_heads": {"torch", "torchmetrics", "torchjd", "matplotlib"},
-    "ltv_stack": {"lightgbm", "pyarrow", "numpy", "pandas", "sklearn", "xgboost", "shap", "matplotlib", "torch", "dask", "distributed"},
+    "ltv_stack": {
+        "lightgbm",
+        "pyarrow",
+        "numpy",
+        "pandas",
+        "sklearn",
+        "xgboost",
+        "shap",
+        "matplotlib",
+        "torch",
+        "dask",
+        "distributed",
+    },
     "stu_tokens": {"torch", "numpy", "faiss"},
 }
 # Imported for these rooms inside functions only: an extra, or a backend that may be absent.
@@ -43,7 +67,12 @@ def rooms() -> list[Path]:
 
 
 def modules() -> list[tuple[str, Path]]:
-    return [(package.name, path) for room in rooms() for package in (room / "src").iterdir() for path in sorted(package.rglob("*.py"))]
+    return [
+        (package.name, path)
+        for room in rooms()
+        for package in (room / "src").iterdir()
+        for path in sorted(package.rglob("*.py"))
+    ]
 
 
 def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
@@ -67,7 +96,11 @@ def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
         elif isinstance(node, ast.ImportFrom):
             dots = "." * node.level
             for alias in node.names:
-                yield f"{dots}{node.module or ''}.{alias.name}" if node.module else f"{dots}{alias.name}", node.lineno, at_import_time(node)
+                yield (
+                    f"{dots}{node.module or ''}.{alias.name}" if node.module else f"{dots}{alias.name}",
+                    node.lineno,
+                    at_import_time(node),
+                )
 
 
 def top(name: str) -> str:
@@ -95,7 +128,9 @@ def test_a_room_imports_only_what_its_row_allows(room: str, path: Path):
         elif room in ALLOWED and package != room and package not in sys.stdlib_module_names:
             assert package in ALLOWED[room], f"{where}: not in the room's row"
             lazy = package in LAZY[room] and str(path).split(f"src/{room}/")[1] not in EXTRA_MODULES.get(room, set())
-            assert not (lazy and at_import_time), f"{where}: an extra must be imported inside the function that needs it"
+            assert not (lazy and at_import_time), (
+                f"{where}: an extra must be imported inside the function that needs it"
+            )
 
 
 @pytest.mark.parametrize("room", sorted(KERNELS))
