@@ -1,10 +1,11 @@
-"""The build recipe of the kernel packages: C++ (and CUDA, where nvcc is found) compiled by ninja into a pybind11 module.
+"""The build recipe of the kernel packages: ninja compiles C++ (and CUDA, where nvcc is found) into a pybind11 module.
 
-``hatch_build.py`` calls :func:`build` at install time; the package calls :func:`load` at first use, which takes the built module or compiles
-one into a cache. Nothing here needs torch: the kernels take pointers, so one build serves every torch version.
+``hatch_build.py`` calls :func:`install_time_modules`; the package calls :func:`load` at first use, which takes the
+built module or compiles one into a cache. Nothing here needs torch: the kernels take pointers, so one build serves
+every torch version.
 
-Sources live in ``<package>/csrc``: ``*_cpu.cpp`` is compiled once per instruction set with ``-DFOOTFALL_ISA=<name>``, ``*_cuda.cu`` by nvcc,
-and ``bind_cpu.cpp`` / ``bind_cuda.cpp`` hold the only lines that know Python.
+Sources live in ``<package>/csrc``: ``*_cpu.cpp`` is compiled once per instruction set with ``-DFOOTFALL_ISA=<name>``,
+``*_cuda.cu`` by nvcc, and ``bind_cpu.cpp`` / ``bind_cuda.cpp`` hold the only lines that know Python.
 """
 
 import contextlib
@@ -79,8 +80,8 @@ def build(package: Path, module: str, *, out: Path | None = None, work: Path | N
 def load(package: Path, module: str) -> ModuleType:
     """Import the native module of a package: the installed one, else one compiled now into the user's cache.
 
-    The cache folder is ``$FOOTFALL_CACHE`` (default ``~/.cache/footfall``), one entry for each state of the sources, the interpreter and
-    the compiler's target. Set ``FOOTFALL_JIT=0`` to forbid compiling at run time.
+    The cache folder is ``$FOOTFALL_CACHE`` (default ``~/.cache/footfall``), one entry for each state of the sources
+    and the interpreter. Set ``FOOTFALL_JIT=0`` to forbid compiling at run time.
 
     Raises:
         BuildError: no module is installed and none can be compiled; the message says why.
@@ -110,7 +111,8 @@ def load(package: Path, module: str) -> ModuleType:
 def install_time_modules(package: Path, policy: str) -> list[Path]:
     """Build what ``<PACKAGE>_BUILD`` asks for and return the modules' paths; called by ``hatch_build.py``.
 
-    ``auto`` builds ``_cpu`` and, where nvcc and CUDA sources are found, ``_cuda``; what cannot be built is left out with a message.
+    ``auto`` builds ``_cpu`` and, where nvcc and CUDA sources are found, ``_cuda``; what cannot be built is left out
+    with a message.
     ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
     """
     if policy not in ("auto", "cpu", "cuda", "none"):
@@ -143,12 +145,12 @@ def _compilers(module: str) -> dict[str, str]:
     cxx = named or next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
     if cxx is None or shutil.which(cxx.split()[0]) is None:
         raise BuildError(
-            f"no C++ compiler found (looked for {'$CXX=' + named if named else 'c++, g++, clang++ on PATH'}). "
-            "Install one (Debian/Ubuntu: apt install g++, Fedora: dnf install gcc-c++, macOS: xcode-select --install) and install again."
+            f"no C++ compiler found (looked for {'$CXX=' + named if named else 'c++, g++, clang++ on PATH'}). Install one "
+            "(Debian/Ubuntu: apt install g++, Fedora: dnf install gcc-c++, macOS: xcode-select --install) and install again."
         )
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         raise BuildError(
-            f"Python.h is missing in {sysconfig.get_path('include')}: install python3-dev (python3-devel) and install again."
+            f"Python.h is missing in {sysconfig.get_path('include')}: install python3-dev (or python3-devel) first."
         )
     found = {"cxx": cxx}
     if module == "_cuda":
@@ -173,14 +175,14 @@ def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]
         "rule link\n  command = $cxx -shared $in -o $out $libs",
         f"cxx = {cxx}",
     ]
-    # The portable objects come first: of an inline function present in several objects the linker keeps the first, which any CPU can run.
+    # The portable objects come first: of an inline function present in several objects the linker keeps the first,
+    # and that one any CPU can run.
     objects = []
     for isa, isa_flags in variants.items():
         for source in sorted(set(csrc.glob("*_cpu.cpp")) - {binder}):
             objects.append(f"{source.stem}.{isa}.o")
-            lines.append(
-                f"build {objects[-1]}: cxx {_escape(source)}\n  flags = {' '.join([*flags, *isa_flags, f'-DFOOTFALL_ISA={isa}', f'-I{csrc}'])}"
-            )
+            source_flags = [*flags, *isa_flags, f"-DFOOTFALL_ISA={isa}", f"-I{csrc}"]
+            lines.append(f"build {objects[-1]}: cxx {_escape(source)}\n  flags = {' '.join(source_flags)}")
     libraries = list(openmp)
     if module == "_cuda":
         arch = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]

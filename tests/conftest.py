@@ -11,7 +11,7 @@ DATA = Path(os.environ.get("FOOTFALL_DATA") or Path(__file__).parents[1] / ".." 
 
 @pytest.fixture
 def footfall_data() -> Callable[[str], Path]:
-    """``footfall_data("rees46")`` is the folder of that data set; the test is skipped, saying which folder is missing, where it is not."""
+    """``footfall_data("rees46")`` is that data set's folder; where it is missing the test is skipped, naming it."""
 
     def folder(name: str) -> Path:
         path = DATA / name

@@ -1,4 +1,4 @@
-"""The import rules of the house, read from the code: which room may import what, and imports that run downwards only."""
+"""The import rules of the house, read from the code: which room may import what, and downwards only."""
 
 import ast
 import sys
