@@ -145,8 +145,9 @@ def _compilers(module: str) -> dict[str, str]:
     cxx = named or next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
     if cxx is None or shutil.which(cxx.split()[0]) is None:
         raise BuildError(
-            f"no C++ compiler found (looked for {'$CXX=' + named if named else 'c++, g++, clang++ on PATH'}). Install one "
-            "(Debian/Ubuntu: apt install g++, Fedora: dnf install gcc-c++, macOS: xcode-select --install) and install again."
+            f"no C++ compiler found (looked for {'$CXX=' + named if named else 'c++, g++, clang++ on PATH'}). "
+            "Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) "
+            "and install again."
         )
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         raise BuildError(
