@@ -1,0 +1,45 @@
+"""Event logs to memory-mapped per-user timelines and leak-proof jagged batches."""
+
+from typing import TYPE_CHECKING, Any
+
+from seqdata.build import build
+from seqdata.fields import Categorical, ItemTable, Numeric, Vector
+from seqdata.jagged import Jagged
+from seqdata.layout import StoreError
+from seqdata.sources import Sql
+from seqdata.store import Store, open_store
+from seqdata.view import Batch, View
+from seqdata.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from seqdata.dataset import SequenceDataset, SequenceLoader
+
+__version__ = "1.0.0"
+__all__ = [
+    "Batch",
+    "Categorical",
+    "ItemTable",
+    "Jagged",
+    "Numeric",
+    "SequenceDataset",
+    "SequenceLoader",
+    "Sql",
+    "Store",
+    "StoreError",
+    "Vector",
+    "View",
+    "Vocabulary",
+    "build",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch is an extra: only these two names need it
+    if name in ("SequenceDataset", "SequenceLoader"):
+        try:
+            from seqdata import dataset
+        except ImportError as error:
+            raise ImportError(f"seqdata.{name} needs torch ({error}): pip install 'seqdata[torch]'") from None
+        return getattr(dataset, name)
+    raise AttributeError(f"module 'seqdata' has no attribute {name!r}")

@@ -1,0 +1,216 @@
+"""How a store lies on disk, and how it appears there all at once or not at all.
+
+STORE/schema.json                 written last; a folder without it is no store
+STORE/shards/00000/users.npy      sorted user ids, int64 (text ids: users.arrow)
+                   offsets.npy    int64 [users + 1]
+                   time.npy       int64 microseconds UTC [events]
+                   <column>.npy   one raw column each [events]
+STORE/vocabularies/<field>.arrow  value, count; the first row is id 2
+STORE/vectors/<field>.npy         [distinct + 1, width], row 0 zeros
+STORE/items/<field>.<column>.npy  one row per id of the field
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT = "seqdata"
+VERSION = 1
+
+
+class StoreError(ValueError):
+    """A folder that is not a complete store this version can read."""
+
+
+@contextlib.contextmanager
+def new_folder(out: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
+    """A hidden sibling of `out` to write into; becomes `out` when the block ends well and disappears when it does not.
+
+    A sibling left by a killed process is removed first; one that a living process holds is an error.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists already; pass overwrite=True to replace it once the new store is complete")
+    if out.exists() and not (out / "schema.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise FileExistsError(f"{out} exists and is no store; refusing to replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.parent / f".{out.name}.building"
+    handle = _claim(folder, out)
+    try:
+        for leftover in folder.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield folder
+        _publish(folder, out)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(
+                error.errno,
+                f"no space left while building {out} ({error.strerror}); nothing was kept, and what stood there before"
+                " is untouched",
+            ) from error
+        raise
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON written whole: to a temporary name, flushed, renamed."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, default=_plain)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """schema.json of a store, checked for format and version."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"no store at {path}: no such folder")
+    try:
+        schema = json.loads((path / "schema.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is not a complete store: it has no schema.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}/schema.json is damaged: {error}") from None
+    if not isinstance(schema, dict) or schema.get("format") != FORMAT:
+        raise StoreError(f"{path}/schema.json does not describe a seqdata store")
+    if not isinstance(schema.get("version"), int) or schema["version"] > VERSION:
+        raise StoreError(
+            f"{path} has format version {schema.get('version')}; this seqdata reads up to {VERSION}: upgrade it with"
+            " pip install -U seqdata"
+        )
+    return schema
+
+
+class ArrayWriter:
+    """Appends to a one-dimensional .npy file of a size known beforehand."""
+
+    def __init__(self, path: Path, dtype: np.dtype, length: int) -> None:
+        self.path, self.dtype, self.length, self.written = path, np.dtype(dtype), length, 0
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115
+        np.lib.format.write_array_header_1_0(
+            self._file, {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (length,)}
+        )
+
+    def append(self, values: np.ndarray) -> None:
+        write_all(self._file, np.ascontiguousarray(values, self.dtype))
+        self.written += len(values)
+
+    def close(self) -> None:
+        self._file.close()
+        if self.written != self.length:
+            raise RuntimeError(f"{self.path.name}: wrote {self.written} of {self.length} values")
+
+
+def write_all(file: Any, values: np.ndarray) -> None:
+    """Writes an array whole, or raises what the disk said."""
+    view = memoryview(values.reshape(-1).view(np.uint8))
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """One array as .npy."""
+    with open(path, "wb", buffering=0) as file:
+        np.lib.format.write_array_header_1_0(
+            file, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(values))
+        )
+        write_all(file, np.ascontiguousarray(values))
+
+
+def read_array(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A .npy file as a read-only memory map; a file that is missing, cut or of another shape is a StoreError."""
+    try:
+        values = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is missing or damaged: {error}") from None
+    if shape is not None and values.shape != shape:
+        raise StoreError(f"{path} has shape {values.shape}; schema.json says {shape}")
+    return values
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """An Arrow table as an uncompressed IPC file that opens without being read."""
+    with open(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def read_table(path: Path) -> pa.Table:
+    """An Arrow IPC file, memory-mapped."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} is missing or damaged: {error}") from None
+
+
+def file_name(number: int, name: str) -> str:
+    """A file name for a column of any name."""
+    return f"{number:03d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
+
+
+def _claim(folder: Path, out: Path) -> int:
+    # the lock dies with its process, so a folder that can be locked is free or a leftover
+    while True:
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(handle)
+            raise FileExistsError(f"another process is building {out} at this moment") from None
+        os.close(handle)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    if not out.exists():
+        os.rename(folder, out)
+    elif not _exchange(folder, out):
+        # without an atomic exchange the old store is moved aside for the moment of two renames
+        aside = out.parent / f".{out.name}.replaced"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(out, aside)
+        os.rename(folder, out)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    handle = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    # renameat2(RENAME_EXCHANGE) swaps two folders in one step; not every kernel or file system has it
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_cwd, exchange = -100, 2
+    return swap(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not go into schema.json")
