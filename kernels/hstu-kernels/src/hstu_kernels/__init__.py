@@ -1,0 +1,6 @@
+"""Jagged HSTU attention with fused relative position and time bias; see ``hstu_attention``."""
+
+from hstu_kernels.api import available_backends, hstu_attention
+from hstu_kernels.layer import HSTU, HSTULayer
+
+__all__ = ["HSTU", "HSTULayer", "available_backends", "hstu_attention"]

@@ -1,0 +1,672 @@
+// Jagged HSTU attention, forward and backward, for one instruction set. A piece of work walks over tiles of 64 keys; scores live in a few
+// rows of registers or in one tile, never in a matrix of the whole sequence.
+#include "hstu_cpu.h"
+#include "simd_cpu.h"
+
+#include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace hstu {
+namespace FOOTFALL_ISA {
+namespace {
+
+// Query rows of a tile of the backward pass.
+constexpr int kQueries = 8 * kRows;
+// Copies of the time table's gradient: neighbouring keys often share a bucket, and would wait for each other's sum.
+constexpr int kCopies = 8;
+constexpr int kFloatLanes = kBytes / 4;
+
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+inline uint32_t mix(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+constexpr uint32_t kGolden = 0x9e3779b9u;
+
+template <class F>
+void zero(F* p, int64_t count) {
+  memset(p, 0, sizeof(F) * count);
+}
+
+// A bump allocator over one thread's scratch memory; with a null base it only measures.
+struct Arena {
+  char* base;
+  size_t used = 0;
+  template <class F>
+  F* take(int64_t count) {
+    char* at = base + used;
+    used += size_t(round_up(int64_t(sizeof(F)) * count, 64));
+    return base ? reinterpret_cast<F*>(at) : nullptr;
+  }
+};
+
+// to[r, :] = scale * rows of a view, padded with zeros to `padded`.
+template <class F, class In>
+void read_rows(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded, F scale, F* to) {
+  for (int64_t r = 0; r < count; ++r) {
+    const In* from = static_cast<const In*>(view.data) + (row + r) * view.row + head * view.head;
+    F* line = to + r * padded;
+    for (int64_t d = 0; d < width; ++d) line[d] = widen(from[d]) * scale;
+    for (int64_t d = width; d < padded; ++d) line[d] = 0;
+  }
+}
+
+template <class F, class Out>
+void write_row(const View& view, int64_t row, int64_t head, int64_t width, F scale, const F* from) {
+  Out* to = static_cast<Out*>(view.data) + row * view.row + head * view.head;
+  for (int64_t d = 0; d < width; ++d) narrow(from[d] * scale, to + d);
+}
+
+// The keys of the current tile that a query row sees: [begin, end), and `self` where it lies outside of them.
+struct Span {
+  int begin, end, self;
+};
+
+struct Group {
+  int begin, end;
+  bool full;
+};
+
+Span span_of(const Problem& p, int64_t q_row, int64_t position, int64_t tile, int keys) {
+  Span s;
+  s.begin = int(max64(0, min64(p.lo[q_row] - tile, keys)));
+  s.end = int(max64(0, min64(p.hi[q_row] - tile, keys)));
+  if (s.begin >= s.end) s.begin = s.end = 0;
+  const int64_t self = position - tile;
+  s.self = self >= 0 && self < keys && !(self >= s.begin && self < s.end) ? int(self) : -1;
+  return s;
+}
+
+Group group_of(const Span* spans, int rows) {
+  Group g{kKeys, 0, true};
+  for (int r = 0; r < rows; ++r) {
+    const Span s = spans[r];
+    g.full = g.full && s.begin == 0 && s.end == kKeys;
+    if (s.begin < s.end) {
+      g.begin = s.begin < g.begin ? s.begin : g.begin;
+      g.end = s.end > g.end ? s.end : g.end;
+    }
+    if (s.self >= 0) {
+      g.begin = s.self < g.begin ? s.self : g.begin;
+      g.end = s.self + 1 > g.end ? s.self + 1 : g.end;
+    }
+  }
+  return g;
+}
+
+// Time bias of one sequence. Where its time span fits 31 bits, buckets come from a float logarithm, and the few that lie near an edge
+// are settled by the integer edges; else the edges decide alone.
+struct Clock {
+  const Problem* p;
+  const int64_t* ts;
+  int64_t length;
+  int32_t* relative;
+  bool narrow_span;
+
+  void start(const Problem& problem, int64_t first, int64_t n) {
+    p = &problem;
+    ts = problem.timestamps + first;
+    length = n;
+    int64_t least = ts[0], most = ts[0];
+    for (int64_t j = 1; j < n; ++j) {
+      least = min64(least, ts[j]);
+      most = max64(most, ts[j]);
+    }
+    // The difference is taken without a sign, since it may be beyond int64.
+    narrow_span = uint64_t(most) - uint64_t(least) < 0x7fffffffu;
+    if (narrow_span) {
+      for (int64_t j = 0; j < n; ++j) relative[j] = int32_t(ts[j] - least);
+      for (int64_t j = n; j < n + kKeys; ++j) relative[j] = 0;
+    }
+  }
+
+  int32_t bucket(uint64_t x) const {
+    const int32_t last = int32_t(p->time.width - 1);
+    if (x < 1) x = 1;
+    int32_t b = p->bucket_of_power[63 - __builtin_clzll(x)];
+    while (b < last && x >= uint64_t(p->edges[b])) ++b;
+    return b;
+  }
+
+  // Buckets of the keys tile + [begin, end) for the row at `position`; begin is rounded down, end up to whole vectors.
+  void buckets(int64_t position, int64_t tile, int begin, int end, int32_t* to) const {
+    const int64_t at = min64(position + p->time_shift, length - 1);
+    if (!narrow_span) {
+      for (int c = begin; c < end; ++c) {
+        const int64_t other = ts[min64(tile + c, length - 1)];
+        to[c] = bucket(ts[at] > other ? uint64_t(ts[at]) - uint64_t(other) : uint64_t(other) - uint64_t(ts[at]));
+      }
+      return;
+    }
+    typedef Simd<float>::V V;
+    typedef Simd<float>::I I;
+    typedef int32_t LooseI __attribute__((vector_size(kBytes), aligned(4), may_alias));
+    const int32_t now = relative[at], last = int32_t(p->time.width - 1);
+    for (int c = begin / kFloatLanes * kFloatLanes; c < end; c += kFloatLanes) {
+      I dt = now - *reinterpret_cast<const LooseI*>(relative + tile + c);
+      dt = dt < 0 ? -dt : dt;
+      dt = dt < 1 ? I{} + 1 : dt;
+      const I bits = (I) __builtin_convertvector(dt, V);
+      const V t = (V)((bits & 0x7fffff) | 0x3f800000) - 1.5f;
+      V log2 = t * -0.025123486819730995f + 0.043929099810229265f;
+      log2 = log2 * t + -0.07058958707028791f;
+      log2 = log2 * t + 0.1417180408864134f;
+      log2 = log2 * t + -0.3206323393495808f;
+      log2 = log2 * t + 0.9618212338349935f;
+      log2 = log2 * t + 0.584962765399147f;
+      log2 += __builtin_convertvector((bits >> 23) - 127, V);
+      // ln 2 / 0.301
+      V scaled = log2 * 2.3028146863453f;
+      scaled = dt == 1 ? V{} + 0.5f : scaled;
+      I b = __builtin_convertvector(scaled, I);
+      const V rest = scaled - __builtin_convertvector(b, V);
+      const I unsure = (rest < 1e-4f) | (rest > 1 - 1e-4f);
+      b = b > last ? I{} + last : b;
+      *reinterpret_cast<LooseI*>(to + c) = b;
+      if (any(unsure))
+        for (int l = 0; l < kFloatLanes; ++l)
+          if (unsure[l]) to[c + l] = bucket(uint64_t(dt[l]));
+    }
+  }
+
+  static bool any(Simd<float>::I x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+    return (x[0] | x[1] | x[2] | x[3]) != 0;
+#endif
+  }
+};
+
+template <class F>
+inline typename Simd<F>::V look_up(const F* table, const int32_t* buckets, bool narrow_span) {
+  typename Simd<F>::V x{};
+  for (int l = 0; l < Simd<F>::lanes; ++l) x[l] = table[buckets[l]];
+  return x;
+}
+
+#if defined(__AVX512F__)
+template <>
+inline Simd<float>::V look_up<float>(const float* table, const int32_t* buckets, bool narrow_span) {
+  const __m512i b = _mm512_loadu_si512(buckets);
+  // Spans below 2^31 seconds stay below bucket 72: the table fits registers.
+  if (!narrow_span) return (Simd<float>::V)_mm512_i32gather_ps(b, table, 4);
+  const __m512 low = _mm512_permutex2var_ps(_mm512_loadu_ps(table), b, _mm512_loadu_ps(table + 16));
+  const __m512 middle = _mm512_permutex2var_ps(_mm512_loadu_ps(table + 32), b, _mm512_loadu_ps(table + 48));
+  const __m512 high = _mm512_permutexvar_ps(b, _mm512_loadu_ps(table + 64));
+  const __m512 upper = _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(b, _mm512_set1_epi32(64)), high, middle);
+  return (Simd<float>::V)_mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(b, _mm512_set1_epi32(32)), upper, low);
+}
+#endif
+
+// Everything that turns a row of alpha * q·k into scores and weights.
+template <class F>
+struct RowTerms {
+  typedef Simd<F> S;
+  typedef typename S::V V;
+  typedef typename S::I I;
+  const F* position = nullptr;
+  const F* time = nullptr;
+  const int32_t* buckets = nullptr;
+  bool narrow_span = true;
+  const F* kept = nullptr;
+  bool masked = false;
+  Span span{};
+
+  V score(V x, int c) const {
+    if (position) x += load(position + c);
+    if (time) x += look_up<F>(time, buckets + c, narrow_span);
+    return x;
+  }
+
+  V mask(V x, int c) const {
+    I column{};
+    for (int l = 0; l < S::lanes; ++l) column[l] = c + l;
+    const I seen = ((column >= span.begin) & (column < span.end)) | (column == span.self);
+    return seen ? x : V{};
+  }
+
+  void weigh(F* row, int begin, int end) const {
+    for (int c = begin; c < end; c += S::lanes) {
+      const V x = score(load(row + c), c);
+      V w = x * sigmoid<F>(x);
+      if (kept) w *= load(kept + c);
+      store(row + c, masked ? mask(w, c) : w);
+    }
+  }
+
+  // scores -> weights, d_weights -> d_scores.
+  void weigh_back(F* row, F* d_row, int begin, int end, F* d_position) const {
+    for (int c = begin; c < end; c += S::lanes) {
+      const V x = score(load(row + c), c);
+      const V s = sigmoid<F>(x);
+      V w = x * s, d = load(d_row + c) * (s + w * (1 - s));
+      if (kept) {
+        const V k = load(kept + c);
+        w *= k;
+        d *= k;
+      }
+      if (masked) {
+        w = mask(w, c);
+        d = mask(d, c);
+      }
+      store(row + c, w);
+      store(d_row + c, d);
+      if (d_position) store(d_position + c, load(d_position + c) + d);
+    }
+  }
+};
+
+// The parts of a row's terms that belong to one sequence and head.
+template <class F>
+struct HeadTerms {
+  const Problem& p;
+  const Piece& piece;
+  Clock* clock;
+  int32_t* buckets;
+  F* kept;
+  const F* position = nullptr;
+  const F* time = nullptr;
+  uint32_t key = 0;
+  int64_t first_key;
+
+  HeadTerms(const Problem& problem, const Piece& work, Clock* c, int32_t* b, F* k)
+      : p(problem), piece(work), clock(c), buckets(b), kept(k), first_key(problem.offsets[work.sequence]) {
+    if (p.position.data) position = row_of(p.position) + p.position.width / 2;
+    if (p.time.data) {
+      time = row_of(p.time);
+      clock->start(p, first_key, p.offsets[piece.sequence + 1] - first_key);
+    }
+    if (p.dropout) key = mix(p.seed_key + uint32_t(piece.head) * kGolden);
+  }
+
+  const F* row_of(const Table& table) const {
+    return static_cast<const F*>(table.data) + (table.heads == 1 ? 0 : piece.head) * table.stride;
+  }
+
+  RowTerms<F> row(int64_t at, int64_t tile, int begin, int end, const Span& span, bool masked) const {
+    RowTerms<F> terms;
+    terms.span = span;
+    terms.masked = masked;
+    if (position) terms.position = position + tile - at;
+    if (time) {
+      clock->buckets(at, tile, begin, end, buckets);
+      terms.time = time;
+      terms.buckets = buckets;
+      terms.narrow_span = clock->narrow_span;
+    }
+    if (p.dropout) {
+      const uint32_t row_key = mix(key + uint32_t(first_key + at));
+      const uint32_t threshold = p.keep_threshold;
+      const F scale = F(p.keep_scale);
+      for (int c = begin; c < end; ++c) kept[c] = mix(row_key ^ (uint32_t(tile + c) * kGolden)) >= threshold ? scale : F(0);
+      terms.kept = kept;
+    }
+    return terms;
+  }
+};
+
+template <class F>
+F divisor_of(const Problem& p, int64_t q_row) {
+  return F(p.divisors ? p.divisors[q_row] : p.divisor);
+}
+
+template <class F, class In>
+struct Forward {
+  static constexpr int lanes = Simd<F>::lanes;
+  int64_t padded_qk, padded_v;
+  F *queries, *sums, *key_rows, *keys, *values, *scores, *kept;
+  int32_t* buckets;
+  Clock clock;
+
+  Forward(const Problem& p, const Plan& plan, Arena& arena)
+      : padded_qk(round_up(p.width_qk, lanes)), padded_v(round_up(p.width_v, lanes)) {
+    queries = arena.take<F>(plan.max_rows * padded_qk);
+    sums = arena.take<F>(plan.max_rows * padded_v);
+    key_rows = arena.take<F>(kKeys * padded_qk);
+    keys = arena.take<F>(kKeys * padded_qk);
+    values = arena.take<F>(kKeys * padded_v);
+    scores = arena.take<F>(kRows * kKeys);
+    kept = arena.take<F>(kKeys);
+    buckets = arena.take<int32_t>(kKeys);
+    clock.relative = arena.take<int32_t>(p.time.data ? plan.max_keys + 2 * kKeys : 0);
+  }
+
+  void run(const Problem& p, const Piece& piece) {
+    const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
+    const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
+    const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
+    // Position of the piece's first row in its sequence.
+    const int64_t at0 = n - m + piece.row_begin;
+    const HeadTerms<F> head(p, piece, &clock, buckets, kept);
+    read_rows<F, In>(p.q, row0, rows, piece.head, p.width_qk, padded_qk, F(p.alpha), queries);
+    zero(sums, rows * padded_v);
+    for (int64_t tile = piece.key_begin / kKeys * kKeys; tile < piece.key_end; tile += kKeys) {
+      const int count = int(min64(kKeys, n - tile));
+      bool packed = false;
+      for (int64_t r0 = 0; r0 < rows; r0 += kRows) {
+        const int height = int(min64(kRows, rows - r0));
+        Span spans[kRows];
+        for (int r = 0; r < height; ++r) spans[r] = span_of(p, row0 + r0 + r, at0 + r0 + r, tile, count);
+        const Group group = group_of(spans, height);
+        if (group.begin >= group.end) continue;
+        if (!packed) pack(p, piece.head, first_key + tile, count);
+        packed = true;
+        const int begin = group.begin / lanes * lanes, end = int(round_up(group.end, lanes));
+        multiply<F, false, false>(height, (end - begin) / lanes, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys,
+                                  int(p.width_qk), scores + begin, kKeys);
+        for (int r = 0; r < height; ++r)
+          head.row(at0 + r0 + r, tile, begin, end, spans[r], !group.full).weigh(scores + r * kKeys, begin, end);
+        multiply<F, false, true>(height, int(padded_v / lanes), scores + group.begin, kKeys, values + group.begin * padded_v,
+                                 padded_v, group.end - group.begin, sums + r0 * padded_v, padded_v);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      write_row<F, In>(p.out, row0 + r, piece.head, p.width_v, 1 / divisor_of<F>(p, row0 + r), sums + r * padded_v);
+  }
+
+  void pack(const Problem& p, int64_t head, int64_t row, int count) {
+    const int whole = int(round_up(count, lanes));
+    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, F(1), key_rows);
+    zero(key_rows + count * padded_qk, (whole - count) * padded_qk);
+    transpose(key_rows, padded_qk, whole, int(padded_qk), keys, kKeys);
+    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, F(1), values);
+  }
+};
+
+template <class F, class In>
+struct Backward {
+  static constexpr int lanes = Simd<F>::lanes;
+  int64_t padded_qk, padded_v;
+  F *queries, *grads, *key_rows, *keys, *value_rows, *values, *weights, *d_scores, *dk, *dv, *own_dq, *d_time, *kept;
+  int32_t* buckets;
+  F* partial;
+  Clock clock;
+
+  Backward(const Problem& p, const Plan& plan, Arena& arena)
+      : padded_qk(round_up(p.width_qk, lanes)), padded_v(round_up(p.width_v, lanes)), partial(static_cast<F*>(plan.partial)) {
+    queries = arena.take<F>(kQueries * padded_qk);
+    grads = arena.take<F>(kQueries * padded_v);
+    key_rows = arena.take<F>(kKeys * padded_qk);
+    keys = arena.take<F>(kKeys * padded_qk);
+    value_rows = arena.take<F>(kKeys * padded_v);
+    values = arena.take<F>(kKeys * padded_v);
+    weights = arena.take<F>(kQueries * kKeys);
+    d_scores = arena.take<F>(kQueries * kKeys);
+    dk = arena.take<F>(kKeys * padded_qk);
+    dv = arena.take<F>(kKeys * padded_v);
+    own_dq = arena.take<F>(plan.max_rows * padded_qk);
+    d_time = arena.take<F>(p.d_time ? p.time.width * kCopies : 0);
+    kept = arena.take<F>(kKeys);
+    buckets = arena.take<int32_t>(kKeys);
+    clock.relative = arena.take<int32_t>(p.time.data ? plan.max_keys + 2 * kKeys : 0);
+  }
+
+  void run(const Problem& p, const Piece& piece) {
+    const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
+    const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
+    const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
+    const int64_t at0 = n - m + piece.row_begin;
+    const HeadTerms<F> head(p, piece, &clock, buckets, kept);
+    F* const dq = piece.dq_at < 0 ? own_dq : partial + piece.dq_at;
+    // Entry 0 of the piece's position gradient belongs to the first key and the last row.
+    F* const d_position = p.d_position ? partial + piece.position_at : nullptr;
+    zero(dq, rows * padded_qk);
+    if (d_position) zero(d_position, piece.key_end - piece.key_begin + rows + kKeys);
+    if (p.d_time) zero(d_time, p.time.width * kCopies);
+    for (int64_t tile = piece.key_begin; tile < piece.key_end; tile += kKeys) {
+      const int count = int(min64(kKeys, n - tile));
+      bool packed = false;
+      zero(dk, count * padded_qk);
+      zero(dv, count * padded_v);
+      for (int64_t q0 = 0; q0 < rows; q0 += kQueries) {
+        const int height = int(min64(kQueries, rows - q0));
+        Span spans[kQueries];
+        for (int r = 0; r < height; ++r) spans[r] = span_of(p, row0 + q0 + r, at0 + q0 + r, tile, count);
+        const Group all = group_of(spans, height);
+        if (all.begin >= all.end) continue;
+        if (!packed) pack(p, piece.head, first_key + tile, count);
+        packed = true;
+        read_rows<F, In>(p.q, row0 + q0, height, piece.head, p.width_qk, padded_qk, F(p.alpha), queries);
+        for (int r = 0; r < height; ++r)
+          read_rows<F, In>(p.grad, row0 + q0 + r, 1, piece.head, p.width_v, padded_v, 1 / divisor_of<F>(p, row0 + q0 + r),
+                           grads + r * padded_v);
+        F* position_row = d_position ? d_position + (tile - piece.key_begin) + (rows - 1 - q0) : nullptr;
+        for (int r0 = 0; r0 < height; r0 += kRows) {
+          const int some = height - r0 < kRows ? height - r0 : kRows;
+          back_through_scores(p, head, spans + r0, r0, some, at0 + q0 + r0, tile, dq + (q0 + r0) * padded_qk,
+                              position_row ? position_row - r0 : nullptr);
+        }
+        for (int c = 0; c < count; c += kRows) {
+          const int some = count - c < kRows ? count - c : kRows;
+          int begin = 0, end = height;
+          if (!all.full) rows_that_see(spans, height, c, c + some, &begin, &end);
+          if (begin >= end) continue;
+          multiply<F, true, true>(some, int(padded_v / lanes), weights + begin * kKeys + c, kKeys, grads + begin * padded_v,
+                                  padded_v, end - begin, dv + c * padded_v, padded_v);
+          multiply<F, true, true>(some, int(padded_qk / lanes), d_scores + begin * kKeys + c, kKeys, queries + begin * padded_qk,
+                                  padded_qk, end - begin, dk + c * padded_qk, padded_qk);
+        }
+      }
+      for (int r = 0; r < count; ++r) {
+        write_row<F, In>(p.dk, first_key + tile + r, piece.head, p.width_qk, F(1), dk + r * padded_qk);
+        write_row<F, In>(p.dv, first_key + tile + r, piece.head, p.width_v, F(1), dv + r * padded_v);
+      }
+    }
+    if (piece.dq_at < 0)
+      for (int64_t r = 0; r < rows; ++r)
+        write_row<F, In>(p.dq, row0 + r, piece.head, p.width_qk, F(p.alpha), dq + r * padded_qk);
+    if (p.d_time)
+      for (int64_t b = 0; b < p.time.width; ++b) {
+        F sum = 0;
+        for (int l = 0; l < kCopies; ++l) sum += d_time[b * kCopies + l];
+        partial[piece.time_at + b] = sum;
+      }
+  }
+
+  void pack(const Problem& p, int64_t head, int64_t row, int count) {
+    const int whole = int(round_up(count, lanes));
+    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, F(1), key_rows);
+    zero(key_rows + count * padded_qk, (whole - count) * padded_qk);
+    transpose(key_rows, padded_qk, whole, int(padded_qk), keys, kKeys);
+    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, F(1), value_rows);
+    zero(value_rows + count * padded_v, (whole - count) * padded_v);
+    transpose(value_rows, padded_v, whole, int(padded_v), values, kKeys);
+  }
+
+  // Fills rows r0.. of the weights and d_scores tiles, zeros included, and adds to dq and the tables.
+  void back_through_scores(const Problem& p, const HeadTerms<F>& head, const Span* spans, int r0, int height, int64_t at, int64_t tile,
+                           F* dq, F* d_position) {
+    F* const w = weights + r0 * kKeys;
+    F* const d = d_scores + r0 * kKeys;
+    const Group group = group_of(spans, height);
+    if (group.begin >= group.end) {
+      zero(w, height * kKeys);
+      zero(d, height * kKeys);
+      return;
+    }
+    const int begin = group.begin / lanes * lanes, end = int(round_up(group.end, lanes)), vectors = (end - begin) / lanes;
+    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys, int(p.width_qk), w + begin,
+                              kKeys);
+    multiply<F, false, false>(height, vectors, grads + r0 * padded_v, padded_v, values + begin, kKeys, int(p.width_v), d + begin,
+                              kKeys);
+    for (int r = 0; r < height; ++r) {
+      F *w_row = w + r * kKeys, *d_row = d + r * kKeys;
+      head.row(at + r, tile, begin, end, spans[r], !group.full)
+          .weigh_back(w_row, d_row, begin, end, d_position ? d_position - r : nullptr);
+      if (p.d_time)
+        for (int c = group.begin; c < group.end; ++c) d_time[buckets[c] * kCopies + c % kCopies] += d_row[c];
+      zero(w_row, begin);
+      zero(d_row, begin);
+      zero(w_row + end, kKeys - end);
+      zero(d_row + end, kKeys - end);
+    }
+    multiply<F, false, true>(height, int(padded_qk / lanes), d + group.begin, kKeys, key_rows + group.begin * padded_qk, padded_qk,
+                             group.end - group.begin, dq, padded_qk);
+  }
+
+  static void rows_that_see(const Span* spans, int height, int first, int last, int* begin, int* end) {
+    *begin = height;
+    *end = 0;
+    for (int r = 0; r < height; ++r) {
+      const Span s = spans[r];
+      if ((s.begin < last && s.end > first) || (s.self >= first && s.self < last)) {
+        if (*begin == height) *begin = r;
+        *end = r + 1;
+      }
+    }
+  }
+};
+
+// dq of a sequence that was split: the pieces' parts are added in their order, whatever thread made them.
+template <class F, class In>
+void merge_dq(const Problem& p, const Plan& plan, int64_t begin, int64_t end, F* line) {
+  const int64_t padded = round_up(p.width_qk, Simd<F>::lanes);
+  const Piece& first = plan.pieces[begin];
+  const int64_t first_row = p.q_offsets[first.sequence], m = p.q_offsets[first.sequence + 1] - first_row;
+  for (int64_t r = 0; r < m; ++r) {
+    zero(line, padded);
+    for (int64_t i = begin; i < end; ++i) {
+      const Piece& piece = plan.pieces[i];
+      if (r < piece.row_begin || r >= piece.row_end) continue;
+      const F* part = static_cast<const F*>(plan.partial) + piece.dq_at + (r - piece.row_begin) * padded;
+      for (int64_t d = 0; d < padded; ++d) line[d] += part[d];
+    }
+    write_row<F, In>(p.dq, first_row + r, first.head, p.width_qk, F(p.alpha), line);
+  }
+}
+
+constexpr int64_t kSegment = 256;
+
+// Columns [begin, end) of one row of a table's gradient: pieces are added in their order, in double.
+template <class F, bool Time>
+void merge_table(const Problem& p, const Plan& plan, int64_t head, int64_t begin, int64_t end) {
+  const Table& table = Time ? p.time : p.position;
+  double sums[kSegment] = {};
+  for (int64_t i = 0; i < plan.count; ++i) {
+    const Piece& piece = plan.pieces[i];
+    if (table.heads != 1 && piece.head != head) continue;
+    const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
+    const int64_t m = p.q_offsets[piece.sequence + 1] - p.q_offsets[piece.sequence];
+    int64_t first = 0, count = table.width;
+    const F* part = static_cast<const F*>(plan.partial) + (Time ? piece.time_at : piece.position_at);
+    if (!Time) {
+      const int64_t last_at = n - m + piece.row_end - 1;
+      first = table.width / 2 + piece.key_begin - last_at;
+      count = piece.key_end - piece.key_begin + (piece.row_end - piece.row_begin) - 1;
+      if (piece.row_end <= piece.row_begin) continue;
+    }
+    const int64_t low = max64(begin, first), high = min64(end, first + count);
+    for (int64_t c = low; c < high; ++c) sums[c - begin] += part[c - first];
+  }
+  F* to = static_cast<F*>(Time ? p.d_time : p.d_position) + head * table.width;
+  for (int64_t c = begin; c < end; ++c) to[c] = F(sums[c - begin]);
+}
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+struct Scratch {
+  void* data = nullptr;
+  size_t size = 0;
+  bool allocate(size_t bytes, int threads) {
+    size = (bytes + 4095) / 4096 * 4096;
+    return posix_memalign(&data, 4096, size * size_t(threads) + 4096) == 0;
+  }
+  Arena of(int thread) const { return Arena{static_cast<char*>(data) + size * size_t(thread)}; }
+  ~Scratch() { free(data); }
+};
+
+template <template <class, class> class Pass, class F, class In>
+bool walk(const Problem& p, const Plan& plan, Scratch& scratch) {
+  Arena measure{nullptr};
+  Pass<F, In> sizes(p, plan, measure);
+  if (!scratch.allocate(measure.used, plan.threads)) return false;
+#pragma omp parallel num_threads(plan.threads)
+  {
+    Arena arena = scratch.of(thread_number());
+    Pass<F, In> pass(p, plan, arena);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < plan.count; ++i) pass.run(p, plan.pieces[plan.order[i]]);
+  }
+  return true;
+}
+
+template <class F, class In>
+bool run_backward(const Problem& p, const Plan& plan) {
+  Scratch scratch;
+  if (!walk<Backward, F, In>(p, plan, scratch)) return false;
+  const int64_t position_segments = p.d_position ? (p.position.width + kSegment - 1) / kSegment : 0;
+  const int64_t time_segments = p.d_time ? (p.time.width + kSegment - 1) / kSegment : 0;
+  const int64_t position_jobs = position_segments * p.position.heads, time_jobs = time_segments * p.time.heads;
+  const int64_t jobs = plan.merge_count + position_jobs + time_jobs;
+  if (jobs == 0) return true;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(plan.threads)
+  for (int64_t job = 0; job < jobs; ++job) {
+    int64_t i = job;
+    if (i < plan.merge_count) {
+      merge_dq<F, In>(p, plan, plan.merges[2 * i], plan.merges[2 * i + 1],
+                      scratch.of(thread_number()).template take<F>(round_up(p.width_qk, Simd<F>::lanes)));
+    } else if ((i -= plan.merge_count) < position_jobs) {
+      const int64_t begin = i % position_segments * kSegment;
+      merge_table<F, false>(p, plan, i / position_segments, begin, min64(begin + kSegment, p.position.width));
+    } else {
+      i -= position_jobs;
+      const int64_t begin = i % time_segments * kSegment;
+      merge_table<F, true>(p, plan, i / time_segments, begin, min64(begin + kSegment, p.time.width));
+    }
+  }
+  return true;
+}
+
+template <class F, class In>
+bool run_forward(const Problem& p, const Plan& plan) {
+  Scratch scratch;
+  return walk<Forward, F, In>(p, plan, scratch);
+}
+
+}  // namespace
+
+// False when memory runs out.
+bool forward(const Problem& p, const Plan& plan) {
+  switch (p.dtype) {
+    case kFloat64:
+      return run_forward<double, double>(p, plan);
+    case kBFloat16:
+      return run_forward<float, BFloat16>(p, plan);
+    case kFloat16:
+      return run_forward<float, Float16>(p, plan);
+    default:
+      return run_forward<float, float>(p, plan);
+  }
+}
+
+bool backward(const Problem& p, const Plan& plan) {
+  switch (p.dtype) {
+    case kFloat64:
+      return run_backward<double, double>(p, plan);
+    case kBFloat16:
+      return run_backward<float, BFloat16>(p, plan);
+    case kFloat16:
+      return run_backward<float, Float16>(p, plan);
+    default:
+      return run_backward<float, float>(p, plan);
+  }
+}
+
+}  // namespace FOOTFALL_ISA
+}  // namespace hstu

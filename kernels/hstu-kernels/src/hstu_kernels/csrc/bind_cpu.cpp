@@ -1,0 +1,351 @@
+// The Python face of the CPU kernels: masks as intervals, the list of pieces, the choice of instruction set.
+#include "hstu_cpu.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+namespace {
+
+using hstu::Piece;
+using hstu::Problem;
+using ViewArgument = std::tuple<uintptr_t, int64_t, int64_t>;
+using TableArgument = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+// Query rows of a forward piece: a multiple of the kernel's row block, so large that packing the keys is paid for.
+constexpr int64_t kForwardRows = 240;
+// Keys of a backward piece, and the most pieces of a sequence: each holds its own dq, so this bounds memory.
+constexpr int64_t kBackwardKeys = 512, kBackwardPieces = 8;
+// Rows of 64-byte vectors, the widest of all instruction sets.
+constexpr int64_t kWidest = 16;
+
+struct Masks {
+  bool causal;
+  int64_t max_attn_len, min_full_attn_len;
+  const int64_t *targets, *contextual;
+};
+
+struct Isa {
+  const char* name;
+  bool (*forward)(const Problem&, const hstu::Plan&);
+  bool (*backward)(const Problem&, const hstu::Plan&);
+};
+
+std::vector<Isa> supported() {
+  std::vector<Isa> found{{"portable", hstu::portable::forward, hstu::portable::backward}};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#ifdef FOOTFALL_HAS_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    found.push_back({"avx2", hstu::avx2::forward, hstu::avx2::backward});
+#endif
+#ifdef FOOTFALL_HAS_AVX512
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    found.push_back({"avx512", hstu::avx512::forward, hstu::avx512::backward});
+#endif
+#endif
+  return found;
+}
+
+const Isa& chosen() {
+  static const std::vector<Isa> found = supported();
+  const char* wanted = std::getenv("FOOTFALL_ISA");
+  if (wanted == nullptr || *wanted == '\0') return found.back();
+  std::string names;
+  for (const Isa& isa : found) {
+    if (wanted == std::string(isa.name)) return isa;
+    names += std::string(names.empty() ? "" : ", ") + isa.name;
+  }
+  throw std::runtime_error("FOOTFALL_ISA=" + std::string(wanted) + " cannot run here, need one of " + names);
+}
+
+int64_t clamp(int64_t x, int64_t low, int64_t high) { return std::min(std::max(x, low), high); }
+
+// The masks of the op, one interval a row. Ids: contextual rows share 0, targets share last_id, the history counts up between them, so
+// that "id in [a, b]" is an interval of positions.
+void intervals(const Problem& p, const Masks& masks, std::vector<int32_t>* lo, std::vector<int32_t>* hi) {
+  const int64_t total = p.q_offsets[p.batch];
+  lo->resize(total);
+  hi->resize(total);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t n = p.offsets[b + 1] - p.offsets[b], m = p.q_offsets[b + 1] - p.q_offsets[b];
+    const int64_t contextual = masks.contextual ? masks.contextual[b] : 0, targets = masks.targets ? masks.targets[b] : 0;
+    const int64_t first = std::max<int64_t>(contextual - 1, 0), last_id = n - first - targets;
+    // Least position with id >= x.
+    const auto begin_of = [&](int64_t x) { return x <= std::min<int64_t>(0, last_id) ? 0 : (x > last_id ? n : std::min(x + first, n)); };
+    for (int64_t r = 0; r < m; ++r) {
+      const int64_t i = n - m + r, id = std::min(std::max<int64_t>(i - first, 0), last_id);
+      const bool windowed = masks.max_attn_len > 0 &&
+                            !(masks.min_full_attn_len > 0 && id >= last_id - masks.min_full_attn_len);
+      int64_t low = windowed ? begin_of(id - masks.max_attn_len) : 0, high = begin_of(id);
+      if (!masks.causal) {
+        const int64_t above = windowed ? begin_of(id + masks.max_attn_len + 1) : n;
+        // A history row sees both sides, contextual rows have nothing on their left, targets nothing on their right.
+        const int64_t next = begin_of(id + 1);
+        if (next == i + 1 && high == i) high = std::max(above, next);
+        else if (high <= low) low = next, high = above;
+      }
+      if (contextual > 0 && id == 0) {
+        const int64_t history = begin_of(last_id);
+        if (last_id > 0) {
+          low = 0;
+          high = std::max(high, history);
+        }
+      }
+      (*lo)[p.q_offsets[b] + r] = int32_t(low);
+      (*hi)[p.q_offsets[b] + r] = int32_t(std::max(low, high));
+    }
+  }
+}
+
+struct Pieces {
+  std::vector<Piece> all;
+  std::vector<double> cost;
+  std::vector<int32_t> order;
+  std::vector<int64_t> merges;
+  int64_t max_rows = 0, max_keys = 0, partial = 0;
+
+  void add(const Problem& p, Piece piece, double work) {
+    for (int64_t h = 0; h < p.heads; ++h) {
+      piece.head = int32_t(h);
+      all.push_back(piece);
+      cost.push_back(work);
+    }
+    max_rows = std::max(max_rows, piece.row_end - piece.row_begin);
+  }
+
+  void sort() {
+    order.resize(all.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [this](int32_t a, int32_t b) { return cost[a] > cost[b]; });
+  }
+};
+
+Pieces forward_pieces(const Problem& p) {
+  Pieces pieces;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t n = p.offsets[b + 1] - p.offsets[b], m = p.q_offsets[b + 1] - p.q_offsets[b];
+    pieces.max_keys = std::max(pieces.max_keys, n);
+    for (int64_t begin = 0; begin < m; begin += kForwardRows) {
+      const int64_t end = std::min(begin + kForwardRows, m);
+      int64_t low = n, high = 0;
+      double work = 0;
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t row = p.q_offsets[b] + r, at = n - m + r;
+        low = std::min({low, int64_t(p.lo[row] < p.hi[row] ? p.lo[row] : at), at});
+        high = std::max({high, int64_t(p.hi[row]), at + 1});
+        work += p.hi[row] - p.lo[row] + 1;
+      }
+      pieces.add(p, Piece{int32_t(b), 0, begin, end, low, high, -1, -1, -1}, work);
+    }
+  }
+  pieces.sort();
+  return pieces;
+}
+
+Pieces backward_pieces(const Problem& p, bool position, bool time) {
+  Pieces pieces;
+  const int64_t padded = (p.width_qk + kWidest - 1) / kWidest * kWidest;
+  std::vector<double> seen;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t n = p.offsets[b + 1] - p.offsets[b], m = p.q_offsets[b + 1] - p.q_offsets[b];
+    if (n == 0) continue;
+    pieces.max_keys = std::max(pieces.max_keys, n);
+    const int64_t tiles = (n + hstu::kKeys - 1) / hstu::kKeys;
+    const int64_t count = std::min((n + kBackwardKeys - 1) / kBackwardKeys, kBackwardPieces);
+    // Work per tile of keys, from the number of rows that see each key: a difference array, summed.
+    seen.assign(n + 1, 0.0);
+    for (int64_t r = 0; r < m; ++r) {
+      const int64_t row = p.q_offsets[b] + r;
+      seen[p.lo[row]] += 1;
+      seen[p.hi[row]] -= 1;
+    }
+    std::vector<double> tile_work(tiles, 1.0);
+    double rows_now = 0, total = double(tiles);
+    for (int64_t j = 0; j < n; ++j) {
+      rows_now += seen[j];
+      tile_work[j / hstu::kKeys] += rows_now + 1;
+      total += rows_now + 1;
+    }
+    int64_t tile = 0;
+    double done = 0;
+    std::vector<std::pair<Piece, double>> split;
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t begin = tile;
+      const double before = done;
+      while (tile < tiles && (tile == begin || c == count - 1 || done < total * double(c + 1) / double(count))) done += tile_work[tile++];
+      if (tile == begin) break;
+      Piece piece{int32_t(b), 0, m, 0, begin * hstu::kKeys, std::min(tile * hstu::kKeys, n), -1, -1, -1};
+      for (int64_t r = 0; r < m; ++r) {
+        const int64_t row = p.q_offsets[b] + r, at = n - m + r;
+        const bool sees = (p.lo[row] < piece.key_end && p.hi[row] > piece.key_begin && p.lo[row] < p.hi[row]) ||
+                          (at >= piece.key_begin && at < piece.key_end);
+        if (!sees) continue;
+        piece.row_begin = std::min(piece.row_begin, r);
+        piece.row_end = r + 1;
+      }
+      if (piece.row_begin > piece.row_end) piece.row_begin = piece.row_end = 0;
+      split.emplace_back(piece, done - before);
+    }
+    // A sequence in one piece writes its dq itself, and so must own all of its rows.
+    if (split.size() == 1) split[0].first.row_begin = 0, split[0].first.row_end = m;
+    for (const auto& [piece, work] : split) pieces.max_rows = std::max(pieces.max_rows, split.size() == 1 ? m : 0);
+    for (int64_t h = 0; h < p.heads; ++h) {
+      const int64_t begin = int64_t(pieces.all.size());
+      for (auto [piece, work] : split) {
+        piece.head = int32_t(h);
+        const int64_t rows = piece.row_end - piece.row_begin;
+        if (split.size() > 1) {
+          piece.dq_at = pieces.partial;
+          pieces.partial += rows * padded;
+        }
+        if (position) {
+          piece.position_at = pieces.partial;
+          pieces.partial += (piece.key_end - piece.key_begin + rows + hstu::kKeys + 15) / 16 * 16;
+        }
+        if (time) {
+          piece.time_at = pieces.partial;
+          pieces.partial += (p.time.width + 15) / 16 * 16;
+        }
+        pieces.all.push_back(piece);
+        pieces.cost.push_back(work);
+      }
+      if (split.size() > 1) {
+        pieces.merges.push_back(begin);
+        pieces.merges.push_back(int64_t(pieces.all.size()));
+      }
+    }
+  }
+  pieces.sort();
+  return pieces;
+}
+
+template <class T>
+T* pointer(const py::kwargs& a, const char* name) {
+  return reinterpret_cast<T*>(a[name].cast<uintptr_t>());
+}
+
+hstu::View view(const py::kwargs& a, const char* name) {
+  const auto [data, row, head] = a[name].cast<ViewArgument>();
+  return {reinterpret_cast<void*>(data), row, head};
+}
+
+hstu::Table table(const py::kwargs& a, const char* name) {
+  const auto [data, heads, width, stride] = a[name].cast<TableArgument>();
+  return {reinterpret_cast<const void*>(data), heads, width, stride};
+}
+
+uint32_t mix(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+struct Call {
+  Problem problem{};
+  hstu::Plan plan{};
+  Masks masks{};
+  std::vector<int32_t> lo, hi;
+  const Isa& isa = chosen();
+
+  explicit Call(const py::kwargs& a) {
+    Problem& p = problem;
+    p.dtype = a["dtype"].cast<int>();
+    p.batch = a["batch"].cast<int64_t>();
+    p.heads = a["heads"].cast<int64_t>();
+    p.width_qk = a["width_qk"].cast<int64_t>();
+    p.width_v = a["width_v"].cast<int64_t>();
+    p.offsets = pointer<const int64_t>(a, "offsets");
+    p.q_offsets = pointer<const int64_t>(a, "q_offsets");
+    if (p.q_offsets == nullptr) p.q_offsets = p.offsets;
+    p.timestamps = pointer<const int64_t>(a, "timestamps");
+    p.edges = pointer<const int64_t>(a, "edges");
+    p.divisors = pointer<const double>(a, "divisors");
+    p.divisor = a["divisor"].cast<double>();
+    p.alpha = a["alpha"].cast<double>();
+    p.position = table(a, "position");
+    p.time = table(a, "time");
+    p.time_shift = a["time_shift"].cast<int>();
+    const double dropout = a["dropout"].cast<double>();
+    p.dropout = dropout > 0;
+    p.keep_scale = 1 / (1 - dropout);
+    p.keep_threshold = a["keep_threshold"].cast<uint32_t>();
+    const auto seed = uint64_t(a["seed"].cast<int64_t>());
+    p.seed_key = mix(mix(uint32_t(seed)) ^ uint32_t(seed >> 32));
+    p.q = view(a, "q");
+    p.k = view(a, "k");
+    p.v = view(a, "v");
+    masks = {a["causal"].cast<bool>(), a["max_attn_len"].cast<int64_t>(), a["min_full_attn_len"].cast<int64_t>(),
+             pointer<const int64_t>(a, "num_targets"), pointer<const int64_t>(a, "num_contextual")};
+    plan.threads = std::max(1, a["threads"].cast<int>());
+    int32_t b = 0;
+    for (int e = 0; e < 64 && p.time.data; ++e) {
+      while (b < p.time.width - 1 && p.edges[b] <= (e < 63 ? int64_t(1) << e : INT64_MAX)) ++b;
+      p.bucket_of_power[e] = b;
+    }
+  }
+
+  void use(const Pieces& pieces) {
+    plan.pieces = pieces.all.data();
+    plan.order = pieces.order.data();
+    plan.count = int64_t(pieces.all.size());
+    plan.merges = pieces.merges.data();
+    plan.merge_count = int64_t(pieces.merges.size()) / 2;
+    plan.max_rows = pieces.max_rows;
+    plan.max_keys = pieces.max_keys;
+    plan.threads = int(std::min<int64_t>(plan.threads, std::max<int64_t>(plan.count, 1)));
+  }
+
+  void cut() {
+    intervals(problem, masks, &lo, &hi);
+    problem.lo = lo.data();
+    problem.hi = hi.data();
+  }
+};
+
+void forward(const py::kwargs& arguments) {
+  Call call(arguments);
+  call.problem.out = view(arguments, "out");
+  const py::gil_scoped_release release;
+  call.cut();
+  const Pieces pieces = forward_pieces(call.problem);
+  call.use(pieces);
+  if (!call.isa.forward(call.problem, call.plan)) throw std::bad_alloc();
+}
+
+void backward(const py::kwargs& arguments) {
+  Call call(arguments);
+  Problem& p = call.problem;
+  p.grad = view(arguments, "grad");
+  p.dq = view(arguments, "dq");
+  p.dk = view(arguments, "dk");
+  p.dv = view(arguments, "dv");
+  p.d_position = pointer<void>(arguments, "d_position");
+  p.d_time = pointer<void>(arguments, "d_time");
+  const py::gil_scoped_release release;
+  call.cut();
+  const Pieces pieces = backward_pieces(p, p.d_position != nullptr, p.d_time != nullptr);
+  call.use(pieces);
+  const std::unique_ptr<char[]> partial(new char[(pieces.partial + 16) * (p.dtype == hstu::kFloat64 ? 8 : 4)]);
+  call.plan.partial = partial.get();
+  if (!call.isa.backward(p, call.plan)) throw std::bad_alloc();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("isa", [] { return chosen().name; });
+}

@@ -1,0 +1,274 @@
+// Vectors of the instruction set this file is compiled for, SiLU's sigmoid, a register-blocked matrix product and small transposes.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace hstu {
+namespace FOOTFALL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kVectors = 4, kRows = 6;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32, kVectors = 2, kRows = 6;
+#else
+constexpr int kBytes = 16, kVectors = 2, kRows = 4;
+#endif
+
+template <class F>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  static constexpr int lanes = kBytes / 4;
+  typedef float V __attribute__((vector_size(kBytes)));
+  typedef float Loose __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(kBytes)));
+  static constexpr float log2e = 1.44269504088896341f, ln2_high = 0.693145751953125f, ln2_low = 1.42860682030941723e-6f;
+  // Adding this number leaves the rounded integer in the low bits of the mantissa.
+  static constexpr float rounder = 12582912.f, least = -87.f, most = 88.f;
+  static constexpr int bias = 127, mantissa = 23;
+  static inline V polynomial(V r) {
+    V p = r * 1.3888889e-3f + 8.3333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.f;
+    return p * r + 1.f;
+  }
+};
+
+template <>
+struct Simd<double> {
+  static constexpr int lanes = kBytes / 8;
+  typedef double V __attribute__((vector_size(kBytes)));
+  typedef double Loose __attribute__((vector_size(kBytes), aligned(8), may_alias));
+  typedef int64_t I __attribute__((vector_size(kBytes)));
+  static constexpr double log2e = 1.44269504088896340736, ln2_high = 6.93147180369123816490e-01,
+                          ln2_low = 1.90821492927058770002e-10;
+  static constexpr double rounder = 6755399441055744.0, least = -708., most = 709.;
+  static constexpr int bias = 1023, mantissa = 52;
+  static inline V polynomial(V r) {
+    V p = r * (1. / 39916800.) + 1. / 3628800.;
+    p = p * r + 1. / 362880.;
+    p = p * r + 1. / 40320.;
+    p = p * r + 1. / 5040.;
+    p = p * r + 1. / 720.;
+    p = p * r + 1. / 120.;
+    p = p * r + 1. / 24.;
+    p = p * r + 1. / 6.;
+    p = p * r + .5;
+    p = p * r + 1.;
+    return p * r + 1.;
+  }
+};
+
+template <class F>
+static inline typename Simd<F>::V load(const F* p) {
+  return *reinterpret_cast<const typename Simd<F>::Loose*>(p);
+}
+
+template <class F>
+static inline void store(F* p, typename Simd<F>::V x) {
+  *reinterpret_cast<typename Simd<F>::Loose*>(p) = x;
+}
+
+template <class F>
+static inline typename Simd<F>::V sigmoid(typename Simd<F>::V x) {
+  typedef Simd<F> S;
+  typedef typename S::V V;
+  V y = -x;
+  y = y < S::least ? V{} + S::least : y;
+  y = y > S::most ? V{} + S::most : y;
+  V shifted = y * S::log2e + S::rounder;
+  V whole = shifted - S::rounder;
+  V rest = y - whole * S::ln2_high;
+  rest = rest - whole * S::ln2_low;
+  typename S::I power = ((typename S::I)shifted + S::bias) << S::mantissa;
+  return 1 / (1 + S::polynomial(rest) * (V)power);
+}
+
+// c[rows, vectors] (+)= a * b over `depth`, all sizes known to the compiler so that c stays in registers. a is [rows, depth] with row
+// stride lda, or [depth, rows] when Transposed.
+template <class F, int Rows, int Vectors, bool Transposed, bool Add>
+static inline void block(const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c, int64_t ldc) {
+  constexpr int lanes = Simd<F>::lanes;
+  typename Simd<F>::V sum[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int n = 0; n < Vectors; ++n) sum[i][n] = Add ? load(c + i * ldc + n * lanes) : typename Simd<F>::V{};
+  for (int k = 0; k < depth; ++k) {
+    typename Simd<F>::V right[Vectors];
+#pragma GCC unroll 8
+    for (int n = 0; n < Vectors; ++n) right[n] = load(b + n * lanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+      const F left = Transposed ? a[i] : a[i * lda];
+#pragma GCC unroll 8
+      for (int n = 0; n < Vectors; ++n) sum[i][n] += left * right[n];
+    }
+    a += Transposed ? lda : 1;
+    b += ldb;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int n = 0; n < Vectors; ++n) store(c + i * ldc + n * lanes, sum[i][n]);
+}
+
+template <class F, int Vectors, bool Transposed, bool Add>
+static inline void rows_block(int rows, const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c, int64_t ldc) {
+  switch (rows) {
+#define HSTU_ROWS(R) \
+  case R:            \
+    return block<F, R, Vectors, Transposed, Add>(a, lda, b, ldb, depth, c, ldc);
+    HSTU_ROWS(1)
+    HSTU_ROWS(2)
+    HSTU_ROWS(3)
+    HSTU_ROWS(4)
+#if defined(__AVX2__)
+    HSTU_ROWS(5)
+    HSTU_ROWS(6)
+#endif
+#undef HSTU_ROWS
+  }
+}
+
+// The product for at most kRows rows and any number of vectors.
+template <class F, bool Transposed, bool Add>
+static void multiply(int rows, int vectors, const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c, int64_t ldc) {
+  constexpr int lanes = Simd<F>::lanes;
+  for (; vectors >= kVectors; vectors -= kVectors, b += kVectors * lanes, c += kVectors * lanes)
+    rows_block<F, kVectors, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
+#if defined(__AVX512F__)
+  if (vectors == 3) return rows_block<F, 3, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
+  if (vectors == 2) return rows_block<F, 2, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
+#endif
+  if (vectors == 1) rows_block<F, 1, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
+}
+
+// to[d, r] = from[r, d]; rows and width are multiples of the lanes.
+static inline void transpose(const double* from, int64_t ld_from, int rows, int width, double* to, int64_t ld_to) {
+  for (int r = 0; r < rows; ++r)
+    for (int d = 0; d < width; ++d) to[d * ld_to + r] = from[r * ld_from + d];
+}
+
+#if defined(__AVX512F__)
+static inline void transpose16(const float* from, int64_t ld_from, float* to, int64_t ld_to) {
+  __m512 r[16], t[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + i * ld_from);
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    r[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    _mm512_storeu_ps(to + i * ld_to, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
+    _mm512_storeu_ps(to + (i + 8) * ld_to, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
+  }
+}
+
+static inline void transpose(const float* from, int64_t ld_from, int rows, int width, float* to, int64_t ld_to) {
+  for (int r = 0; r < rows; r += 16)
+    for (int d = 0; d < width; d += 16) transpose16(from + r * ld_from + d, ld_from, to + d * ld_to + r, ld_to);
+}
+#elif defined(__AVX2__)
+static inline void transpose8(const float* from, int64_t ld_from, float* to, int64_t ld_to) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * ld_from);
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(to + i * ld_to, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(to + (i + 4) * ld_to, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+
+static inline void transpose(const float* from, int64_t ld_from, int rows, int width, float* to, int64_t ld_to) {
+  for (int r = 0; r < rows; r += 8)
+    for (int d = 0; d < width; d += 8) transpose8(from + r * ld_from + d, ld_from, to + d * ld_to + r, ld_to);
+}
+#else
+static inline void transpose(const float* from, int64_t ld_from, int rows, int width, float* to, int64_t ld_to) {
+  for (int r = 0; r < rows; ++r)
+    for (int d = 0; d < width; ++d) to[d * ld_to + r] = from[r * ld_from + d];
+}
+#endif
+
+// Number formats of memory; arithmetic is float or double.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+static inline float from_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+static inline uint32_t to_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
+static inline float widen(float x) { return x; }
+static inline double widen(double x) { return x; }
+static inline float widen(BFloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
+static inline float widen(Float16 x) {
+  // The exponent is moved by a product, which takes care of subnormal numbers; infinity and NaN keep the largest exponent.
+  const float magnitude = from_bits(uint32_t(x.bits & 0x7fff) << 13) * 5.192296858534828e33f;
+  const uint32_t special = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  return from_bits(to_bits(magnitude) | special | (uint32_t(x.bits & 0x8000) << 16));
+}
+
+static inline void narrow(float x, float* to) { *to = x; }
+static inline void narrow(double x, double* to) { *to = x; }
+static inline void narrow(float x, BFloat16* to) {
+  const uint32_t bits = to_bits(x);
+  to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+static inline void narrow(float x, Float16* to) {
+  const uint32_t sign = (to_bits(x) >> 16) & 0x8000, bits = to_bits(x) & 0x7fffffff;
+  uint32_t half;
+  if (bits >= 0x7f800001) {
+    half = 0x7e00;
+  } else if (bits >= 0x477ff000) {
+    half = 0x7c00;
+  } else if (bits < 0x38800000) {
+    // Subnormal: adding 0.5 lets the float unit round at the right bit.
+    half = to_bits(from_bits(bits) + 0.5f) - 0x3f000000;
+  } else {
+    half = (bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13;
+  }
+  to->bits = uint16_t(half | sign);
+}
+
+}  // namespace FOOTFALL_ISA
+}  // namespace hstu

@@ -1,0 +1,138 @@
+"""HSTU layers on packed sequences: nn.Modules on top of ``hstu_attention``."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hstu_kernels.api import hstu_attention
+
+
+class HSTULayer(nn.Module):
+    """LayerNorm, one projection to u, v, q, k with SiLU, jagged attention, LN(attention) * u, projection, residual.
+
+    Args:
+        d_model: width of the input and output.
+        num_heads: attention heads.
+        d_qk: width of q and k per head.
+        d_v: width of u and v per head.
+        max_seqlen: longest sequence; divisor of the attention weights and half width of the position table.
+        position_bias: learn a bias for each relative position.
+        time_buckets: learn a bias for this many + 1 buckets of time difference; None for no time bias.
+        time_shift: 0, or 1 to measure time from the next row's timestamp (it looks ahead: right for retrieval only).
+        dropout: of the gated attention output.
+        attention_dropout: of the attention weights.
+        backend: passed on to ``hstu_attention``.
+
+    Tables are shared by the heads and start at N(0, 0.02), as in the published model.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_qk: int,
+        d_v: int,
+        *,
+        max_seqlen: int,
+        position_bias: bool = True,
+        time_buckets: int | None = 128,
+        time_shift: int = 0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.d_qk, self.d_v = num_heads, d_qk, d_v
+        self.max_seqlen, self.time_shift = max_seqlen, time_shift
+        self.dropout, self.attention_dropout, self.backend = dropout, attention_dropout, backend
+        self.input_norm = nn.LayerNorm(d_model, eps=1e-6)
+        self.uvqk = nn.Linear(d_model, 2 * num_heads * (d_v + d_qk), bias=False)
+        self.attention_norm = nn.LayerNorm(num_heads * d_v, eps=1e-6)
+        self.output = nn.Linear(num_heads * d_v, d_model)
+        self.position_weight = _table(2 * max_seqlen - 1) if position_bias else None
+        self.time_weight = None if time_buckets is None else _table(time_buckets + 1)
+
+    def forward(
+        self, x: Tensor, offsets: Tensor, max_seqlen: int | None = None, timestamps: Tensor | None = None
+    ) -> Tensor:
+        """Return the layer's output [T, d_model].
+
+        Args:
+            x: packed rows [T, d_model].
+            offsets: int32 or int64 [B + 1].
+            max_seqlen: bound on the lengths of this batch, at most the layer's own, which is the default.
+            timestamps: int64 seconds [T]; without them the time bias is left out.
+        """
+        wide_v, wide_qk = self.num_heads * self.d_v, self.num_heads * self.d_qk
+        uvqk = F.silu(self.uvqk(self.input_norm(x)))
+        u, v, q, k = uvqk.split([wide_v, wide_v, wide_qk, wide_qk], dim=-1)
+        attention = hstu_attention(
+            q.unflatten(-1, (self.num_heads, self.d_qk)),
+            k.unflatten(-1, (self.num_heads, self.d_qk)),
+            v.unflatten(-1, (self.num_heads, self.d_v)),
+            offsets,
+            self.max_seqlen if max_seqlen is None else max_seqlen,
+            divisor=self.max_seqlen,
+            position_weight=self.position_weight,
+            timestamps=timestamps,
+            time_weight=None if timestamps is None else self.time_weight,
+            time_shift=self.time_shift,
+            dropout=self.attention_dropout if self.training else 0.0,
+            backend=self.backend,
+        ).flatten(1)
+        gated = F.dropout(u * self.attention_norm(attention), self.dropout, self.training)
+        return x + self.output(gated)
+
+
+class HSTU(nn.Module):
+    """A stack of ``HSTULayer``; each layer has its own tables.
+
+    Args:
+        num_layers: layers in the stack. The other arguments are those of ``HSTULayer``.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        d_model: int,
+        num_heads: int,
+        d_qk: int,
+        d_v: int,
+        *,
+        max_seqlen: int,
+        position_bias: bool = True,
+        time_buckets: int | None = 128,
+        time_shift: int = 0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            HSTULayer(
+                d_model,
+                num_heads,
+                d_qk,
+                d_v,
+                max_seqlen=max_seqlen,
+                position_bias=position_bias,
+                time_buckets=time_buckets,
+                time_shift=time_shift,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                backend=backend,
+            )
+            for _ in range(num_layers)
+        )
+
+    def forward(
+        self, x: Tensor, offsets: Tensor, max_seqlen: int | None = None, timestamps: Tensor | None = None
+    ) -> Tensor:
+        """Return the output of the last layer [T, d_model]; arguments as in ``HSTULayer.forward``."""
+        for layer in self.layers:
+            x = layer(x, offsets, max_seqlen, timestamps)
+        return x
+
+
+def _table(width: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(1, width).normal_(std=0.02))
