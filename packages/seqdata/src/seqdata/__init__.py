@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from seqdata.build import build
-from seqdata.fields import Categorical, ItemTable, Numeric, Vector
+from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Vector
 from seqdata.jagged import Jagged
 from seqdata.layout import StoreError
 from seqdata.sources import Sql
@@ -18,6 +18,7 @@ __version__ = "1.0.0"
 __all__ = [
     "Batch",
     "Categorical",
+    "Hashed",
     "ItemTable",
     "Jagged",
     "Numeric",

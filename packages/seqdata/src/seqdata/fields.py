@@ -11,7 +11,6 @@ import pyarrow as pa
 
 MISSING = 0
 UNKNOWN = 1
-FIRST_VALUE = 2
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,13 @@ class Categorical:
     min_count: values seen less often than this before the cutoff are unknown.
     max_size: keep at most this many values (the most frequent ones).
     values: a fixed list of values in this order; nothing is fitted then.
+    oov_buckets: ids that unknown values share by their hash; with k of them values start at id 1 + k.
     """
 
     min_count: int = 1
     max_size: int | None = None
     values: Sequence[Any] | None = None
+    oov_buckets: int = 1
 
     def __post_init__(self) -> None:
         if self.min_count < 1:
@@ -36,6 +37,25 @@ class Categorical:
             if len(set(self.values)) != len(self.values):
                 raise ValueError("Categorical(values=...): holds a value twice")
             object.__setattr__(self, "values", tuple(self.values))
+        if self.oov_buckets < 1:
+            raise ValueError(f"Categorical(oov_buckets={self.oov_buckets}): needs an integer >= 1")
+
+    @property
+    def first_value(self) -> int:
+        """Id of the first value."""
+        return UNKNOWN + self.oov_buckets
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """Values become int32 ids 2..buckets + 1 by their hash, 0 missing; nothing is fitted and nothing can be decoded."""
+
+    buckets: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.buckets < 2**31 - 2:
+            raise ValueError(f"Hashed(buckets={self.buckets}): needs an integer from 1 to 2**31 - 3")
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,7 @@ class Vector:
             raise ValueError(f"Vector(dtype={self.dtype!r}): needs 'uint8' or 'float32'")
 
 
-Field = Categorical | Numeric | Vector
+Field = Categorical | Hashed | Numeric | Vector
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,10 @@ def describe(spec: Field) -> dict[str, Any]:
             "min_count": spec.min_count,
             "max_size": spec.max_size,
             "fixed": spec.values is not None,
+            "oov_buckets": spec.oov_buckets,
         }
+    if isinstance(spec, Hashed):
+        return {"kind": "hashed", "buckets": spec.buckets, "seed": spec.seed}
     if isinstance(spec, Numeric):
         return {"kind": "numeric", "dtype": np.dtype(spec.dtype).name}
     return {"kind": "vector", "width": spec.width, "dtype": spec.dtype}
@@ -126,15 +149,15 @@ def describe(spec: Field) -> dict[str, Any]:
 
 def parse_field(name: str, spec: Any) -> Field:
     """A field from configuration: a Field, its kind as a word, or {"kind": ..., options}."""
-    if isinstance(spec, Categorical | Numeric | Vector):
+    if isinstance(spec, Categorical | Hashed | Numeric | Vector):
         return spec
     if isinstance(spec, str):
         spec = {"kind": spec}
-    kinds = {"categorical": Categorical, "numeric": Numeric, "vector": Vector}
+    kinds = {"categorical": Categorical, "hashed": Hashed, "numeric": Numeric, "vector": Vector}
     if not isinstance(spec, Mapping) or spec.get("kind") not in kinds:
         raise ValueError(
-            f"field {name!r}: got {spec!r}; needs Categorical, Numeric, Vector or {{'kind': one of {sorted(kinds)},"
-            " ...}"
+            f"field {name!r}: got {spec!r}; needs Categorical, Hashed, Numeric, Vector or {{'kind': one of"
+            f" {sorted(kinds)}, ...}}"
         )
     options = {key: value for key, value in spec.items() if key != "kind"}
     try:

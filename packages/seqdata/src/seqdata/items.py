@@ -8,175 +8,160 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from seqdata import layout
-from seqdata.encode import code, numbers, plain
+from seqdata.encode import bucket, code, hashed_ids, numbers, plain
 from seqdata.fields import (
-    FIRST_VALUE,
     MISSING,
-    UNKNOWN,
     Categorical,
+    Field,
+    Hashed,
     ItemTable,
     Numeric,
+    Vector,
     describe,
     infer_field,
-    is_text,
     parse_field,
 )
-from seqdata.sources import open_source
+from seqdata.plan import categorical_kind, value_type
+from seqdata.sources import Part, open_source
 from seqdata.vectors import parse_vectors
-from seqdata.vocabulary import Vocabulary
+from seqdata.vocabulary import Vocabulary, one_chunk
 
 
 def write_items(folder: Path, items: Mapping[str, ItemTable], schema: dict[str, Any], budget: int) -> dict[str, Any]:
-    """Writes the item tables of a store under construction; returns their part of the schema."""
+    """Writes the item tables of a store under construction; returns their part of the schema.
+
+    Only values of the field's vocabulary have properties, and properties' own vocabularies count those values only, so
+    that nothing is learnt from items first seen after the fit cutoff.
+    """
     if items:
-        (folder / "items").mkdir()
+        (folder / "items").mkdir(exist_ok=True)
     return {field: _write_table(folder, field, table, schema, budget) for field, table in items.items()}
 
 
 def _write_table(folder: Path, field: str, table: ItemTable, schema: dict[str, Any], budget: int) -> dict[str, Any]:
     where = f"items[{field!r}]"
     parts = open_source(table.source, where, budget // 2)
-    columns: dict[str, pa.DataType] = {}
-    for part in parts:
-        for column in part.schema:
-            columns.setdefault(column.name, column.type)
-        if table.key not in part.schema.names:
-            raise KeyError(f"{where}: key column {table.key!r} is not in {part.where}; it has {part.schema.names}")
-    if table.fields is None:
-        specs = {
-            name: infer_field(name, kind.value_type if pa.types.is_dictionary(kind) else kind)
-            for name, kind in columns.items()
-            if name != table.key
-        }
-    else:
-        specs = {name: parse_field(name, spec) for name, spec in table.fields.items()}
-        for name in specs:
-            if name not in columns or name == table.key:
-                raise KeyError(
-                    f"{where}: column {name!r} is not in the table; it has {[c for c in columns if c != table.key]}"
-                )
-    vocabulary = Vocabulary(
-        folder / "vocabularies" / f"{schema['fields'][field]['file']}.arrow", schema["fields"][field]
-    )
-    names = [table.key, *specs]
-    ids, values, read = _read(parts, names, vocabulary, where)
-    kept = ids >= FIRST_VALUE
-    ids = ids[kept]
+    specs = _specs(where, table, parts)
+    entry = schema["fields"][field]
+    vocabulary = Vocabulary(folder / "vocabularies" / f"{entry['file']}.arrow", entry)
+    ids, values, read = _read(parts, [table.key, *specs], vocabulary, where)
     repeated = np.flatnonzero(np.bincount(ids, minlength=len(vocabulary)) > 1)
     if len(repeated):
+        example = vocabulary.decode(repeated[:1])[0]
         raise ValueError(
-            f"{where}: {len(repeated)} key(s) appear more than once, such as {vocabulary.decode(repeated[:1])[0]!r};"
-            " every value needs one row"
+            f"{where}: {len(repeated)} key(s) appear more than once, such as {example!r}; each needs one row"
         )
-    chosen = pa.array(kept)
     described = {}
     for i, (name, spec) in enumerate(specs.items()):
-        file = layout.file_name(i, f"{field}.{name}")
-        array = values[name].filter(chosen)
-        place = f"{where}: column {name!r}"
-        entry = describe(spec) | {"file": file}
-        if isinstance(spec, Categorical):
-            kind = (
-                pa.string()
-                if is_text(array.type)
-                or (spec.values and isinstance(spec.values[0], str))
-                or pa.types.is_null(array.type)
-                else pa.int64()
-            )
-            out, entry["size"] = _categorical(folder, file, spec, kind, ids, array, len(vocabulary), place)
-            entry["values"] = str(kind)
-        elif isinstance(spec, Numeric):
-            dtype = np.dtype(spec.dtype)
-            out = np.full(len(vocabulary), np.nan if dtype.kind == "f" else 0, dtype)
-            out[ids] = numbers(array, dtype, len(array), place)
-        else:
-            valid = array.is_valid()
-            matrix, bad = parse_vectors(array.drop_null(), spec, spec.width, place)
-            if bad.any():
-                raise ValueError(
-                    f"{place}: {array.drop_null()[int(np.argmax(bad))].as_py()!r} is not a vector of {matrix.shape[1]}"
-                    f" {spec.dtype} numbers"
-                )
-            out = np.zeros((len(vocabulary), matrix.shape[1]), spec.dtype)
-            out[ids[valid.to_numpy(zero_copy_only=False)]] = matrix
-            entry["width"] = matrix.shape[1]
-        entry["dtype"] = out.dtype.name
-        layout.write_array(folder / "items" / f"{file}.npy", out)
-        described[name] = entry
-    rows = {"in": read, "out": len(ids), "dropped": {"not_in_vocabulary": read - len(ids)}}
-    return {"key": table.key, "rows": rows, "columns": described, "parts": [part.fingerprint for part in parts]}
+        file, place = layout.file_name(i, f"{field}.{name}"), f"{where}: column {name!r}"
+        made, extra = _column(
+            folder / "vocabularies" / f"{file}.arrow", name, spec, ids, values[name], len(vocabulary), place
+        )
+        layout.write_array(folder / "items" / f"{file}.npy", made)
+        described[name] = describe(spec) | {"file": file, "dtype": made.dtype.name} | extra
+    return {
+        "key": table.key,
+        "rows": {"in": read, "out": len(ids), "dropped": {"not_in_vocabulary": read - len(ids)}},
+        "columns": described,
+        "parts": [part.fingerprint() or {"memory": part.where} for part in parts],
+    }
+
+
+def _specs(where: str, table: ItemTable, parts: list[Part]) -> dict[str, Field]:
+    columns: dict[str, pa.DataType] = {}
+    for part in parts:
+        if table.key not in part.schema.names:
+            raise KeyError(f"{where}: key column {table.key!r} is not in {part.where}; it has {part.schema.names}")
+        for column in part.schema:
+            columns.setdefault(column.name, value_type(column.type))
+    kind = columns.pop(table.key)
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or kind in (pa.string(), pa.large_string(), pa.string_view())
+    ):
+        raise ValueError(f"{where}: key column {table.key!r} has type {kind}; needs integers or text")
+    if table.fields is None:
+        return {name: infer_field(name, kind) for name, kind in columns.items()}
+    for name in table.fields:
+        if name not in columns:
+            raise KeyError(f"{where}: column {name!r} is not in the table; it has {list(columns)}")
+    return {name: parse_field(name, spec) for name, spec in table.fields.items()}
 
 
 def _read(
-    parts: list, names: list[str], vocabulary: Vocabulary, where: str
+    parts: list[Part], names: list[str], vocabulary: Vocabulary, where: str
 ) -> tuple[np.ndarray, dict[str, pa.Array], int]:
-    # properties of values that the vocabulary lacks are dropped batch by batch, so memory holds known items only
-    tables, ids, read = [], [], 0
+    # rows whose key the vocabulary lacks go at once, so memory holds known items only
+    tables, ids, read = [], [np.zeros(0, np.int32)], 0
     for part in parts:
         present = [name for name in names if name in part.schema.names]
         for batch in part.read(present, {}):
             read += batch.num_rows
-            found = vocabulary.encode(
-                plain(_dense(batch.column(0)), vocabulary.kind, f"{where}: key column {names[0]!r}")
-            )
-            keep = found >= FIRST_VALUE
-            tables.append(
-                pa.table({name: _dense(batch.column(i)).filter(pa.array(keep)) for i, name in enumerate(present)})
-            )
+            keys = plain(batch.column(0), vocabulary.kind, f"{where}: key column {names[0]!r}")
+            found = vocabulary.encode(keys)
+            keep = found >= vocabulary.first_value
             ids.append(found[keep])
-    merged = (
-        pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        if tables
-        else pa.table({name: pa.array([]) for name in names})
-    )
-    columns = {name: _one(merged.column(name)) for name in names}
-    return np.concatenate(ids) if ids else np.zeros(0, np.int32), columns, read
+            chosen = pa.array(keep)
+            tables.append(pa.table({name: _dense(batch.column(i)).filter(chosen) for i, name in enumerate(present)}))
+    if not tables:
+        return ids[0], {name: pa.nulls(0) for name in names}, 0
+    merged = pa.concat_tables(tables, promote_options="permissive")
+    return np.concatenate(ids), {name: one_chunk(merged.column(name)) for name in names}, read
 
 
-def _categorical(
-    folder: Path,
-    file: str,
-    spec: Categorical,
-    kind: pa.DataType,
-    ids: np.ndarray,
-    array: pa.Array,
-    size: int,
-    place: str,
-) -> tuple[np.ndarray, int]:
-    codes, distinct = code(array, kind, place)
-    counts = np.bincount(codes, minlength=len(distinct) + 1)[1:]
-    table = pa.table({"value": distinct, "count": counts})
-    if spec.values is None:
-        table = table.filter(pa.array(counts >= spec.min_count)).sort_by(
-            [("count", "descending"), ("value", "ascending")]
-        )
-        if spec.max_size is not None:
-            table = table.slice(0, spec.max_size)
-    else:
+def _column(
+    vocabulary: Path, name: str, spec: Field, ids: np.ndarray, values: pa.Array, size: int, place: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    if isinstance(spec, Numeric):
+        dtype = np.dtype(spec.dtype)
+        made = np.full(size, np.nan if dtype.kind == "f" else 0, dtype)
+        made[ids] = numbers(values, dtype, len(values), place)
+        return made, {}
+    if isinstance(spec, Vector):
+        return _vectors(spec, ids, values, size, place)
+    kind = categorical_kind(name, spec, [values.type])
+    codes, distinct = code(values, kind, place)
+    made = np.full(size, MISSING, np.int32)
+    if isinstance(spec, Hashed):
+        made[ids] = np.append(np.int32(MISSING), hashed_ids(distinct, spec))[codes]
+        return made, {"size": spec.buckets + 2, "values": str(kind)}
+    table = _vocabulary(spec, distinct, np.bincount(codes, minlength=len(distinct) + 1)[1:])
+    layout.write_table(vocabulary, table)
+    found = pc.fill_null(pc.index_in(distinct, one_chunk(table.column("value"))), -1).to_numpy(zero_copy_only=False)
+    translated = np.where(found < 0, bucket(distinct, spec.oov_buckets), found + spec.first_value)
+    made[ids] = np.append(np.int32(MISSING), translated)[codes]
+    return made, {"size": len(table) + spec.first_value, "values": str(kind)}
+
+
+def _vocabulary(spec: Categorical, distinct: pa.Array, counts: np.ndarray) -> pa.Table:
+    if spec.values is not None:
         known = dict(zip(distinct.to_pylist(), counts.tolist(), strict=True))
-        table = pa.table(
-            {
-                "value": pa.array(spec.values, kind),
-                "count": pa.array([known.get(v, 0) for v in spec.values], pa.int64()),
-            }
-        )
-    layout.write_table(folder / "vocabularies" / f"{file}.arrow", table)
-    translate = np.full(len(distinct) + 1, UNKNOWN, np.int32)
-    translate[0] = MISSING
-    position = pa.compute.index_in(distinct, _one(table.column("value")))
-    found = position.is_valid().to_numpy(zero_copy_only=False)
-    translate[1:][found] = position.drop_null().to_numpy() + FIRST_VALUE
-    out = np.zeros(size, np.int32)
-    out[ids] = translate[codes]
-    return out, len(table) + FIRST_VALUE
+        fixed = [known.get(value, 0) for value in spec.values]
+        return pa.table({"value": pa.array(spec.values, distinct.type), "count": pa.array(fixed, pa.int64())})
+    table = pa.table({"value": distinct, "count": pa.array(counts, pa.int64())}).filter(
+        pa.array(counts >= spec.min_count)
+    )
+    return table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, spec.max_size)
+
+
+def _vectors(
+    spec: Vector, ids: np.ndarray, values: pa.Array, size: int, place: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    known = values.drop_null()
+    if not len(known):
+        return np.zeros((size, spec.width or 1), spec.dtype), {"width": spec.width or 1}
+    matrix, bad = parse_vectors(known, spec, spec.width, place)
+    if bad.any():
+        example = known[int(np.argmax(bad))].as_py()
+        raise ValueError(f"{place}: {example!r} is not a vector of {matrix.shape[1]} {spec.dtype} numbers")
+    made = np.zeros((size, matrix.shape[1]), spec.dtype)
+    made[ids[values.is_valid().to_numpy(zero_copy_only=False)]] = matrix
+    return made, {"width": matrix.shape[1]}
 
 
 def _dense(array: pa.Array) -> pa.Array:
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array

@@ -36,10 +36,11 @@ class StoreError(ValueError):
 
 
 @contextlib.contextmanager
-def new_folder(out: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
+def new_folder(out: str | os.PathLike, overwrite: bool, keep: bool = False) -> Iterator[Path]:
     """A hidden sibling of `out` to write into; becomes `out` when the block ends well and disappears when it does not.
 
-    A sibling left by a killed process is removed first; one that a living process holds is an error.
+    The sibling may hold what a killed process left; one that a living process holds is an error. keep: leave the
+    sibling when the block fails, for a later attempt.
     """
     out = Path(os.path.abspath(out))
     if out.exists() and not overwrite:
@@ -50,12 +51,11 @@ def new_folder(out: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
     folder = out.parent / f".{out.name}.building"
     handle = _claim(folder, out)
     try:
-        for leftover in folder.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield folder
         _publish(folder, out)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(
                 error.errno,
@@ -101,7 +101,7 @@ def read_schema(path: Path) -> dict[str, Any]:
 class ArrayWriter:
     """Appends to a one-dimensional .npy file of a size known beforehand."""
 
-    def __init__(self, path: Path, dtype: np.dtype, length: int) -> None:
+    def __init__(self, path: Path, dtype: Any, length: int) -> None:
         self.path, self.dtype, self.length, self.written = path, np.dtype(dtype), length, 0
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115
         np.lib.format.write_array_header_1_0(

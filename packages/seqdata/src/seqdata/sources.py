@@ -1,13 +1,13 @@
-"""Whatever holds a table of events, as Arrow record batches in a fixed order."""
+"""Whatever holds a table of events, as parts that yield Arrow record batches in a fixed order."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import pyarrow as pa
@@ -16,19 +16,9 @@ import pyarrow.parquet as pq
 from seqdata.fields import is_text
 
 BATCH_ROWS = 1 << 17
+PART_ROWS = 4 << 20
 PARQUET = (".parquet", ".pq", ".parq")
-TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".csv.zst", ".tsv.zst", ".inter")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file or in-memory table: its name for messages, its columns, its rows if known, and how to read some columns."""
-
-    where: str
-    schema: pa.Schema
-    rows: int | None
-    read: Callable[[Sequence[str], Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]
-    fingerprint: dict[str, Any]
+TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".csv.zst", ".tsv.zst")
 
 
 @dataclass(frozen=True)
@@ -38,34 +28,48 @@ class Sql:
     query: str
 
 
+class Part(Protocol):
+    """A piece of a table: its name for messages, its columns, its rows if known, the number of its first row."""
+
+    where: str
+    schema: pa.Schema
+    rows: int | None
+    first_row: int
+
+    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        """Batches of some columns; `kinds` says which columns of text files must stay text."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What identifies the input on disk; None for what lives in memory."""
+        ...
+
+
 def open_source(source: Any, where: str = "source", memory_limit: int | None = None) -> list[Part]:
     """The parts of a source in order: files as listed, globs sorted; in-memory tables and queries are one part."""
     if isinstance(source, str | os.PathLike):
-        return [_open_file(path) for path in _expand(source)]
+        return [part for path in _expand(source) for part in _open_file(path)]
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError(f"{where}: an empty list of files")
         return [part for one in source for part in open_source(one, where, memory_limit)]
     if isinstance(source, Sql):
-        connection = connect(memory_limit)
-        try:
-            return [_open_relation(connection.sql(source.query), where, connection)]
-        except duckdb.Error as error:
-            raise ValueError(f"{where}: the query failed: {error}") from None
+        return [QueryPart(where, source.query, memory_limit)]
     if isinstance(source, duckdb.DuckDBPyRelation):
-        return [_open_relation(source, where, None)]
+        return [RelationPart(where, source)]
     if isinstance(source, pa.Table):
-        return [_open_table(source, where)]
+        return [TablePart(where, source)]
     if isinstance(source, pa.RecordBatch):
-        return [_open_table(pa.Table.from_batches([source]), where)]
+        return [TablePart(where, pa.Table.from_batches([source]))]
     if isinstance(source, pa.RecordBatchReader):
-        return [_open_reader(source, where)]
+        return [StreamPart(where, source)]
     if hasattr(source, "iloc") and hasattr(source, "columns"):
-        return [_open_table(_from_pandas(source), where)]
+        return [TablePart(where, _from_pandas(source, where))]
     if hasattr(source, "collect") and hasattr(source, "lazy"):
+        # a lazy polars frame has no Arrow stream of its own
         source = source.collect()
     if hasattr(source, "__arrow_c_stream__"):
-        return [_open_reader(pa.RecordBatchReader.from_stream(source), where)]
+        return [StreamPart(where, pa.RecordBatchReader.from_stream(source))]
     raise TypeError(
         f"{where}: cannot read a {type(source).__name__}; needs a path, a glob, a list of paths, a pyarrow Table or"
         " RecordBatchReader, a pandas or polars frame, a DuckDB relation, or anything with __arrow_c_stream__"
@@ -74,17 +78,138 @@ def open_source(source: Any, where: str = "source", memory_limit: int | None = N
 
 def connect(memory_limit: int | None = None, folder: str | os.PathLike | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB that keeps input order, stays within the limit [bytes] and spills to `folder`."""
-    config: dict[str, Any] = {"preserve_insertion_order": True, "TimeZone": "UTC"}
+    config: dict[str, Any] = {"preserve_insertion_order": True}
     if memory_limit is not None:
         config["memory_limit"] = f"{max(memory_limit >> 20, 64)}MiB"
     if folder is not None:
         config["temp_directory"] = os.fspath(folder)
-    try:
-        return duckdb.connect(config=config)
-    except duckdb.Error:
-        # the time zone needs the icu extension, which some builds of DuckDB leave out
-        config.pop("TimeZone")
-        return duckdb.connect(config=config)
+    return duckdb.connect(config=config)
+
+
+class ParquetPart:
+    """Some row groups of a Parquet file."""
+
+    def __init__(self, path: Path, schema: pa.Schema, groups: range, rows: int, first_row: int) -> None:
+        self.path, self.schema, self.groups, self.rows, self.first_row = path, schema, groups, rows, first_row
+        self.where = str(path)
+
+    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        coded = [column for column in columns if is_text(self.schema.field(column).type)]
+        try:
+            # pre_buffer=True, the default, would hold the whole file in memory
+            with pq.ParquetFile(self.path, pre_buffer=False, read_dictionary=coded) as file:
+                yield from file.iter_batches(BATCH_ROWS, columns=list(columns), row_groups=list(self.groups))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self.where}: corrupt or truncated Parquet file: {error}") from None
+
+    def fingerprint(self) -> dict[str, Any]:
+        return _stat(self.path) | {"rows": self.rows, "row_groups": [self.groups.start, self.groups.stop]}
+
+
+class CsvPart:
+    """A CSV file, read by DuckDB, which finds out separator, quotes and types."""
+
+    rows = None
+    first_row = 0
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.where = path, str(path)
+        try:
+            relation = connect().read_csv(self.where, header=True)
+            self.schema = _schema(relation)
+            self.types = dict(zip(relation.columns, map(str, relation.types), strict=True))
+        except duckdb.Error as error:
+            raise ValueError(f"{path}: not a readable CSV file: {_first_lines(error)}") from None
+
+    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        # times are read as text, so that this package and not the sniffer decides what they mean
+        types = self.types | {column: "VARCHAR" for column in self.types if kinds.get(column) == pa.string()}
+        try:
+            # connection and relation must outlive the reader
+            connection = connect()
+            relation = connection.read_csv(self.where, header=True, dtype=types)
+            yield from _reader(relation.project(_quoted(columns)))
+        except duckdb.Error as error:
+            raise ValueError(f"{self.where}: {_first_lines(error)}") from None
+
+    def fingerprint(self) -> dict[str, Any]:
+        return _stat(self.path)
+
+
+class QueryPart:
+    """The result of a DuckDB query of its own."""
+
+    rows = None
+    first_row = 0
+
+    def __init__(self, where: str, query: str, memory_limit: int | None) -> None:
+        self.where, self.query, self.memory_limit = where, query, memory_limit
+        try:
+            self.schema = _schema(connect(memory_limit).sql(query))
+        except duckdb.Error as error:
+            raise ValueError(f"{where}: the query failed: {_first_lines(error)}") from None
+
+    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        try:
+            connection = connect(self.memory_limit)
+            yield from _reader(connection.sql(self.query).project(_quoted(columns)))
+        except duckdb.Error as error:
+            raise ValueError(f"{self.where}: the query failed: {_first_lines(error)}") from None
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"query": self.query}
+
+
+class RelationPart:
+    """A relation on the caller's DuckDB connection."""
+
+    rows = None
+    first_row = 0
+
+    def __init__(self, where: str, relation: duckdb.DuckDBPyRelation) -> None:
+        self.where, self.relation, self.schema = where, relation, _schema(relation)
+
+    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from _reader(self.relation.project(_quoted(columns)))
+        except duckdb.Error as error:
+            raise ValueError(f"{self.where}: the query failed: {_first_lines(error)}") from None
+
+    def fingerprint(self) -> None:
+        return None
+
+
+class TablePart:
+    """An Arrow table in memory."""
+
+    first_row = 0
+
+    def __init__(self, where: str, table: pa.Table) -> None:
+        self.where, self.table, self.schema, self.rows = where, table, table.schema.remove_metadata(), table.num_rows
+
+    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        yield from self.table.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
+
+    def fingerprint(self) -> None:
+        return None
+
+
+class StreamPart:
+    """An Arrow stream, which can be read once."""
+
+    rows = None
+    first_row = 0
+
+    def __init__(self, where: str, reader: pa.RecordBatchReader) -> None:
+        self.where, self.reader, self.schema = where, reader, reader.schema.remove_metadata()
+
+    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        for batch in self.reader:
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield batch.select(list(columns)).slice(start, BATCH_ROWS)
+
+    def fingerprint(self) -> None:
+        return None
 
 
 def _expand(path: str | os.PathLike) -> list[Path]:
@@ -95,9 +220,8 @@ def _expand(path: str | os.PathLike) -> list[Path]:
             raise FileNotFoundError(f"no file matches {text!r}")
         return [Path(name) for name in found]
     if os.path.isdir(text):
-        found = sorted(
-            str(name) for name in Path(text).rglob("*") if name.is_file() and name.name.lower().endswith(PARQUET + TEXT)
-        )
+        names = (str(name) for name in Path(text).rglob("*") if name.is_file())
+        found = sorted(name for name in names if name.lower().endswith(PARQUET + TEXT))
         if not found:
             raise FileNotFoundError(f"folder {text!r} holds no Parquet or CSV file")
         return [Path(name) for name in found]
@@ -106,111 +230,60 @@ def _expand(path: str | os.PathLike) -> list[Path]:
     return [Path(text)]
 
 
-def _open_file(path: Path) -> Part:
+def _open_file(path: Path) -> list[Part]:
     name = path.name.lower()
-    status = path.stat()
-    fingerprint = {"name": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
     if name.endswith(PARQUET):
-        return _open_parquet(path, fingerprint)
+        return _open_parquet(path)
     if name.endswith(TEXT):
-        return _open_csv(path, fingerprint)
+        return [CsvPart(path)]
     raise ValueError(f"{path}: unknown kind of file; needs a name that ends in {', '.join(PARQUET + TEXT)}")
 
 
-def _open_parquet(path: Path, fingerprint: dict[str, Any]) -> Part:
+def _open_parquet(path: Path) -> list[Part]:
     try:
         with pq.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
+            schema = file.schema_arrow.remove_metadata()
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
-
-    def read(columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        coded = [column for column in columns if is_text(schema.field(column).type)]
-        try:
-            # pre_buffer=True, the default, would hold the whole file in memory
-            with pq.ParquetFile(path, pre_buffer=False, read_dictionary=coded) as file:
-                yield from file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=True)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: corrupt or truncated Parquet file: {error}") from None
-
-    return Part(str(path), schema, rows, read, {**fingerprint, "rows": rows})
-
-
-def _open_csv(path: Path, fingerprint: dict[str, Any]) -> Part:
-    connection = connect()
-    try:
-        relation = connection.read_csv(str(path), header=True)
-        schema = _to_reader(relation.limit(0)).schema
-    except duckdb.Error as error:
-        raise ValueError(f"{path}: not a readable CSV file: {_first_line(error)}") from None
-
-    def read(columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        # times are read as text, so that this package and not the sniffer decides what they mean
-        types = {
-            column: "VARCHAR" if kinds.get(column) == pa.string() else str(kind)
-            for column, kind in zip(relation.columns, relation.types, strict=True)
-        }
-        try:
-            wanted = connection.read_csv(str(path), header=True, dtype=types).project(
-                ", ".join(_quote(c) for c in columns)
-            )
-            yield from _to_reader(wanted)
-        except duckdb.Error as error:
-            raise ValueError(f"{path}: {_first_line(error)}") from None
-
-    return Part(str(path), schema, None, read, fingerprint)
+    # a large file is several parts, so that a build resumes, and is dealt out, in pieces
+    parts: list[Part] = []
+    begin, first, rows = 0, 0, 0
+    for i, size in enumerate(sizes):
+        rows += size
+        if rows >= PART_ROWS:
+            parts.append(ParquetPart(path, schema, range(begin, i + 1), rows, first))
+            begin, first, rows = i + 1, first + rows, 0
+    if rows or not parts:
+        parts.append(ParquetPart(path, schema, range(begin, len(sizes)), rows, first))
+    return parts
 
 
-def _open_relation(relation: duckdb.DuckDBPyRelation, where: str, keep: duckdb.DuckDBPyConnection | None) -> Part:
-    schema = _to_reader(relation.limit(0)).schema
-
-    def read(columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from _to_reader(relation.project(", ".join(_quote(c) for c in columns)))
-        except duckdb.Error as error:
-            raise ValueError(f"{where}: the query failed: {error}") from None
-
-    return Part(where, schema, None, read, {"name": where, "kind": "query", "connection": bool(keep)})
-
-
-def _open_table(table: pa.Table, where: str) -> Part:
-    def read(columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        yield from table.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
-
-    return Part(
-        where,
-        table.schema.remove_metadata(),
-        table.num_rows,
-        read,
-        {"name": where, "kind": "table", "rows": table.num_rows},
-    )
-
-
-def _open_reader(reader: pa.RecordBatchReader, where: str) -> Part:
-    def read(columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        for batch in reader:
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield batch.select(list(columns)).slice(start, BATCH_ROWS)
-
-    return Part(where, reader.schema.remove_metadata(), None, read, {"name": where, "kind": "stream"})
-
-
-def _from_pandas(frame: Any) -> pa.Table:
+def _from_pandas(frame: Any, where: str) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError) as error:
-        raise ValueError(f"the pandas frame has a column Arrow cannot hold: {error}") from None
+        raise ValueError(f"{where}: the pandas frame has a column that Arrow cannot hold: {error}") from None
 
 
-def _to_reader(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
-    if hasattr(relation, "to_arrow_reader"):
-        return relation.to_arrow_reader(BATCH_ROWS)
-    return relation.fetch_record_batch(BATCH_ROWS)
+def _stat(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"name": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+def _schema(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
+    return _reader(relation.limit(0)).schema
 
 
-def _first_line(error: Exception) -> str:
+def _reader(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
+    # the method's name changed between versions of DuckDB
+    read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
+    return read(BATCH_ROWS)
+
+
+def _quoted(columns: Sequence[str]) -> str:
+    return ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
+
+
+def _first_lines(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()[:3] if line.strip())

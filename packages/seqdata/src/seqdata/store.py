@@ -93,7 +93,7 @@ class Store:
     def vocabulary(self, name: str) -> Vocabulary:
         """Values and ids of a categorical field, or of a categorical item column as "field.column"."""
         entry = self.entry(name)
-        if entry["kind"] != "categorical":
+        if entry["kind"] not in ("categorical", "hashed"):
             raise KeyError(f"{name!r} is {entry['kind']} and has no vocabulary")
         return self._vocabulary(entry["file"], name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,73 +10,119 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from seqdata import layout
-from seqdata.fields import FIRST_VALUE, MISSING, UNKNOWN
+from seqdata.encode import bucket, hashed_ids
+from seqdata.fields import MISSING, UNKNOWN, Hashed
 
 
 class Vocabulary:
-    """Ids of a field: 0 is missing, 1 unknown, 2.. the values; `len()` counts all ids."""
+    """Ids of a field: 0 is missing, 1 unknown (1..k with k unknown buckets), then the values; `len()` counts all ids.
+
+    A hashed field has no values; it still encodes.
+    """
 
     def __init__(self, path: Path, entry: dict[str, Any]) -> None:
         self.kind = pa.int64() if entry["values"] == "int64" else pa.string()
-        table = layout.read_table(path)
-        if len(table) + FIRST_VALUE != entry["size"]:
-            raise layout.StoreError(f"{path} holds {len(table)} values; schema.json says {entry['size'] - FIRST_VALUE}")
-        self._values = _one(table.column("value"))
-        self.counts = table.column("count").to_numpy()
+        self.hashed = Hashed(entry["buckets"], entry["seed"]) if entry["kind"] == "hashed" else None
+        self.buckets: int = entry.get("oov_buckets", 1)
+        self.first_value = UNKNOWN + self.buckets
+        self._size: int = entry["size"]
+        if self.hashed is not None:
+            self.table = pa.table({"value": pa.array([], self.kind), "count": pa.array([], pa.int64())})
+        else:
+            self.table = layout.read_table(path)
+            if len(self.table) + self.first_value != self._size:
+                raise layout.StoreError(
+                    f"{path} holds {len(self.table)} values; schema.json says {self._size - self.first_value}"
+                )
+        self._values = one_chunk(self.table.column("value"))
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self._values) + FIRST_VALUE
+        return self._size
 
     @property
     def values(self) -> np.ndarray:
-        """[len - 2] values; the i-th one has id 2 + i."""
+        """Values in the order of their ids; the first one has id `first_value`, 2 unless there are unknown buckets."""
         return self._values.to_numpy(zero_copy_only=False)
 
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 events before the fit cutoff of each value."""
+        return self.table.column("count").to_numpy()
+
     def encode(self, values: Iterable[Any] | pa.Array) -> np.ndarray:
-        """int32 ids of values; null is 0, a value the vocabulary lacks is 1."""
-        if not isinstance(values, pa.Array):
-            if isinstance(values, pa.ChunkedArray):
-                values = _one(values)
-            else:
-                values = pa.array(values if isinstance(values, np.ndarray) else list(values), from_pandas=True)
-        if values.type != self.kind:
+        """int32 ids of values; null is 0, a value the vocabulary lacks is 1 (or its unknown bucket)."""
+        array = _to_arrow(values)
+        if array.type != self.kind:
             try:
-                values = values.cast(self.kind)
+                array = array.cast(self.kind)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                raise TypeError(
-                    f"encode: got values of type {values.type}; this vocabulary holds {self.kind}"
-                ) from None
-        ids = self._encode_integers(values) if self.kind == pa.int64() else self._encode_text(values)
-        ids[values.is_null().to_numpy(zero_copy_only=False)] = MISSING
+                raise TypeError(f"encode: got values of type {array.type}; this vocabulary holds {self.kind}") from None
+        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        ids = np.full(len(array), MISSING, np.int32)
+        known = array.drop_null()
+        if self.hashed is not None:
+            ids[valid] = hashed_ids(known, self.hashed)
+            return ids
+        found = self._find_integers(known) if self.kind == pa.int64() else self._find_texts(known)
+        unknown = found < 0
+        found += np.int32(self.first_value)
+        if unknown.any():
+            found[unknown] = bucket(known.filter(pa.array(unknown)), self.buckets)
+        ids[valid] = found
         return ids
 
     def decode(self, ids: Any) -> list[Any]:
-        """Values of ids; missing (0) and unknown (1) decode to None."""
+        """Values of ids; missing and unknown ids decode to None."""
         ids = np.asarray(ids, np.int64).ravel()
         if len(ids) and (ids.min() < 0 or ids.max() >= len(self)):
             raise IndexError(f"decode: ids {ids.min()}..{ids.max()}; this vocabulary has ids 0..{len(self) - 1}")
-        return self._values.take(pa.array(ids - FIRST_VALUE, mask=ids < FIRST_VALUE)).to_pylist()
+        if self.hashed is not None:
+            raise TypeError("decode: a hashed field does not keep its values")
+        return self._values.take(pa.array(ids - self.first_value, mask=ids < self.first_value)).to_pylist()
 
-    def _encode_integers(self, values: pa.Array) -> np.ndarray:
+    def to_parquet(self, path: str | os.PathLike) -> None:
+        """Writes (id, value, count), one row a value."""
+        ids = (
+            pa.array(np.arange(self.first_value, len(self), dtype=np.int32))
+            if self.hashed is None
+            else pa.array([], pa.int32())
+        )
+        temporary = f"{os.fspath(path)}.part"
+        pq.write_table(
+            pa.table({"id": ids, "value": self.table.column("value"), "count": self.table.column("count")}), temporary
+        )
+        os.replace(temporary, path)
+
+    def _find_integers(self, values: pa.Array) -> np.ndarray:
         if self._sorted is None:
             plain = self._values.to_numpy()
             order = np.argsort(plain, kind="stable")
             self._sorted = plain[order], order.astype(np.int32)
         known, order = self._sorted
-        wanted = pc.fill_null(values, 0).to_numpy()
+        wanted = values.to_numpy()
         if not len(known):
-            return np.full(len(wanted), UNKNOWN, np.int32)
+            return np.full(len(wanted), -1, np.int32)
         at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return np.where(known[at] == wanted, order[at] + np.int32(FIRST_VALUE), np.int32(UNKNOWN))
+        return np.where(known[at] == wanted, order[at], np.int32(-1))
 
-    def _encode_text(self, values: pa.Array) -> np.ndarray:
-        found = pc.index_in(values, self._values)
-        return pc.fill_null(pc.add(found, FIRST_VALUE), UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int32)
+    def _find_texts(self, values: pa.Array) -> np.ndarray:
+        found = pc.fill_null(pc.index_in(values, self._values), -1)
+        return np.array(found.to_numpy(zero_copy_only=False), np.int32)
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The single array of a chunked column."""
     array = column.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _to_arrow(values: Any) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return one_chunk(values)
+    if isinstance(values, pa.Array):
+        return values
+    return pa.array(values if isinstance(values, np.ndarray) else list(values), from_pandas=True)

@@ -1,0 +1,367 @@
+"""The steps of a build: ingest every part, fit, sort every shard. Each step leaves a marker, so none is done twice.
+
+The steps only share a folder, so `ingest` of different parts and `sort` of different shards may run at the same time,
+in other processes or on other machines that see the folder. The result does not depend on who ran what.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seqdata import layout
+from seqdata.encode import CategoricalCodec, Codec, Entries, EntryWriter, HashedCodec, VectorCodec, plain, read_remap
+from seqdata.fields import describe
+from seqdata.hashing import hash_values, mix
+from seqdata.plan import Plan
+from seqdata.sources import Part, connect
+from seqdata.spool import SpoolWriter, read_spool, sorted_runs
+from seqdata.times import TimeParser, format_time
+
+
+def _quiet(rows: int) -> None:
+    pass
+
+
+class Job:
+    """One build in `folder`, which becomes the store; `previous` is the store that the events are appended to."""
+
+    def __init__(self, plan: Plan, folder: Path, previous: Any = None, grow: bool = True) -> None:
+        self.plan, self.folder, self.previous, self.grow = plan, folder, previous, grow
+        self.work = folder / "work"
+        self.codecs = plan.codecs()
+        # columns are numbered on disk, since a field may be called "user" or "time"
+        self.slots = {name: f"f{i:03d}" for i, name in enumerate(self.codecs)}
+        keys = {"user": np.dtype(np.int32 if plan.text_users else np.int64), "time": np.dtype(np.int64)}
+        self.columns = keys | {slot: self.codecs[name].dtype for name, slot in self.slots.items()}
+
+    def prepare(self, resume: bool) -> None:
+        """Keeps the finished steps of an earlier attempt at the same build if `resume`, else starts anew."""
+        signature = self.plan.signature()
+        found = _read(self.work / "job.json")
+        if not (resume and signature is not None and found == json.loads(json.dumps(signature))):
+            for leftover in self.folder.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for name in ("work/parts", "work/remap", "shards", "vocabularies", "vectors"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        layout.write_json(self.work / "job.json", signature)
+
+    def ingest(self, number: int, tick: Callable[[int], None] = _quiet) -> dict[str, Any]:
+        """Reads one part of the input into spools and entries; returns what it counted."""
+        marker = self.work / "parts" / f"{number:05d}.json"
+        if (done := _read(marker)) is not None:
+            return done
+        table, part = self.plan.parts[number]
+        folder = marker.with_suffix("")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        result = _Ingest(self, table, part, folder).run(tick)
+        layout.write_json(marker, result)
+        return result
+
+    def fit(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Fits vocabularies and distinct vectors over all parts; returns the described fields."""
+        marker = self.work / "fit.json"
+        if (done := _read(marker)) is not None:
+            return done
+        _check_zones(self.plan, parts)
+        connection = connect(self.plan.budget // 2, self.work)
+        described: dict[str, Any] = {}
+        for i, (name, codec) in enumerate(self.codecs.items()):
+            file = layout.file_name(i, name)
+            old = None if self.previous is None else self.previous.schema["fields"][name]
+            entry = describe(codec.spec) | {"file": file, "dtype": codec.dtype.name}
+            if isinstance(codec, CategoricalCodec):
+                previous = None if old is None else self.previous.vocabulary(name).table
+                table = codec.fit(self._entries(connection, self.slots[name], parts), previous, self.grow)
+                table = pa.table({"value": table.column(0).cast(codec.kind), "count": table.column(1).cast(pa.int64())})
+                layout.write_table(self.folder / "vocabularies" / f"{file}.arrow", table)
+                entry |= {"size": len(table) + codec.spec.first_value, "values": str(codec.kind)}
+            elif isinstance(codec, HashedCodec):
+                entry |= {"size": codec.spec.buckets + 2, "values": str(codec.values)}
+            elif isinstance(codec, VectorCodec):
+                width = self._width(name, codec, old, parts)
+                previous = None if old is None else codec.blobs(self.previous.vectors(name))
+                table = codec.fit(self._entries(connection, self.slots[name], parts), previous)
+                matrix = codec.matrix(table, width)
+                layout.write_array(self.folder / "vectors" / f"{file}.npy", matrix)
+                entry |= {"size": len(matrix), "width": matrix.shape[1], "vector_dtype": codec.spec.dtype}
+            described[name] = entry
+        if (users := self.plan.user_codec()) is not None:
+            table = users.fit(self._entries(connection, "user", parts))
+            layout.write_table(self.work / "users.arrow", pa.table({"user": table.column(0)}))
+        connection.close()
+        for number in range(len(parts)):
+            for path in (self.work / "parts" / f"{number:05d}").glob("*.parquet"):
+                path.unlink()
+        layout.write_json(marker, described)
+        return described
+
+    def sort(
+        self, shard: int, parts: list[dict[str, Any]], described: dict[str, Any], tick: Callable[[int], None] = _quiet
+    ) -> dict[str, Any]:
+        """Writes one shard, its events sorted by user, time and input order; returns what schema.json says of it."""
+        marker = self.work / f"shard_{shard:05d}.json"
+        if (done := _read(marker)) is not None:
+            return done
+        out = self.folder / "shards" / f"{shard:05d}"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        scratch = self.work / f"scratch_{shard:05d}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        rows = sum(sum(part["rows"][shard]) for part in parts)
+        record = np.dtype([(name, np.int64 if name == "user" else dtype) for name, dtype in self.columns.items()])
+        writers = {"time": layout.ArrayWriter(out / "time.npy", np.dtype(np.int64), rows)}
+        for name, slot in self.slots.items():
+            writers[slot] = layout.ArrayWriter(out / f"{described[name]['file']}.npy", self.codecs[name].dtype, rows)
+        users, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        low, high = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+        translate = self._translator(parts)
+
+        def records() -> Any:
+            for number, part in enumerate(parts):
+                path = self._spool(number, shard)
+                for i, batch in enumerate(read_spool(path, self.columns, part["rows"][shard])):
+                    out = np.empty(len(batch["time"]), record)
+                    for name, values in batch.items():
+                        out[name] = translate(number, i, name, values)
+                    yield out
+
+        def only_users() -> Any:
+            for number, part in enumerate(parts):
+                path = self._spool(number, shard)
+                for i, batch in enumerate(read_spool(path, self.columns, part["rows"][shard], "user")):
+                    yield translate(number, i, "user", batch["user"])
+
+        for ids, counts, run, order in sorted_runs(
+            records, only_users, rows, record, scratch, self.plan.budget // 3, tick
+        ):
+            users.append(ids)
+            lengths.append(counts)
+            for name, writer in writers.items():
+                writer.append(run[name][order])
+            low, high = min(low, int(run["time"].min(initial=low))), max(high, int(run["time"].max(initial=high)))
+        for writer in writers.values():
+            writer.close()
+        ids = np.concatenate(users)
+        if self.plan.text_users:
+            texts = layout.read_table(self.work / "users.arrow").column("user").take(pa.array(ids))
+            layout.write_table(out / "users.arrow", pa.table({"user": texts}))
+        else:
+            layout.write_array(out / "users.npy", ids)
+        layout.write_array(out / "offsets.npy", np.append(np.int64(0), np.cumsum(np.concatenate(lengths))))
+        shutil.rmtree(scratch)
+        result = {"folder": f"{shard:05d}", "users": len(ids), "events": rows, "time_min": low, "time_max": high}
+        layout.write_json(marker, result)
+        return result
+
+    def schema(
+        self, parts: list[dict[str, Any]], described: dict[str, Any], shards: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What schema.json says of the finished build."""
+        plan = self.plan
+        tables: dict[str, Any] = {}
+        for (table, part), counted in zip(plan.parts, parts, strict=True):
+            entry = tables.setdefault(table, {"rows_in": 0, "rows_out": 0, "dropped_null_user": 0, "parts": []})
+            entry["rows_in"] += counted["rows_in"]
+            entry["dropped_null_user"] += counted["dropped"]
+            entry["rows_out"] += counted["rows_in"] - counted["dropped"]
+            entry["parts"].append(part.fingerprint() or {"memory": part.where})
+        rows_in, dropped = sum(part["rows_in"] for part in parts), sum(part["dropped"] for part in parts)
+        return {
+            "format": layout.FORMAT,
+            "version": layout.VERSION,
+            "user": {"column": plan.user, "dtype": "string" if plan.text_users else "int64"},
+            "time": {"column": plan.time, "unit": "us"},
+            "event_field": plan.event_field,
+            "fields": described,
+            "fit_before": plan.fit_before,
+            "fit_before_text": None if plan.fit_before is None else format_time(plan.fit_before),
+            "rows": {"in": rows_in, "out": rows_in - dropped, "dropped": {"null_user": dropped}},
+            "tables": tables,
+            "items": {},
+            "shards": shards,
+            "num_users": sum(shard["users"] for shard in shards),
+            "num_events": sum(shard["events"] for shard in shards),
+        }
+
+    def _spool(self, number: int, shard: int) -> Path:
+        return self.work / "parts" / f"{number:05d}" / f"spool_{shard:05d}"
+
+    def _entries(self, connection: Any, slot: str, parts: list[dict[str, Any]]) -> Entries:
+        files = [self.work / "parts" / f"{number:05d}" / f"{slot}.parquet" for number in range(len(parts))]
+        count = sum(part["entries"][slot] for part in parts)
+        return Entries(connection, files, count, self.work / "remap" / slot)
+
+    def _translator(self, parts: list[dict[str, Any]]) -> Callable[[int, int, str, np.ndarray], np.ndarray]:
+        coded = {self.slots[name]: codec.missing for name, codec in self.codecs.items() if codec.kind is not None}
+        if self.plan.text_users:
+            coded["user"] = 0
+        bases = {slot: np.cumsum([0] + [part["entries"][slot] for part in parts]) for slot in coded}
+        remaps = {slot: read_remap(self.work / "remap" / slot, int(bases[slot][-1])) for slot in coded}
+
+        def translate(number: int, batch: int, slot: str, codes: np.ndarray) -> np.ndarray:
+            if slot not in coded:
+                return codes
+            starts = parts[number]["starts"][slot]
+            base = int(bases[slot][number])
+            end = starts[batch + 1] if batch + 1 < len(starts) else parts[number]["entries"][slot]
+            table = np.empty(end - starts[batch] + 1, np.int32)
+            table[0] = coded[slot]
+            table[1:] = remaps[slot][base + starts[batch] : base + end]
+            return table[codes]
+
+        return translate
+
+    def _width(
+        self, name: str, codec: VectorCodec, old: dict[str, Any] | None, parts: list[dict[str, Any]]
+    ) -> int | None:
+        widths = {part["widths"].get(name) for part in parts} - {None}
+        if old is not None:
+            widths.add(old["width"])
+        if len(widths) > 1:
+            raise ValueError(
+                f"column {name!r}: vectors of different widths {sorted(widths)}; name one with Vector(width)"
+            )
+        return widths.pop() if widths else codec.spec.width
+
+
+class _Ingest:
+    """Reads one part."""
+
+    def __init__(self, job: Job, table: str, part: Part, folder: Path) -> None:
+        self.plan, self.table, self.part = job.plan, table, part
+        self.codecs: dict[str, Codec] = job.plan.codecs()
+        self.slots = job.slots
+        self.users = job.plan.user_codec()
+        self.spools = [SpoolWriter(folder / f"spool_{i:05d}", job.columns) for i in range(job.plan.shards)]
+        self.entries = {
+            job.slots[name]: EntryWriter(folder / f"{job.slots[name]}.parquet", codec.kind)
+            for name, codec in self.codecs.items()
+            if codec.kind is not None
+        }
+        if self.users is not None:
+            self.entries["user"] = EntryWriter(folder / "user.parquet", self.users.kind)
+        self.parser = TimeParser(job.plan.time, job.plan.time_unit, job.plan.time_format)
+        self.rows_in = self.dropped = self.fitted = 0
+
+    def run(self, tick: Callable[[int], None]) -> dict[str, Any]:
+        plan, part = self.plan, self.part
+        names = list(
+            dict.fromkeys([plan.user, plan.time, *(name for name in self.codecs if name in part.schema.names)])
+        )
+        try:
+            for batch in part.read(names, {plan.time: pa.string()} | plan.types):
+                if batch.num_rows:
+                    self._batch(
+                        {name: self._cast(name, batch.column(i)) for i, name in enumerate(names)}, batch.num_rows
+                    )
+                    tick(self.rows_in)
+        finally:
+            for writer in (*self.spools, *self.entries.values()):
+                writer.close()
+        return {
+            "rows_in": self.rows_in,
+            "dropped": self.dropped,
+            "rows": [spool.rows for spool in self.spools],
+            "entries": {slot: writer.count for slot, writer in self.entries.items()},
+            "starts": {slot: writer.starts for slot, writer in self.entries.items()},
+            "widths": {name: codec.width for name, codec in self.codecs.items() if isinstance(codec, VectorCodec)},
+            "zoned": self.parser.zoned,
+        }
+
+    def _batch(self, values: dict[str, pa.Array], rows: int) -> None:
+        plan, where, first = self.plan, self.part.where, self.part.first_row + self.rows_in
+        time = self.parser.parse(values[plan.time], first, where)
+        self.rows_in += rows
+        keep = self._keep(values[plan.user], first)
+        if keep is not None:
+            chosen = pa.array(keep)
+            values = {name: array.filter(chosen) for name, array in values.items()}
+            time = time[keep]
+            self.dropped += rows - len(time)
+            rows = len(time)
+        fit = None if plan.fit_before is None else time < plan.fit_before
+        keys, hashes = self._keys(values[plan.user], rows, first)
+        spooled = {"user": keys, "time": time}
+        for name, codec in self.codecs.items():
+            source = values.get(name)
+            if name == plan.event_field:
+                source = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([self.table]))
+            coded = codec.ingest(source, fit, rows, where)
+            slot = self.slots[name]
+            spooled[slot] = coded.codes
+            if slot in self.entries:
+                self.entries[slot].add(coded)
+        if len(self.spools) == 1:
+            self.spools[0].append(spooled)
+            return
+        shard = (hashes % np.uint64(len(self.spools))).astype(np.uint16)
+        order = np.argsort(shard, kind="stable")
+        ends = np.cumsum(np.bincount(shard, minlength=len(self.spools)))
+        for i, spool in enumerate(self.spools):
+            piece = order[ends[i - 1] if i else 0 : ends[i]]
+            spool.append({name: column[piece] for name, column in spooled.items()})
+
+    def _cast(self, name: str, array: pa.Array) -> pa.Array:
+        kind = self.plan.types.get(name)
+        return (
+            array if kind is None or array.type == kind else plain(array, kind, f"column {name!r} of {self.part.where}")
+        )
+
+    def _keep(self, users: pa.Array, first: int) -> np.ndarray | None:
+        if pa.types.is_floating(users.type):
+            users = pc.if_else(pc.is_nan(users), pa.scalar(None, users.type), users)
+        valid = users.is_valid().to_numpy(zero_copy_only=False)
+        if valid.all():
+            return None
+        if self.plan.null_user == "error":
+            raise ValueError(
+                f"user column {self.plan.user!r} of {self.part.where}: {int((~valid).sum())} null value(s), the first"
+                f" at row {first + int(np.argmin(valid))}; null_user='drop' leaves such rows out"
+            )
+        return valid
+
+    def _keys(self, users: pa.Array, rows: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+        place = f"user column {self.plan.user!r} of {self.part.where}"
+        if self.users is not None:
+            coded = self.users.ingest(users, None, rows, self.part.where)
+            self.entries["user"].add(coded)
+            sharded = len(self.spools) > 1
+            return coded.codes, hash_values(coded.entries)[coded.codes - 1] if sharded else np.zeros(0, np.uint64)
+        keys = plain(users, pa.int64(), place).to_numpy(zero_copy_only=False)
+        if rows and int(keys.min()) < 0:
+            at = int(np.argmax(keys < 0))
+            raise ValueError(
+                f"{place}: negative id {keys[at]} at or after row {first + at}; integer ids need to be >= 0 (text ids"
+                f" may be anything: types={{{self.plan.user!r}: 'string'}})"
+            )
+        return keys, mix(keys.view(np.uint64)) if len(self.spools) > 1 else np.zeros(0, np.uint64)
+
+
+def _check_zones(plan: Plan, parts: list[dict[str, Any]]) -> None:
+    for table in plan.tables:
+        kinds: dict[bool, str] = {}
+        for (name, part), counted in zip(plan.parts, parts, strict=True):
+            if name == table and counted["zoned"] is not None:
+                kinds.setdefault(counted["zoned"], part.where)
+        if len(kinds) == 2:
+            raise ValueError(
+                f"time column {plan.time!r} of table {table!r}: {kinds[True]} names a zone and {kinds[False]} does not;"
+                " times without a zone are read as UTC, so say so in the data or cast them with Sql(...)"
+            )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,180 @@
+"""What a build reads and makes, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from seqdata.encode import Codec, UserCodec, make_codec
+from seqdata.fields import Categorical, Field, Hashed, describe, infer_field, is_text, parse_field
+from seqdata.sources import Part
+
+CASTS = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the steps of a build share; plain data, so that worker processes can have it."""
+
+    parts: list[tuple[str, Part]]
+    user: str
+    time: str
+    text_users: bool
+    fields: dict[str, Field]
+    kinds: dict[str, pa.DataType]
+    event_field: str | None
+    types: dict[str, pa.DataType]
+    fit_before: int | None
+    null_user: str
+    time_unit: str | None
+    time_format: str | None
+    shards: int
+    budget: int
+    tables: list[str]
+
+    def codecs(self) -> dict[str, Codec]:
+        """The codec of every field, fresh."""
+        known = {self.event_field: self.tables}
+        return {name: make_codec(name, spec, self.kinds[name], known.get(name)) for name, spec in self.fields.items()}
+
+    def user_codec(self) -> UserCodec | None:
+        """Codes text ids; None where ids are integers."""
+        return UserCodec(self.user) if self.text_users else None
+
+    def signature(self) -> dict[str, Any] | None:
+        """What a resumed build must share with the interrupted one; None where a part is not on disk."""
+        prints = [part.fingerprint() for _, part in self.parts]
+        if any(one is None for one in prints):
+            return None
+        return {
+            "parts": [[table, one] for (table, _), one in zip(self.parts, prints, strict=True)],
+            "user": self.user,
+            "time": [self.time, self.time_unit, self.time_format],
+            "fields": {name: describe(spec) | {"type": str(self.kinds[name])} for name, spec in self.fields.items()},
+            "values": {
+                name: list(spec.values or ()) for name, spec in self.fields.items() if isinstance(spec, Categorical)
+            },
+            "types": {name: str(kind) for name, kind in self.types.items()},
+            "options": [self.event_field, self.fit_before, self.null_user, self.shards],
+        }
+
+
+def make_plan(
+    tables: dict[str, list[Part]],
+    *,
+    user: str,
+    time: str,
+    fields: Mapping[str, Any] | None,
+    event_field: str | None,
+    types: Mapping[str, str],
+    **options: Any,
+) -> Plan:
+    """Checks columns and types of all tables and settles what each field is; `event_field` is None for one unnamed table."""
+    casts = {}
+    for column, name in types.items():
+        if name not in CASTS:
+            raise ValueError(f"types={{{column!r}: {name!r}}}: needs one of {sorted(CASTS)}")
+        casts[column] = CASTS[name]
+    seen = _columns(tables, user, time, casts, event_field)
+    for column in types:
+        if column not in seen:
+            raise KeyError(f"types: column {column!r} is in no table; there are {list(seen)}")
+    if event_field in seen:
+        raise ValueError(
+            f"event_field={event_field!r} is also a column of the log; choose another name for the field that holds the"
+            " table name"
+        )
+    others = [column for column in seen if column not in (user, time)]
+    if fields is None:
+        chosen = {column: infer_field(column, _common(seen[column])) for column in others}
+    else:
+        chosen = {column: parse_field(column, spec) for column, spec in fields.items()}
+        for column in chosen:
+            if column == event_field:
+                raise ValueError(f"fields: {column!r} is the event_field, which is made from the table names")
+            if column in (user, time):
+                role = "user" if column == user else "time"
+                raise ValueError(f"fields: {column!r} is the {role} column, which is always kept")
+            if column not in seen:
+                raise KeyError(f"fields: column {column!r} is in no table; there are {others}")
+    if "timestamp" in chosen:
+        raise ValueError(
+            "fields: the name 'timestamp' is taken by the event times in batches; rename or leave out that column"
+        )
+    for kind in seen[user]:
+        if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+            raise ValueError(f"user column {user!r} has type {kind}; needs integers or text")
+    kinds = {column: _kind(column, spec, seen[column]) for column, spec in chosen.items()}
+    if event_field is not None:
+        chosen = {event_field: Categorical(), **chosen}
+        kinds[event_field] = pa.string()
+    return Plan(
+        parts=[(table, part) for table, parts in tables.items() for part in parts],
+        user=user,
+        time=time,
+        text_users=any(is_text(kind) for kind in seen[user]),
+        fields=chosen,
+        kinds=kinds,
+        event_field=event_field,
+        types=casts,
+        tables=list(tables),
+        **options,
+    )
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column, dictionary-coded or not."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def categorical_kind(column: str, spec: Categorical | Hashed, kinds: Sequence[pa.DataType]) -> pa.DataType:
+    """int64 or string: how the values of a categorical column are compared."""
+    values = spec.values if isinstance(spec, Categorical) else None
+    if values and all(isinstance(value, str) for value in values):
+        return pa.string()
+    if values and all(isinstance(value, int | np.integer) for value in values):
+        return pa.int64()
+    kinds = [kind for kind in map(value_type, kinds) if not pa.types.is_null(kind)]
+    if not kinds or any(is_text(kind) for kind in kinds):
+        return pa.string()
+    for kind in kinds:
+        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+            raise ValueError(
+                f"column {column!r} has type {kind}; ids need integers or text: types={{{column!r}: 'string'}} casts it"
+            )
+    return pa.int64()
+
+
+def _columns(
+    tables: dict[str, list[Part]], user: str, time: str, casts: dict[str, pa.DataType], event_field: str | None
+) -> dict[str, list[pa.DataType]]:
+    seen: dict[str, list[pa.DataType]] = {}
+    for table, parts in tables.items():
+        for part in parts:
+            place = part.where if event_field is None else f"{part.where} (table {table!r})"
+            names = part.schema.names
+            for role, column in (("user", user), ("time", time)):
+                if column not in names:
+                    raise KeyError(f"{role} column {column!r} is not in {place}; it has {names}")
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{place}: columns {repeated} appear twice")
+            for column in part.schema:
+                seen.setdefault(column.name, []).append(value_type(casts.get(column.name, column.type)))
+    return seen
+
+
+def _common(kinds: Sequence[pa.DataType]) -> pa.DataType:
+    for test in (is_text, pa.types.is_floating):
+        for kind in kinds:
+            if test(kind):
+                return kind
+    return next((kind for kind in kinds if not pa.types.is_null(kind)), kinds[0])
+
+
+def _kind(column: str, spec: Field, kinds: Sequence[pa.DataType]) -> pa.DataType:
+    return categorical_kind(column, spec, kinds) if isinstance(spec, Categorical | Hashed) else pa.float64()
