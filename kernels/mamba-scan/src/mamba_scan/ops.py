@@ -1,0 +1,130 @@
+"""The registered ops: schemas, fake implementations, autograd. Backends are imported by name, when an op first runs."""
+
+import importlib
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamba_scan.problem import ScanProblem, check_offset_values
+
+BACKENDS = ("reference", "cpu")
+
+_TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+_SCAN = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? initial_state, Tensor? offsets, bool delta_softplus"
+)
+_FIELDS = len(ScanProblem.__dataclass_fields__)
+
+torch.library.define("mamba_scan::scan", f"({_SCAN}, bool save, str backend) -> (Tensor, Tensor, Tensor)")
+torch.library.define(
+    "mamba_scan::scan_backward",
+    f"(Tensor? dout, Tensor? dlast, Tensor saved, {_SCAN}, str backend) -> ({', '.join(['Tensor'] * len(_TENSORS))})",
+)
+
+
+def scan(p: ScanProblem, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Run the registered scan on a checked problem; ``backend`` None picks the fastest when the op runs."""
+    fields = [getattr(p, name) for name in ScanProblem.__dataclass_fields__]
+    save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in fields)
+    out, last, _ = torch.ops.mamba_scan.scan(*fields, save, backend or "auto")
+    return out, last
+
+
+def backend_status(name: str) -> str:
+    """Return "ok" or the reason why the backend cannot run on this machine."""
+    try:
+        return _implementation(name).unavailable() or "ok"
+    except ImportError as error:
+        return str(error)
+
+
+def choose(backend: str, p: Any) -> ModuleType:
+    """The module of the backend asked for, or of the fastest one for these tensors when asked for "auto"."""
+    if backend != "auto":
+        chosen = _implementation(backend)
+        if reason := chosen.unavailable():
+            raise RuntimeError(f'backend="{backend}" cannot run here: {reason}')
+        if reason := chosen.supports(p):
+            raise ValueError(f'backend="{backend}" cannot take these tensors: {reason}')
+        return chosen
+    chosen = _implementation("cpu")
+    if chosen.supports(p) is None:
+        if (reason := chosen.unavailable()) is None:
+            return chosen
+        _warn_once(f"mamba_scan runs on the slow reference path, for want of the native CPU kernel: {reason}")
+    return _implementation("reference")
+
+
+@torch.library.impl("mamba_scan::scan", ("cpu", "cuda"))
+def _scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    p = ScanProblem(*args[:_FIELDS])
+    save, backend = args[_FIELDS:]
+    check_offset_values(p.offsets, p.rows)
+    saved = _saved(p, save)
+    out, last = choose(backend, p).scan_forward(p, saved)
+    return out, last, saved
+
+
+@torch.library.register_fake("mamba_scan::scan")
+def _scan_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    p = ScanProblem(*args[:_FIELDS])
+    last = p.A.new_empty(p.segments, p.channels, p.states, dtype=p.state_dtype)
+    return torch.empty_like(p.u), last, _saved(p, args[_FIELDS])
+
+
+@torch.library.impl("mamba_scan::scan_backward", ("cpu", "cuda"))
+def _scan_backward(dout: Tensor | None, dlast: Tensor | None, saved: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    p = ScanProblem(*args[:_FIELDS])
+    grads = choose(args[_FIELDS], p).scan_backward(p, saved, dout, dlast)
+    return tuple(grads[name] if name in grads else p.u.new_empty(0) for name in _TENSORS)
+
+
+@torch.library.register_fake("mamba_scan::scan_backward")
+def _scan_backward_fake(dout: Tensor | None, dlast: Tensor | None, saved: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    p = ScanProblem(*args[:_FIELDS])
+    tensors = (getattr(p, name) for name in _TENSORS)
+    return tuple(p.u.new_empty(0) if x is None else torch.empty_like(x) for x in tensors)
+
+
+def _saved(p: ScanProblem, save: bool) -> Tensor:
+    return p.A.new_empty(p.slots if save else 0, p.states, p.channels, dtype=p.state_dtype)
+
+
+def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    problem = inputs[:_FIELDS]
+    ctx.save_for_backward(output[2], *(x for x in problem if isinstance(x, Tensor)))
+    ctx.layout = [None if isinstance(x, Tensor) else (x,) for x in problem]
+    ctx.backend = inputs[-1]
+
+
+def _scan_autograd(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: Any) -> tuple[Any, ...]:
+    result: list[Any] = [None] * (_FIELDS + 2)
+    if dout is None and dlast is None:
+        return tuple(result)
+    saved, *tensors = ctx.saved_tensors
+    left = iter(tensors)
+    problem = [next(left) if box is None else box[0] for box in ctx.layout]
+    grads = torch.ops.mamba_scan.scan_backward(dout, dlast, saved, *problem, ctx.backend)
+    for index, grad in enumerate(grads):
+        result[index] = grad if ctx.needs_input_grad[index] else None
+    return tuple(result)
+
+
+torch.library.register_autograd("mamba_scan::scan", _scan_autograd, setup_context=_scan_setup)
+
+
+@cache
+def _implementation(name: str) -> ModuleType:
+    return importlib.import_module(f"mamba_scan.impl.{name}")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
