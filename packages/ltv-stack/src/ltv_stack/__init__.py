@@ -1,0 +1,1 @@
+"""Customer revenue at every horizon."""

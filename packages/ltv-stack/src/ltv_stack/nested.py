@@ -1,0 +1,340 @@
+"""Statistics of nested Arrow columns straight from their offsets: no Python object is made for any entry."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+STATISTICS = ("count", "sum", "mean", "std", "min", "max", "top1_share", "top3_share", "entropy")
+ALL_STATISTICS = (*STATISTICS, "distinct")
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a nested column, flattened in row order.
+
+    Args:
+        rows: the row every entry belongs to, non-decreasing [E].
+        keys: the outermost key of every entry [E], or None where the column has no keys.
+        values: the innermost value of every entry [E].
+        present: False where the row is null [N].
+    """
+
+    rows: Ints
+    keys: pa.Array | None
+    values: pa.Array
+    present: Bools
+
+
+def flatten_nested(array: pa.Array) -> Entries:
+    """Flatten a map, list, list of (key, value) structs, or any of these inside each other, to its entries.
+
+    Slices, null rows that hide entries, and offsets that leave gaps are taken as Arrow defines them: a null row has no
+    entries. Duplicate keys are kept, every one an entry. Of a struct the first field is the key and the second the
+    value; of nested maps the outermost key is kept.
+
+    Args:
+        array: the column [N].
+
+    Raises:
+        TypeError: the column is not nested.
+    """
+    if not is_nested(array.type):
+        raise TypeError(f"array: got Arrow type {array.type}, needs a map or a list type")
+    present = np.asarray(pc.is_valid(array))
+    starts, lengths = _extents(array)
+    lengths = np.where(present, lengths, 0)
+    total = int(lengths.sum())
+    rows = np.repeat(np.arange(len(array), dtype=np.int64), lengths)
+    child = array.values
+    # One contiguous stretch is sliced; a null row that hides entries leaves a gap, so those are gathered.
+    used = np.flatnonzero(lengths)
+    first = np.cumsum(lengths) - lengths
+    if total == 0:
+        child = child.slice(0, 0)
+    elif np.array_equal(starts[used], starts[used[0]] + first[used]):
+        child = child.slice(int(starts[used[0]]), total)
+    else:
+        child = child.take(pa.array(np.repeat(starts - first, lengths) + np.arange(total)))
+    keys, values = _keys_and_values(child)
+    if is_nested(values.type):
+        inner = flatten_nested(values)
+        taken = pa.array(inner.rows)
+        keys = inner.keys if keys is None else keys.take(taken)
+        return Entries(rows[inner.rows], keys, inner.values, present)
+    return Entries(rows, keys, values, present)
+
+
+def nested_statistics(array: pa.Array | pa.ChunkedArray, statistics: Sequence[str] = STATISTICS) -> dict[str, Floats]:
+    """Per-row statistics of a nested column: count, sum, mean, std, min, max, top-k shares, entropy, distinct.
+
+    A null row has count 0 and NaN elsewhere; an empty one has count 0, sum 0, distinct 0 and NaN elsewhere. Null and
+    non-finite values count as entries and are left out of everything else. Shares and entropy (natural log) are over the
+    positive values, entry by entry; std is the population's. Every row's result depends on that row alone, bit by bit.
+
+    Args:
+        array: map, list, list of structs, or map of maps [N].
+        statistics: names out of `ALL_STATISTICS`.
+
+    Returns:
+        name -> float64 [N], in the order asked. Text values know count and distinct only; the others are NaN.
+    """
+    unknown = [name for name in statistics if name not in ALL_STATISTICS]
+    if unknown:
+        raise ValueError(f"statistics: got {unknown}, needs names out of {list(ALL_STATISTICS)}")
+    if isinstance(array, pa.ChunkedArray):
+        parts = [nested_statistics(chunk, statistics) for chunk in array.chunks]
+        return {name: np.concatenate([p[name] for p in parts] or [np.empty(0)]) for name in statistics}
+    if pa.types.is_null(array.type):
+        return {name: np.full(len(array), 0.0 if name == "count" else np.nan) for name in statistics}
+    entries = flatten_nested(array)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        return _statistics(entries, statistics)
+
+
+def nested_lookup(
+    array: pa.Array | pa.ChunkedArray,
+    keys: pa.Array | pa.ChunkedArray,
+    how: Literal["sum", "max", "count"] = "sum",
+) -> Floats:
+    """The value each row's nested column holds under that row's own key, NaN where it holds none.
+
+    Args:
+        array: a nested column with keys [N]; of nested maps the outermost key is looked up.
+        keys: the key wanted by each row, text [N]; null finds nothing.
+        how: what to do with several entries under one key: their sum, their largest, or how many there are.
+    """
+    array, keys = _one_chunk(array), _one_chunk(keys)
+    if len(array) != len(keys):
+        raise ValueError(f"keys: got {len(keys)} rows, needs {len(array)}, one for each row of array")
+    result = np.full(len(array), np.nan)
+    if pa.types.is_null(array.type) or pa.types.is_null(keys.type):
+        return result
+    entries = flatten_nested(array)
+    held = entries.keys if entries.keys is not None else entries.values
+    wanted = _text(keys).take(pa.array(entries.rows))
+    match = np.asarray(pc.fill_null(pc.equal(_text(held), wanted), False))
+    if not match.any():
+        return result
+    rows = entries.rows[match]
+    if how == "count" or entries.keys is None:
+        values = np.ones(len(rows))
+    else:
+        values = _numbers(entries.values)[match]
+        rows, values = rows[np.isfinite(values)], values[np.isfinite(values)]
+    starts, owners = _segments(rows)
+    if len(owners):
+        result[owners] = (np.maximum if how == "max" else np.add).reduceat(values, starts)
+    return result
+
+
+def nested_recency(array: pa.Array | pa.ChunkedArray, now: Floats) -> dict[str, Floats]:
+    """Days from the newest and from the oldest time in each row to the row's own time.
+
+    Args:
+        array: nested column of unix seconds or timestamps [N].
+        now: each row's own time, unix seconds [N].
+
+    Returns:
+        "days_ago" (newest) and "oldest_days_ago", float64 [N]; NaN where the row holds no time.
+    """
+    bounds = nested_statistics(array, ("min", "max"))
+    return {"days_ago": (now - bounds["max"]) / 86400.0, "oldest_days_ago": (now - bounds["min"]) / 86400.0}
+
+
+def is_nested(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds several entries a row."""
+    return pa.types.is_map(kind) or _is_list(kind)
+
+
+def column_numbers(array: pa.Array | pa.ChunkedArray) -> Floats:
+    """A flat column as float64, NaN for null; times become unix seconds, booleans 0 and 1, text is parsed or NaN."""
+    return _numbers(_one_chunk(array))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    views = any(check(kind) for check in (pa.types.is_list_view, pa.types.is_large_list_view))
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or views
+
+
+def _extents(array: pa.Array) -> tuple[Ints, Ints]:
+    """Where each row's entries begin in `array.values`, and how many there are."""
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        width = kind.list_size
+        return (np.arange(len(array), dtype=np.int64) + array.offset) * width, np.full(len(array), width, np.int64)
+    offsets = np.asarray(array.offsets).astype(np.int64)
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return offsets, np.asarray(array.sizes).astype(np.int64)
+    return offsets[:-1], np.diff(offsets)
+
+
+def _keys_and_values(child: pa.Array) -> tuple[pa.Array | None, pa.Array]:
+    if not pa.types.is_struct(child.type):
+        return None, child
+    # flatten, unlike field, honours the struct's own offset and nulls.
+    fields = child.flatten()
+    if not fields:
+        return None, pa.nulls(len(child))
+    return (None, fields[0]) if len(fields) == 1 else (fields[0], fields[1])
+
+
+def _statistics(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
+    size = len(entries.present)
+    result: dict[str, Floats] = {}
+    if "count" in statistics:
+        result["count"] = np.bincount(entries.rows, minlength=size).astype(np.float64)
+    if "distinct" in statistics:
+        result["distinct"] = _distinct(entries)
+    if any(name not in ("count", "distinct") for name in statistics):
+        result |= _moments(entries, statistics)
+    return {name: result[name] for name in statistics}
+
+
+def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
+    size = len(entries.present)
+    values = _numbers(entries.values)
+    rows = entries.rows
+    finite = np.isfinite(values)
+    if not finite.all():
+        rows, values = rows[finite], values[finite]
+    starts, owners = _segments(rows)
+    lengths = np.diff(np.append(starts, len(rows)))
+
+    def scatter(found: Floats, where: Ints = owners, empty: float = np.nan) -> Floats:
+        column = np.where(entries.present, empty, np.nan)
+        column[where] = found
+        return column
+
+    def fold(operation: Callable[..., Floats], column: Floats) -> Floats:
+        return operation(column, starts) if len(starts) else np.empty(0)
+
+    total = fold(np.add.reduceat, values)
+    mean = total / np.maximum(lengths, 1)
+    result: dict[str, Floats] = {}
+    if "sum" in statistics:
+        numeric = not _is_text(entries.values.type)
+        result["sum"] = scatter(total, empty=0.0 if numeric else np.nan)
+    if "mean" in statistics:
+        result["mean"] = scatter(mean)
+    if "std" in statistics:
+        spread = values - np.repeat(mean, lengths)
+        result["std"] = scatter(np.sqrt(fold(np.add.reduceat, spread * spread) / np.maximum(lengths, 1)))
+    if "min" in statistics:
+        result["min"] = scatter(fold(np.minimum.reduceat, values))
+    if "max" in statistics:
+        result["max"] = scatter(fold(np.maximum.reduceat, values))
+    if not {"top1_share", "top3_share", "entropy"} & set(statistics):
+        return result
+    positive = values > 0
+    if not positive.all():
+        rows, values = rows[positive], values[positive]
+        starts, owners = _segments(rows)
+        lengths = np.diff(np.append(starts, len(rows)))
+        total = fold(np.add.reduceat, values)
+    share = values / np.repeat(total, lengths)
+    if "entropy" in statistics:
+        surprise = np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0)
+        result["entropy"] = scatter(np.maximum(-fold(np.add.reduceat, surprise), 0.0), owners)
+    for name, k in (("top1_share", 1), ("top3_share", 3)):
+        if name in statistics:
+            result[name] = scatter(_top_sum(share, starts, lengths, k), owners)
+    return {name: result[name] for name in statistics if name in result}
+
+
+def _top_sum(share: Floats, starts: Ints, lengths: Ints, k: int) -> Floats:
+    """Sum of the k largest shares of each segment: k rounds of taking the largest away."""
+    if not len(starts):
+        return np.empty(0)
+    rest = share
+    top = np.maximum.reduceat(rest, starts)
+    if k == 1:
+        return top
+    # Segments of k entries or fewer hold everything.
+    result = np.ones(len(starts))
+    long = lengths > k
+    if not long.any():
+        return result
+    rest = share[np.repeat(long, lengths)].copy()
+    lengths = lengths[long]
+    starts = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(starts)), lengths)
+    total = np.zeros(len(starts))
+    for step in range(k):
+        top = np.maximum.reduceat(rest, starts)
+        total += top
+        if step + 1 < k:
+            where = np.flatnonzero(rest == top[owner])
+            first = np.ones(len(where), dtype=bool)
+            first[1:] = owner[where[1:]] != owner[where[:-1]]
+            rest[where[first]] = -1.0
+    result[long] = np.minimum(total, 1.0)
+    return result
+
+
+def _distinct(entries: Entries) -> Floats:
+    held = entries.keys if entries.keys is not None else entries.values
+    codes = pc.dictionary_encode(held, null_encoding="encode").indices
+    code = np.asarray(codes).astype(np.int64)
+    width = int(code.max(initial=0)) + 1
+    pairs = np.unique(entries.rows * width + code)
+    result = np.bincount(pairs // width, minlength=len(entries.present)).astype(np.float64)
+    return np.where(entries.present, result, np.nan)
+
+
+def _segments(rows: Ints) -> tuple[Ints, Ints]:
+    """Where each row's run of entries begins, and the rows that have any."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-1) != 0)
+    return starts, rows[starts]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _numbers(array: pa.Array) -> Floats:
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _numbers(array.dictionary_decode())
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        micros = np.asarray(array.cast(pa.timestamp("us")).cast(pa.int64()).fill_null(0)).astype(np.float64) / 1e6
+        return np.where(np.asarray(pc.is_valid(array)), micros, np.nan)
+    if pa.types.is_null(kind):
+        return np.full(len(array), np.nan)
+    if _is_text(kind):
+        text = _text(array)
+        number = pc.match_substring_regex(text, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
+        text = pc.utf8_trim_whitespace(pc.if_else(number, text, None))
+        # Arrow's parser takes no leading plus.
+        array = pc.replace_substring_regex(text, r"^\+", "").cast(pa.float64())
+    elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        array = array.cast(pa.float64()) if pa.types.is_decimal(kind) else pa.nulls(len(array), pa.float64())
+    elif pa.types.is_boolean(kind):
+        array = array.cast(pa.uint8())
+    if array.null_count:
+        array = array.cast(pa.float64(), safe=False).fill_null(np.nan)
+    return np.ascontiguousarray(array.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _text(array: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.cast(pa.large_string())
+
+
+def _one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not isinstance(array, pa.ChunkedArray):
+        return array
+    if array.num_chunks == 1:
+        return array.chunk(0)
+    return pa.concat_arrays(array.chunks) if array.num_chunks else pa.nulls(0, array.type)
