@@ -101,6 +101,9 @@ Group group_of(const Span* spans, int rows) {
   return g;
 }
 
+// Buckets of a strip of rows that the heads of one sequence share.
+constexpr int64_t kStripBytes = 1 << 21;
+
 // Time bias of one sequence. Where its time span fits 31 bits, buckets come from a float logarithm, and the few that lie near an edge
 // are settled by the integer edges; else the edges decide alone.
 struct Clock {
@@ -108,12 +111,32 @@ struct Clock {
   const int64_t* ts;
   int64_t length;
   int32_t* relative;
-  bool narrow_span;
+  // Buckets of the current group of rows: one byte where the span is narrow (below bucket 72), else four.
+  int32_t* wide;
+  uint8_t* narrow;
+  uint8_t* strip;
+  int64_t first_row, first_tile, strip_stride;
+  bool narrow_span, shared, filled;
 
-  void start(const Problem& problem, int64_t first, int64_t n) {
+  void take(const Problem& problem, const Plan& plan, Arena& arena) {
+    if (!problem.time.data) return;
+    relative = arena.take<int32_t>(plan.max_keys + 2 * kKeys);
+    wide = arena.take<int32_t>(kRows * kKeys);
+    narrow = arena.take<uint8_t>(kRows * kKeys);
+    strip = arena.take<uint8_t>(min64(plan.max_strip, kStripBytes));
+  }
+
+  // `again` says that the last piece had the same rows and keys, of another head.
+  void start(const Problem& problem, const Piece& piece, int64_t at0, bool again) {
+    filled = again;
+    if (again) return;
     p = &problem;
+    const int64_t first = problem.offsets[piece.sequence], n = problem.offsets[piece.sequence + 1] - first;
     ts = problem.timestamps + first;
     length = n;
+    first_row = at0;
+    first_tile = piece.key_begin / kKeys * kKeys;
+    strip_stride = round_up(piece.key_end - first_tile, kKeys);
     int64_t least = ts[0], most = ts[0];
     for (int64_t j = 1; j < n; ++j) {
       least = min64(least, ts[j]);
@@ -121,6 +144,7 @@ struct Clock {
     }
     // The difference is taken without a sign, since it may be beyond int64.
     narrow_span = uint64_t(most) - uint64_t(least) < 0x7fffffffu;
+    shared = problem.heads > 1 && narrow_span && strip_stride * (piece.row_end - piece.row_begin) <= kStripBytes;
     if (narrow_span) {
       for (int64_t j = 0; j < n; ++j) relative[j] = int32_t(ts[j] - least);
       for (int64_t j = n; j < n + kKeys; ++j) relative[j] = 0;
@@ -135,22 +159,42 @@ struct Clock {
     return b;
   }
 
-  // Buckets of the keys tile + [begin, end) for the row at `position`; begin is rounded down, end up to whole vectors.
-  void buckets(int64_t position, int64_t tile, int begin, int end, int32_t* to) const {
-    const int64_t at = min64(position + p->time_shift, length - 1);
+  struct Buckets {
+    const uint8_t* narrow;
+    const int32_t* wide;
+    int64_t stride;
+  };
+
+  // Buckets of the keys tile + [begin, end) for `height` rows from position `at` on; whole vectors are filled.
+  Buckets buckets(int64_t at, int height, int64_t tile, int begin, int end) const {
+    begin = begin / kFloatLanes * kFloatLanes;
     if (!narrow_span) {
-      for (int c = begin; c < end; ++c) {
-        const int64_t other = ts[min64(tile + c, length - 1)];
-        to[c] = bucket(ts[at] > other ? uint64_t(ts[at]) - uint64_t(other) : uint64_t(other) - uint64_t(ts[at]));
-      }
-      return;
+      for (int r = 0; r < height; ++r) wide_row(ts[row_time(at + r)], tile, begin, end, wide + r * kKeys);
+      return {nullptr, wide, kKeys};
     }
+    uint8_t* const to = shared ? strip + (at - first_row) * strip_stride + (tile - first_tile) : narrow;
+    const int64_t stride = shared ? strip_stride : kKeys;
+    if (!(shared && filled))
+      for (int r = 0; r < height; ++r) narrow_row(relative[row_time(at + r)], relative + tile, begin, end, to + r * stride);
+    return {to, nullptr, stride};
+  }
+
+  int64_t row_time(int64_t at) const { return min64(at + p->time_shift, length - 1); }
+
+  void wide_row(int64_t now, int64_t tile, int begin, int end, int32_t* to) const {
+    for (int c = begin; c < end; ++c) {
+      const int64_t other = ts[min64(tile + c, length - 1)];
+      to[c] = bucket(now > other ? uint64_t(now) - uint64_t(other) : uint64_t(other) - uint64_t(now));
+    }
+  }
+
+  inline __attribute__((always_inline)) void narrow_row(int32_t now, const int32_t* then, int begin, int end, uint8_t* to) const {
     typedef Simd<float>::V V;
     typedef Simd<float>::I I;
     typedef int32_t LooseI __attribute__((vector_size(kBytes), aligned(4), may_alias));
-    const int32_t now = relative[at], last = int32_t(p->time.width - 1);
-    for (int c = begin / kFloatLanes * kFloatLanes; c < end; c += kFloatLanes) {
-      I dt = now - *reinterpret_cast<const LooseI*>(relative + tile + c);
+    const int32_t last = int32_t(p->time.width - 1);
+    for (int c = begin; c < end; c += kFloatLanes) {
+      I dt = now - *reinterpret_cast<const LooseI*>(then + c);
       dt = dt < 0 ? -dt : dt;
       dt = dt < 1 ? I{} + 1 : dt;
       const I bits = (I) __builtin_convertvector(dt, V);
@@ -169,11 +213,19 @@ struct Clock {
       const V rest = scaled - __builtin_convertvector(b, V);
       const I unsure = (rest < 1e-4f) | (rest > 1 - 1e-4f);
       b = b > last ? I{} + last : b;
-      *reinterpret_cast<LooseI*>(to + c) = b;
+      put_bytes(to + c, b);
       if (any(unsure))
         for (int l = 0; l < kFloatLanes; ++l)
-          if (unsure[l]) to[c + l] = bucket(uint64_t(dt[l]));
+          if (unsure[l]) to[c + l] = uint8_t(bucket(uint64_t(dt[l])));
     }
+  }
+
+  static void put_bytes(uint8_t* to, Simd<float>::I x) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+#else
+    for (int l = 0; l < kFloatLanes; ++l) to[l] = uint8_t(x[l]);
+#endif
   }
 
   static bool any(Simd<float>::I x) {
@@ -187,19 +239,18 @@ struct Clock {
   }
 };
 
-template <class F>
-inline typename Simd<F>::V look_up(const F* table, const int32_t* buckets, bool narrow_span) {
+template <class F, class Index>
+inline typename Simd<F>::V look_up(const F* table, const Index* buckets) {
   typename Simd<F>::V x{};
   for (int l = 0; l < Simd<F>::lanes; ++l) x[l] = table[buckets[l]];
   return x;
 }
 
 #if defined(__AVX512F__)
+// Spans below 2^31 seconds stay below bucket 72: the table fits registers.
 template <>
-inline Simd<float>::V look_up<float>(const float* table, const int32_t* buckets, bool narrow_span) {
-  const __m512i b = _mm512_loadu_si512(buckets);
-  // Spans below 2^31 seconds stay below bucket 72: the table fits registers.
-  if (!narrow_span) return (Simd<float>::V)_mm512_i32gather_ps(b, table, 4);
+inline Simd<float>::V look_up<float, uint8_t>(const float* table, const uint8_t* buckets) {
+  const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(buckets)));
   const __m512 low = _mm512_permutex2var_ps(_mm512_loadu_ps(table), b, _mm512_loadu_ps(table + 16));
   const __m512 middle = _mm512_permutex2var_ps(_mm512_loadu_ps(table + 32), b, _mm512_loadu_ps(table + 48));
   const __m512 high = _mm512_permutexvar_ps(b, _mm512_loadu_ps(table + 64));
@@ -208,83 +259,111 @@ inline Simd<float>::V look_up<float>(const float* table, const int32_t* buckets,
 }
 #endif
 
-// Everything that turns a row of alpha * q·k into scores and weights.
+// Everything that turns the rows of a group from alpha * q·k into scores and weights. Row r of the group reads position - r.
 template <class F>
-struct RowTerms {
+struct Terms {
   typedef Simd<F> S;
   typedef typename S::V V;
   typedef typename S::I I;
   const F* position = nullptr;
   const F* time = nullptr;
-  const int32_t* buckets = nullptr;
-  bool narrow_span = true;
+  Clock::Buckets buckets{};
   const F* kept = nullptr;
+  const Span* spans = nullptr;
   bool masked = false;
-  Span span{};
 
-  V score(V x, int c) const {
-    if (position) x += load(position + c);
-    if (time) x += look_up<F>(time, buckets + c, narrow_span);
+  template <bool Position, bool Time>
+  inline V score(V x, int r, int c) const {
+    if (Position) x += load(position - r + c);
+    if (Time) {
+      const int64_t at = r * buckets.stride + c;
+      x += buckets.narrow ? look_up<F, uint8_t>(time, buckets.narrow + at) : look_up<F, int32_t>(time, buckets.wide + at);
+    }
     return x;
   }
 
-  V mask(V x, int c) const {
+  static inline I seen(const Span& span, int c) {
     I column{};
-    for (int l = 0; l < S::lanes; ++l) column[l] = c + l;
-    const I seen = ((column >= span.begin) & (column < span.end)) | (column == span.self);
-    return seen ? x : V{};
+    for (int l = 0; l < S::lanes; ++l) column[l] = l;
+    column += c;
+    return ((column >= span.begin) & (column < span.end)) | (column == span.self);
   }
 
-  void weigh(F* row, int begin, int end) const {
-    for (int c = begin; c < end; c += S::lanes) {
-      const V x = score(load(row + c), c);
-      V w = x * sigmoid<F>(x);
-      if (kept) w *= load(kept + c);
-      store(row + c, masked ? mask(w, c) : w);
+  void weigh(F* rows, int height, int begin, int end) const {
+    if (position)
+      time ? weigh_as<true, true>(rows, height, begin, end) : weigh_as<true, false>(rows, height, begin, end);
+    else
+      time ? weigh_as<false, true>(rows, height, begin, end) : weigh_as<false, false>(rows, height, begin, end);
+  }
+
+  template <bool Position, bool Time>
+  void weigh_as(F* rows, int height, int begin, int end) const {
+    for (int r = 0; r < height; ++r) {
+      F* const row = rows + r * kKeys;
+      for (int c = begin; c < end; c += S::lanes) {
+        const V x = score<Position, Time>(load(row + c), r, c);
+        V w = x * sigmoid<F>(x);
+        if (kept) w *= load(kept + r * kKeys + c);
+        if (masked) w = seen(spans[r], c) ? w : V{};
+        store(row + c, w);
+      }
     }
   }
 
-  // scores -> weights, d_weights -> d_scores.
-  void weigh_back(F* row, F* d_row, int begin, int end, F* d_position) const {
-    for (int c = begin; c < end; c += S::lanes) {
-      const V x = score(load(row + c), c);
-      const V s = sigmoid<F>(x);
-      V w = x * s, d = load(d_row + c) * (s + w * (1 - s));
-      if (kept) {
-        const V k = load(kept + c);
-        w *= k;
-        d *= k;
+  // scores -> weights, d_weights -> d_scores; adds d_scores to the position table's gradient.
+  void weigh_back(F* rows, F* d_rows, int height, int begin, int end, F* d_position) const {
+    if (position)
+      time ? weigh_back_as<true, true>(rows, d_rows, height, begin, end, d_position)
+           : weigh_back_as<true, false>(rows, d_rows, height, begin, end, d_position);
+    else
+      time ? weigh_back_as<false, true>(rows, d_rows, height, begin, end, d_position)
+           : weigh_back_as<false, false>(rows, d_rows, height, begin, end, d_position);
+  }
+
+  template <bool Position, bool Time>
+  void weigh_back_as(F* rows, F* d_rows, int height, int begin, int end, F* d_position) const {
+    for (int r = 0; r < height; ++r) {
+      F *const row = rows + r * kKeys, *const d_row = d_rows + r * kKeys;
+      for (int c = begin; c < end; c += S::lanes) {
+        const V x = score<Position, Time>(load(row + c), r, c);
+        const V s = sigmoid<F>(x);
+        V w = x * s, d = load(d_row + c) * (s + w * (1 - s));
+        if (kept) {
+          const V k = load(kept + r * kKeys + c);
+          w *= k;
+          d *= k;
+        }
+        if (masked) {
+          const I m = seen(spans[r], c);
+          w = m ? w : V{};
+          d = m ? d : V{};
+        }
+        store(row + c, w);
+        store(d_row + c, d);
+        if (Position && d_position) store(d_position - r + c, load(d_position - r + c) + d);
       }
-      if (masked) {
-        w = mask(w, c);
-        d = mask(d, c);
-      }
-      store(row + c, w);
-      store(d_row + c, d);
-      if (d_position) store(d_position + c, load(d_position + c) + d);
     }
   }
 };
 
-// The parts of a row's terms that belong to one sequence and head.
+// The parts of the terms that belong to one sequence and head.
 template <class F>
 struct HeadTerms {
   const Problem& p;
   const Piece& piece;
   Clock* clock;
-  int32_t* buckets;
   F* kept;
   const F* position = nullptr;
   const F* time = nullptr;
   uint32_t key = 0;
   int64_t first_key;
 
-  HeadTerms(const Problem& problem, const Piece& work, Clock* c, int32_t* b, F* k)
-      : p(problem), piece(work), clock(c), buckets(b), kept(k), first_key(problem.offsets[work.sequence]) {
+  HeadTerms(const Problem& problem, const Piece& work, int64_t at0, bool again, Clock* c, F* k)
+      : p(problem), piece(work), clock(c), kept(k), first_key(problem.offsets[work.sequence]) {
     if (p.position.data) position = row_of(p.position) + p.position.width / 2;
     if (p.time.data) {
       time = row_of(p.time);
-      clock->start(p, first_key, p.offsets[piece.sequence + 1] - first_key);
+      clock->start(p, piece, at0, again);
     }
     if (p.dropout) key = mix(p.seed_key + uint32_t(piece.head) * kGolden);
   }
@@ -293,25 +372,26 @@ struct HeadTerms {
     return static_cast<const F*>(table.data) + (table.heads == 1 ? 0 : piece.head) * table.stride;
   }
 
-  RowTerms<F> row(int64_t at, int64_t tile, int begin, int end, const Span& span, bool masked) const {
-    RowTerms<F> terms;
-    terms.span = span;
+  Terms<F> rows(int64_t at, int height, int64_t tile, int begin, int end, const Span* spans, bool masked) const {
+    Terms<F> terms;
+    terms.spans = spans;
     terms.masked = masked;
     if (position) terms.position = position + tile - at;
     if (time) {
-      clock->buckets(at, tile, begin, end, buckets);
       terms.time = time;
-      terms.buckets = buckets;
-      terms.narrow_span = clock->narrow_span;
+      terms.buckets = clock->buckets(at, height, tile, begin, end);
     }
     if (p.dropout) {
-      const uint32_t row_key = mix(key + uint32_t(first_key + at));
-      const uint32_t threshold = p.keep_threshold;
-      const F scale = F(p.keep_scale);
-      for (int c = begin; c < end; ++c) kept[c] = mix(row_key ^ (uint32_t(tile + c) * kGolden)) >= threshold ? scale : F(0);
+      for (int r = 0; r < height; ++r) keep(at + r, tile, begin, end, kept + r * kKeys);
       terms.kept = kept;
     }
     return terms;
+  }
+
+  void keep(int64_t at, int64_t tile, int begin, int end, F* to) const {
+    const uint32_t row_key = mix(key + uint32_t(first_key + at)), threshold = p.keep_threshold;
+    const F scale = F(p.keep_scale);
+    for (int c = begin; c < end; ++c) to[c] = mix(row_key ^ (uint32_t(tile + c) * kGolden)) >= threshold ? scale : F(0);
   }
 };
 
@@ -325,7 +405,6 @@ struct Forward {
   static constexpr int lanes = Simd<F>::lanes;
   int64_t padded_qk, padded_v;
   F *queries, *sums, *key_rows, *keys, *values, *scores, *kept;
-  int32_t* buckets;
   Clock clock;
 
   Forward(const Problem& p, const Plan& plan, Arena& arena)
@@ -336,18 +415,17 @@ struct Forward {
     keys = arena.take<F>(kKeys * padded_qk);
     values = arena.take<F>(kKeys * padded_v);
     scores = arena.take<F>(kRows * kKeys);
-    kept = arena.take<F>(kKeys);
-    buckets = arena.take<int32_t>(kKeys);
-    clock.relative = arena.take<int32_t>(p.time.data ? plan.max_keys + 2 * kKeys : 0);
+    kept = arena.take<F>(kRows * kKeys);
+    clock.take(p, plan, arena);
   }
 
-  void run(const Problem& p, const Piece& piece) {
+  void run(const Problem& p, const Piece& piece, bool again) {
     const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
     const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
     const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
     // Position of the piece's first row in its sequence.
     const int64_t at0 = n - m + piece.row_begin;
-    const HeadTerms<F> head(p, piece, &clock, buckets, kept);
+    const HeadTerms<F> head(p, piece, at0, again, &clock, kept);
     read_rows<F, In>(p.q, row0, rows, piece.head, p.width_qk, padded_qk, F(p.alpha), queries);
     zero(sums, rows * padded_v);
     for (int64_t tile = piece.key_begin / kKeys * kKeys; tile < piece.key_end; tile += kKeys) {
@@ -364,8 +442,7 @@ struct Forward {
         const int begin = group.begin / lanes * lanes, end = int(round_up(group.end, lanes));
         multiply<F, false, false>(height, (end - begin) / lanes, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys,
                                   int(p.width_qk), scores + begin, kKeys);
-        for (int r = 0; r < height; ++r)
-          head.row(at0 + r0 + r, tile, begin, end, spans[r], !group.full).weigh(scores + r * kKeys, begin, end);
+        head.rows(at0 + r0, height, tile, begin, end, spans, !group.full).weigh(scores, height, begin, end);
         multiply<F, false, true>(height, int(padded_v / lanes), scores + group.begin, kKeys, values + group.begin * padded_v,
                                  padded_v, group.end - group.begin, sums + r0 * padded_v, padded_v);
       }
@@ -388,7 +465,6 @@ struct Backward {
   static constexpr int lanes = Simd<F>::lanes;
   int64_t padded_qk, padded_v;
   F *queries, *grads, *key_rows, *keys, *value_rows, *values, *weights, *d_scores, *dk, *dv, *own_dq, *d_time, *kept;
-  int32_t* buckets;
   F* partial;
   Clock clock;
 
@@ -406,17 +482,16 @@ struct Backward {
     dv = arena.take<F>(kKeys * padded_v);
     own_dq = arena.take<F>(plan.max_rows * padded_qk);
     d_time = arena.take<F>(p.d_time ? p.time.width * kCopies : 0);
-    kept = arena.take<F>(kKeys);
-    buckets = arena.take<int32_t>(kKeys);
-    clock.relative = arena.take<int32_t>(p.time.data ? plan.max_keys + 2 * kKeys : 0);
+    kept = arena.take<F>(kRows * kKeys);
+    clock.take(p, plan, arena);
   }
 
-  void run(const Problem& p, const Piece& piece) {
+  void run(const Problem& p, const Piece& piece, bool again) {
     const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
     const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
     const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
     const int64_t at0 = n - m + piece.row_begin;
-    const HeadTerms<F> head(p, piece, &clock, buckets, kept);
+    const HeadTerms<F> head(p, piece, at0, again, &clock, kept);
     F* const dq = piece.dq_at < 0 ? own_dq : partial + piece.dq_at;
     // Entry 0 of the piece's position gradient belongs to the first key and the last row.
     F* const d_position = p.d_position ? partial + piece.position_at : nullptr;
@@ -499,12 +574,12 @@ struct Backward {
                               kKeys);
     multiply<F, false, false>(height, vectors, grads + r0 * padded_v, padded_v, values + begin, kKeys, int(p.width_v), d + begin,
                               kKeys);
+    const Terms<F> terms = head.rows(at, height, tile, begin, end, spans, !group.full);
+    terms.weigh_back(w, d, height, begin, end, d_position);
     for (int r = 0; r < height; ++r) {
       F *w_row = w + r * kKeys, *d_row = d + r * kKeys;
-      head.row(at + r, tile, begin, end, spans[r], !group.full)
-          .weigh_back(w_row, d_row, begin, end, d_position ? d_position - r : nullptr);
-      if (p.d_time)
-        for (int c = group.begin; c < group.end; ++c) d_time[buckets[c] * kCopies + c % kCopies] += d_row[c];
+      if (p.d_time) terms.buckets.narrow ? spread(terms.buckets.narrow + r * terms.buckets.stride, d_row, group.begin, group.end)
+                                         : spread(terms.buckets.wide + r * terms.buckets.stride, d_row, group.begin, group.end);
       zero(w_row, begin);
       zero(d_row, begin);
       zero(w_row + end, kKeys - end);
@@ -512,6 +587,11 @@ struct Backward {
     }
     multiply<F, false, true>(height, int(padded_qk / lanes), d + group.begin, kKeys, key_rows + group.begin * padded_qk, padded_qk,
                              group.end - group.begin, dq, padded_qk);
+  }
+
+  template <class Index>
+  void spread(const Index* buckets, const F* d_row, int begin, int end) {
+    for (int c = begin; c < end; ++c) d_time[buckets[c] * kCopies + c % kCopies] += d_row[c];
   }
 
   static void rows_that_see(const Span* spans, int height, int first, int last, int* begin, int* end) {
@@ -601,7 +681,10 @@ bool walk(const Problem& p, const Plan& plan, Scratch& scratch) {
     Arena arena = scratch.of(thread_number());
     Pass<F, In> pass(p, plan, arena);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < plan.count; ++i) pass.run(p, plan.pieces[plan.order[i]]);
+    for (int64_t i = 0; i < plan.task_count; ++i) {
+      const Task task = plan.tasks[i];
+      for (int64_t t = 0; t < task.count; ++t) pass.run(p, plan.pieces[task.first + t * task.step], t > 0);
+    }
   }
   return true;
 }

@@ -111,29 +111,43 @@ void intervals(const Problem& p, const Masks& masks, std::vector<int32_t>* lo, s
 
 struct Pieces {
   std::vector<Piece> all;
+  std::vector<hstu::Task> tasks;
   std::vector<double> cost;
-  std::vector<int32_t> order;
   std::vector<int64_t> merges;
-  int64_t max_rows = 0, max_keys = 0, partial = 0;
+  int64_t max_rows = 0, max_keys = 0, max_strip = 0, partial = 0;
 
-  void add(const Problem& p, Piece piece, double work) {
-    for (int64_t h = 0; h < p.heads; ++h) {
-      piece.head = int32_t(h);
-      all.push_back(piece);
-      cost.push_back(work);
+  // Heads share the buckets of the time bias, so one thread takes several of them, where there are tasks enough for all threads.
+  void add_tasks(const Piece& piece, int64_t first, int64_t step, int64_t heads, double work, int64_t together) {
+    for (int64_t h = 0; h < heads; h += together) {
+      tasks.push_back({first + h * step, step, std::min(together, heads - h)});
+      cost.push_back(work * double(tasks.back().count));
     }
-    max_rows = std::max(max_rows, piece.row_end - piece.row_begin);
+    const int64_t first_tile = piece.key_begin / hstu::kKeys * hstu::kKeys;
+    const int64_t tiles = (piece.key_end - first_tile + hstu::kKeys - 1) / hstu::kKeys;
+    max_strip = std::max(max_strip, (piece.row_end - piece.row_begin) * tiles * hstu::kKeys);
   }
 
   void sort() {
-    order.resize(all.size());
+    std::vector<int64_t> order(tasks.size());
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [this](int32_t a, int32_t b) { return cost[a] > cost[b]; });
+    std::stable_sort(order.begin(), order.end(), [this](int64_t a, int64_t b) { return cost[a] > cost[b]; });
+    std::vector<hstu::Task> sorted;
+    sorted.reserve(tasks.size());
+    for (const int64_t i : order) sorted.push_back(tasks[i]);
+    tasks.swap(sorted);
   }
 };
 
-Pieces forward_pieces(const Problem& p) {
+// All heads, where the largest bundle is still small beside a thread's share; else one.
+int64_t heads_together(const Problem& p, int threads, double total, double largest) {
+  if (p.time.data == nullptr) return 1;
+  return total / double(threads) >= 4 * largest * double(p.heads) ? p.heads : 1;
+}
+
+Pieces forward_pieces(const Problem& p, int threads) {
   Pieces pieces;
+  std::vector<double> cost;
+  double total = 0, largest = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t n = p.offsets[b + 1] - p.offsets[b], m = p.q_offsets[b + 1] - p.q_offsets[b];
     pieces.max_keys = std::max(pieces.max_keys, n);
@@ -147,15 +161,31 @@ Pieces forward_pieces(const Problem& p) {
         high = std::max({high, int64_t(p.hi[row]), at + 1});
         work += p.hi[row] - p.lo[row] + 1;
       }
-      pieces.add(p, Piece{int32_t(b), 0, begin, end, low, high, -1, -1, -1}, work);
+      for (int64_t h = 0; h < p.heads; ++h)
+        pieces.all.push_back({int32_t(b), int32_t(h), begin, end, low, high, -1, -1, -1});
+      pieces.max_rows = std::max(pieces.max_rows, end - begin);
+      cost.push_back(work);
+      total += work * double(p.heads);
+      largest = std::max(largest, work);
     }
+  }
+  const int64_t together = heads_together(p, threads, total, largest);
+  for (size_t i = 0; i < cost.size(); ++i) {
+    const int64_t first = int64_t(i) * p.heads;
+    pieces.add_tasks(pieces.all[first], first, 1, p.heads, cost[i], together);
   }
   pieces.sort();
   return pieces;
 }
 
-Pieces backward_pieces(const Problem& p, bool position, bool time) {
+Pieces backward_pieces(const Problem& p, int threads, bool position, bool time) {
   Pieces pieces;
+  struct Bundle {
+    int64_t first, step;
+    double work;
+  };
+  std::vector<Bundle> bundles;
+  double total_work = 0, largest = 0;
   const int64_t padded = (p.width_qk + kWidest - 1) / kWidest * kWidest;
   std::vector<double> seen;
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -201,6 +231,11 @@ Pieces backward_pieces(const Problem& p, bool position, bool time) {
     // A sequence in one piece writes its dq itself, and so must own all of its rows.
     if (split.size() == 1) split[0].first.row_begin = 0, split[0].first.row_end = m;
     for (const auto& [piece, work] : split) pieces.max_rows = std::max(pieces.max_rows, split.size() == 1 ? m : 0);
+    for (size_t c = 0; c < split.size(); ++c) {
+      bundles.push_back({int64_t(pieces.all.size() + c), int64_t(split.size()), split[c].second});
+      total_work += split[c].second * double(p.heads);
+      largest = std::max(largest, split[c].second);
+    }
     for (int64_t h = 0; h < p.heads; ++h) {
       const int64_t begin = int64_t(pieces.all.size());
       for (auto [piece, work] : split) {
@@ -219,7 +254,6 @@ Pieces backward_pieces(const Problem& p, bool position, bool time) {
           pieces.partial += (p.time.width + 15) / 16 * 16;
         }
         pieces.all.push_back(piece);
-        pieces.cost.push_back(work);
       }
       if (split.size() > 1) {
         pieces.merges.push_back(begin);
@@ -227,6 +261,9 @@ Pieces backward_pieces(const Problem& p, bool position, bool time) {
       }
     }
   }
+  const int64_t together = heads_together(p, threads, total_work, largest);
+  for (const Bundle& bundle : bundles)
+    pieces.add_tasks(pieces.all[bundle.first], bundle.first, bundle.step, p.heads, bundle.work, together);
   pieces.sort();
   return pieces;
 }
@@ -298,13 +335,15 @@ struct Call {
 
   void use(const Pieces& pieces) {
     plan.pieces = pieces.all.data();
-    plan.order = pieces.order.data();
     plan.count = int64_t(pieces.all.size());
+    plan.tasks = pieces.tasks.data();
+    plan.task_count = int64_t(pieces.tasks.size());
     plan.merges = pieces.merges.data();
     plan.merge_count = int64_t(pieces.merges.size()) / 2;
     plan.max_rows = pieces.max_rows;
     plan.max_keys = pieces.max_keys;
-    plan.threads = int(std::min<int64_t>(plan.threads, std::max<int64_t>(plan.count, 1)));
+    plan.max_strip = pieces.max_strip;
+    plan.threads = int(std::min<int64_t>(plan.threads, std::max<int64_t>(plan.task_count, 1)));
   }
 
   void cut() {
@@ -319,7 +358,7 @@ void forward(const py::kwargs& arguments) {
   call.problem.out = view(arguments, "out");
   const py::gil_scoped_release release;
   call.cut();
-  const Pieces pieces = forward_pieces(call.problem);
+  const Pieces pieces = forward_pieces(call.problem, call.plan.threads);
   call.use(pieces);
   if (!call.isa.forward(call.problem, call.plan)) throw std::bad_alloc();
 }
@@ -335,7 +374,7 @@ void backward(const py::kwargs& arguments) {
   p.d_time = pointer<void>(arguments, "d_time");
   const py::gil_scoped_release release;
   call.cut();
-  const Pieces pieces = backward_pieces(p, p.d_position != nullptr, p.d_time != nullptr);
+  const Pieces pieces = backward_pieces(p, call.plan.threads, p.d_position != nullptr, p.d_time != nullptr);
   call.use(pieces);
   const std::unique_ptr<char[]> partial(new char[(pieces.partial + 16) * (p.dtype == hstu::kFloat64 ? 8 : 4)]);
   call.plan.partial = partial.get();

@@ -45,15 +45,21 @@ struct Piece {
   int64_t dq_at, position_at, time_at;
 };
 
+// Pieces of the same rows and keys but of different heads, done by one thread: first, first + step, ...
+struct Task {
+  int64_t first, step, count;
+};
+
 struct Plan {
   const Piece* pieces;
-  // Pieces by falling cost.
-  const int32_t* order;
   int64_t count;
+  // By falling cost.
+  const Task* tasks;
+  int64_t task_count;
   // First piece of each (sequence, head) whose dq is summed from several pieces, and one past its last.
   const int64_t* merges;
   int64_t merge_count;
-  int64_t max_rows, max_keys;
+  int64_t max_rows, max_keys, max_strip;
   void* partial;
   int threads;
 };

@@ -1,0 +1,329 @@
+"""Is jagged HSTU attention on a CPU faster than what one writes in plain PyTorch? Eight shapes, all rivals in one run.
+
+Equality with the float64 reference is checked before anything is timed. Rivals take turns, so that a busy machine hurts all of them; the
+tables hold medians and ratios of medians.
+
+    python benchmarks/bench_hstu.py --threads 2 --out benchmarks/results/hstu_cpu
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hstu_kernels import available_backends, hstu_attention
+from hstu_kernels.impl import cpu
+
+SHAPES = {
+    # name: (lengths, batch, longest, heads, width, dtype)
+    "ML-1M B128 N211 H1 d50": ("log-normal", 128, 211, 1, 50, torch.float32),
+    "ML-1M large B128 N211 H2 d25": ("log-normal", 128, 211, 2, 25, torch.float32),
+    "ML-20M B64 N211 H4 d64": ("log-normal", 64, 211, 4, 64, torch.float32),
+    "UBT B64 N300 H4 d64": ("heavy tail", 64, 300, 4, 64, torch.float32),
+    "B8 N1024 H4 d64": ("heavy tail", 8, 1024, 4, 64, torch.float32),
+    "B4 N1024 H4 d64": ("full", 4, 1024, 4, 64, torch.float32),
+    "B2 N2048 H4 d64": ("full", 2, 2048, 4, 64, torch.float32),
+    "ML-20M B64 N211 H4 d64 bf16": ("log-normal", 64, 211, 4, 64, torch.bfloat16),
+}
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+MEMORY_ROWS = (4096, 8192, 16384)
+
+
+class Case:
+    """Tensors of one shape and the rivals on them; every rival takes and returns packed rows."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        kind, batch, self.longest, self.heads, self.width, self.dtype = SHAPES[name]
+        self.name = name
+        g = torch.Generator().manual_seed(seed)
+        if kind == "full":
+            lengths = torch.full((batch,), self.longest)
+        elif kind == "heavy tail":
+            # Pareto(20, 1.2), as a batch of shop visitors looks.
+            lengths = (20 * torch.rand(batch, generator=g) ** (-1 / 1.2)).long()
+        else:
+            lengths = (96 * torch.exp(0.98 * torch.randn(batch, generator=g))).long()
+        self.lengths = lengths.clamp(1, self.longest).tolist()
+        self.offsets = torch.tensor([0, *self.lengths]).cumsum(0)
+        total = sum(self.lengths)
+
+        def rows() -> Tensor:
+            return torch.randn(total, self.heads, self.width, generator=g).to(self.dtype)
+
+        self.q, self.k, self.v = (rows().requires_grad_() for _ in range(3))
+        self.grad = rows()
+        self.position_weight = torch.randn(1, 2 * self.longest - 1, generator=g).requires_grad_()
+        self.time_weight = torch.randn(1, 129, generator=g).requires_grad_()
+        times = [torch.randint(0, 10**7, (n,), generator=g).sort().values for n in self.lengths]
+        self.timestamps = torch.cat(times)
+        self.alpha = self.width**-0.5
+        # Where each packed row lies in the padded batch [B, N].
+        steps = torch.arange(self.longest)
+        self.inside = steps < torch.tensor(self.lengths)[:, None]
+        self.slots = self.inside.flatten().nonzero().flatten()
+        self.causal = torch.ones(self.longest, self.longest, dtype=torch.bool).tril()
+
+    @property
+    def fill(self) -> float:
+        return sum(n * n for n in self.lengths) / (len(self.lengths) * self.longest**2)
+
+    @property
+    def causal_flops(self) -> float:
+        """Of the forward pass: two products over the pairs j <= i."""
+        return sum(4 * self.heads * self.width * n * (n + 1) / 2 for n in self.lengths)
+
+    def padded(self, x: Tensor) -> Tensor:
+        dense = x.new_zeros(len(self.lengths) * self.longest, self.heads, self.width).index_copy(0, self.slots, x)
+        return dense.view(len(self.lengths), self.longest, self.heads, self.width)
+
+    def packed(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.heads, self.width).index_select(0, self.slots)
+
+    def ours(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return hstu_attention(q, k, v, self.offsets, self.longest, backend="cpu")
+
+    def ours_with_bias(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, times: Tensor) -> Tensor:
+        return hstu_attention(
+            q,
+            k,
+            v,
+            self.offsets,
+            self.longest,
+            position_weight=position,
+            timestamps=self.timestamps,
+            time_weight=times,
+            backend="cpu",
+        )
+
+    def padded_eager(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = self.alpha * torch.einsum("bihd,bjhd->bhij", self.padded(q), self.padded(k))
+        weights = F.silu(scores) / self.longest * self.causal
+        return self.packed(torch.einsum("bhij,bjhd->bihd", weights, self.padded(v)))
+
+    def loop(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        outs = []
+        for a, b, c in zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True):
+            scores = self.alpha * torch.einsum("ihd,jhd->hij", a, b)
+            weights = F.silu(scores) / self.longest * self.causal[: len(a), : len(a)]
+            outs.append(torch.einsum("hij,jhd->ihd", weights, c))
+        return torch.cat(outs)
+
+    def softmax_sdpa(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (self.padded(x).transpose(1, 2) for x in (q, k, v))
+        return self.packed(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2))
+
+
+def check(case: Case) -> dict[str, float]:
+    """Compare with the float64 reference; raise where a tolerance is broken."""
+    inputs = [x.detach().double().requires_grad_() for x in (case.q, case.k, case.v)]
+    expected = hstu_attention(*inputs, case.offsets, case.longest, backend="reference")
+    gradients = torch.autograd.grad(expected, inputs, case.grad.double())
+    errors = {}
+    for rival in ("ours", "padded_eager", "loop"):
+        if rival != "ours" and case.dtype != torch.float32:
+            continue
+        leaves = (case.q, case.k, case.v)
+        out = getattr(case, rival)(*leaves)
+        found = (out, *torch.autograd.grad(out, leaves, case.grad))
+        pairs = list(zip(found, (expected, *gradients), strict=True))
+        worst = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs]
+        if worst[0] > TOLERANCE[case.dtype] or max(worst[1:]) > GRADIENT_TOLERANCE[case.dtype]:
+            raise SystemExit(f"{case.name}: {rival} differs from the reference by {worst}; nothing is timed")
+        errors[rival] = max(worst)
+    return errors
+
+
+def seconds(run: Callable[[], object], repeat: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeat):
+        run()
+    return (time.perf_counter() - start) / repeat
+
+
+def measure(runs: dict[str, Callable[[], object]], rounds: int, least: float = 0.05) -> dict[str, float]:
+    """Median milliseconds of each run; all run once per round, short ones several times so that a round of one lasts ``least`` s."""
+    for run in runs.values():
+        run()
+    repeats = {name: max(1, min(50, int(least / max(seconds(run, 1), 1e-6)))) for name, run in runs.items()}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            samples[name].append(seconds(run, repeats[name]))
+    return {name: 1e3 * statistics.median(values) for name, values in samples.items()}
+
+
+def bench(case: Case, rounds: int, with_compile: bool) -> dict[str, object]:
+    leaves = (case.q, case.k, case.v)
+    biased = (*leaves, case.position_weight, case.time_weight)
+
+    def forward(rival: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad():
+                rival(*inputs)
+
+        return run
+
+    def both(rival: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(rival(*inputs), inputs, case.grad)
+
+    rivals: dict[str, Callable[..., Tensor]] = {"ours": case.ours, "padded eager": case.padded_eager}
+    if with_compile:
+        torch._dynamo.reset()
+        rivals["padded compile"] = torch.compile(case.padded_eager, fullgraph=True, dynamic=False)
+    rivals["loop"] = case.loop
+    rivals["softmax SDPA"] = case.softmax_sdpa
+    large = torch.randn(2048, 2048)
+    passes = {"forward": forward, "forward+backward": both}
+    row: dict[str, object] = {"shape": case.name, "rows": sum(case.lengths), "fill": round(case.fill, 3)}
+    for label, wrap in passes.items():
+        runs = {name: wrap(rival, leaves) for name, rival in rivals.items()}
+        runs["ours with bias"] = wrap(case.ours_with_bias, biased)
+        if label == "forward":
+            runs["sgemm"] = lambda: large @ large
+        times = measure(runs, rounds)
+        if label == "forward":
+            row["sgemm GF/s"] = round(2 * 2048**3 / times.pop("sgemm") / 1e6, 1)
+            row["ours GF/s"] = round(case.causal_flops / times["ours"] / 1e6, 1)
+        row[label] = {name: round(value, 3) for name, value in times.items()}
+    return row
+
+
+def peak_memory(rows: int) -> float:
+    """Megabytes by which one forward and backward of one sequence raises the peak of a fresh process."""
+    code = f"import bench_hstu; bench_hstu.memory_worker({rows})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def memory_worker(rows: int) -> None:
+    def attend(n: int) -> None:
+        q, k, v = (torch.randn(n, 1, 32).requires_grad_() for _ in range(3))
+        position, times = torch.randn(1, 2 * n - 1).requires_grad_(), torch.randn(1, 129).requires_grad_()
+        offsets, stamps = torch.tensor([0, n]), torch.arange(n)
+        out = hstu_attention(
+            q, k, v, offsets, n, position_weight=position, timestamps=stamps, time_weight=times, backend="cpu"
+        )
+        out.sum().backward()
+
+    attend(64)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    attend(rows)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def table(report: dict) -> str:
+    def ratio(row: dict, label: str, rival: str) -> str:
+        times = row[label]
+        return f"{times[rival] / times['ours']:.1f}x" if rival in times else "-"
+
+    meta = report["run"]
+    lines = [
+        "# HSTU attention on a CPU",
+        "",
+        f"{meta['date']}, {meta['machine']}, {meta['threads']} threads, {meta['isa']}, torch {meta['torch']}, commit "
+        f"{meta['commit']}, seed {meta['seed']}, load average at the start {meta['load']}.",
+        f"Command: `{meta['command']}`. Medians of {meta['rounds']} rounds in which all rivals take turns; equality with "
+        "the float64 reference is checked first. No GPU was used.",
+        "",
+        "Time of ours in milliseconds; the rivals' time divided by ours (above 1: ours is faster).",
+        "",
+        "| shape | n² fill | ours fwd | eager | compile | loop | SDPA* | ours f+b | eager | compile | loop | SDPA* | bias fwd "
+        "| bias f+b | GF/s fwd | sgemm |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["shapes"]:
+        cells = [row["shape"], f"{row['fill']:.2f}"]
+        for label in ("forward", "forward+backward"):
+            cells.append(f"{row[label]['ours']:.2f}")
+            cells += [ratio(row, label, name) for name in ("padded eager", "padded compile", "loop", "softmax SDPA")]
+        cells += [ratio(row, label, "ours with bias") for label in ("forward", "forward+backward")]
+        cells += [f"{row['ours GF/s']:.0f}", f"{row['sgemm GF/s']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "eager, compile: padded to [B, N] with `torch.nn.functional` in eager mode and under `torch.compile`. loop: one "
+        "einsum a sequence, no padding.",
+        "*softmax SDPA computes other maths (it cannot express SiLU weights), padded and causal; torch's nested tensors "
+        "cannot express this attention at all.",
+        "bias: time of ours with position and time bias over ours without. GF/s counts the causal pairs only; sgemm is "
+        "torch's 2048 x 2048 product in the same rounds.",
+        "",
+        "Peak memory of one forward and backward of one sequence (1 head, 32 wide, both biases), above the process's own:",
+        "",
+        "| rows | MB | KB a row |",
+        "|---|---|---|",
+        *(f"| {rows} | {mb:.1f} | {1024 * mb / int(rows):.2f} |" for rows, mb in report["memory"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return f"{len(names)}-core {names[0]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="threads for every rival")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which the rivals take turns")
+    parser.add_argument("--seed", type=int, default=0, help="of lengths and inputs")
+    parser.add_argument("--only", default="", help="only the shapes whose name contains this text")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    a = parser.parse_args()
+    if (status := available_backends()["cpu"]) != "ok":
+        raise SystemExit(f"the C++ kernel cannot run here: {status}")
+    torch.set_num_threads(a.threads)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    report = {
+        "run": {
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "machine": machine() if Path("/proc/cpuinfo").exists() else platform.processor(),
+            "threads": a.threads,
+            "isa": cpu.instruction_set(),
+            "torch": torch.__version__,
+            "commit": commit,
+            "seed": a.seed,
+            "rounds": a.rounds,
+            "load": round(os.getloadavg()[0], 2),
+            "command": "python benchmarks/bench_hstu.py " + " ".join(sys.argv[1:]),
+        },
+        "shapes": [],
+        "memory": {},
+    }
+    for name in SHAPES:
+        if a.only not in name:
+            continue
+        case = Case(name, a.seed)
+        errors = check(case)
+        row = bench(case, a.rounds, not a.no_compile) | {"errors": errors}
+        report["shapes"].append(row)
+        print(json.dumps(row), flush=True)
+    report["memory"] = {str(rows): round(peak_memory(rows), 1) for rows in MEMORY_ROWS}
+    print(table(report))
+    if a.out:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
+            fresh = a.out.with_suffix(suffix + ".part")
+            fresh.write_text(text)
+            fresh.replace(a.out.with_suffix(suffix))
+
+
+if __name__ == "__main__":
+    main()
