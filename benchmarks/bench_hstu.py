@@ -1,7 +1,7 @@
 """Is jagged HSTU attention on a CPU faster than what one writes in plain PyTorch? Eight shapes, all rivals in one run.
 
-Equality with the float64 reference is checked before anything is timed. Rivals take turns, so that a busy machine hurts all of them; the
-tables hold medians and ratios of medians.
+Equality with the float64 reference is checked before anything is timed. Rivals take turns, so that a busy machine hurts
+all of them; the tables hold medians and ratios of medians.
 
     python benchmarks/bench_hstu.py --threads 2 --out benchmarks/results/hstu_cpu
 """
@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -139,7 +138,7 @@ def check(case: Case) -> dict[str, float]:
         out = getattr(case, rival)(*leaves)
         found = (out, *torch.autograd.grad(out, leaves, case.grad))
         pairs = list(zip(found, (expected, *gradients), strict=True))
-        worst = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs]
+        worst = [float((a.detach().double() - b.detach()).abs().max() / b.abs().max()) for a, b in pairs]
         if worst[0] > TOLERANCE[case.dtype] or max(worst[1:]) > GRADIENT_TOLERANCE[case.dtype]:
             raise SystemExit(f"{case.name}: {rival} differs from the reference by {worst}; nothing is timed")
         errors[rival] = max(worst)
@@ -154,7 +153,7 @@ def seconds(run: Callable[[], object], repeat: int) -> float:
 
 
 def measure(runs: dict[str, Callable[[], object]], rounds: int, least: float = 0.05) -> dict[str, float]:
-    """Median milliseconds of each run; all run once per round, short ones several times so that a round of one lasts ``least`` s."""
+    """Median milliseconds of each run; in a round all take their turn, short ones again and again for ``least`` seconds."""
     for run in runs.values():
         run()
     repeats = {name: max(1, min(50, int(least / max(seconds(run, 1), 1e-6)))) for name, run in runs.items()}
@@ -219,10 +218,16 @@ def memory_worker(rows: int) -> None:
         )
         out.sum().backward()
 
+    def high_water() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
     attend(64)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # 5 sets the high-water mark back to what is in use now.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = high_water()
     attend(rows)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((high_water() - before) / 1024)
 
 
 def table(report: dict) -> str:
@@ -236,14 +241,14 @@ def table(report: dict) -> str:
         "",
         f"{meta['date']}, {meta['machine']}, {meta['threads']} threads, {meta['isa']}, torch {meta['torch']}, commit "
         f"{meta['commit']}, seed {meta['seed']}, load average at the start {meta['load']}.",
-        f"Command: `{meta['command']}`. Medians of {meta['rounds']} rounds in which all rivals take turns; equality with "
-        "the float64 reference is checked first. No GPU was used.",
+        f"Command: `{meta['command']}`. Medians of {meta['rounds']} rounds in which all rivals take turns; equality "
+        "with the float64 reference is checked first. No GPU was used.",
         "",
         "Time of ours in milliseconds; the rivals' time divided by ours (above 1: ours is faster).",
         "",
-        "| shape | n² fill | ours fwd | eager | compile | loop | SDPA* | ours f+b | eager | compile | loop | SDPA* | bias fwd "
-        "| bias f+b | GF/s fwd | sgemm |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| shape | n² fill | ours fwd | eager | compile | loop | SDPA* | ours f+b | eager | compile | loop | SDPA* "
+        "| bias fwd | bias f+b | GF/s fwd | sgemm |",
+        "|" + "---|" * 16,
     ]
     for row in report["shapes"]:
         cells = [row["shape"], f"{row['fill']:.2f}"]
@@ -255,14 +260,13 @@ def table(report: dict) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "eager, compile: padded to [B, N] with `torch.nn.functional` in eager mode and under `torch.compile`. loop: one "
-        "einsum a sequence, no padding.",
+        "eager, compile: padded to [B, N], in eager mode and under `torch.compile`. loop: one einsum a sequence, unpadded.",
         "*softmax SDPA computes other maths (it cannot express SiLU weights), padded and causal; torch's nested tensors "
         "cannot express this attention at all.",
         "bias: time of ours with position and time bias over ours without. GF/s counts the causal pairs only; sgemm is "
         "torch's 2048 x 2048 product in the same rounds.",
         "",
-        "Peak memory of one forward and backward of one sequence (1 head, 32 wide, both biases), above the process's own:",
+        "Peak memory of one forward and backward of one sequence (1 head, 32 wide, both biases) above the process's own:",
         "",
         "| rows | MB | KB a row |",
         "|---|---|---|",
