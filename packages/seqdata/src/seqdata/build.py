@@ -10,6 +10,7 @@ from typing import Any
 
 from seqdata import layout
 from seqdata.fields import Categorical, ItemTable
+from seqdata.index import write_index
 from seqdata.items import write_items
 from seqdata.job import Job
 from seqdata.plan import Plan, make_plan
@@ -96,7 +97,10 @@ def build(
         job = Job(plan, folder)
         job.prepare(resume)
         schema = run_local(job, progress)
-        schema["items"] = write_items(folder, items or {}, schema, budget)
+        schema["items"] = write_items(job.fitted, items or {}, schema, budget)
+        if shards > 1:
+            folders = [folder / "shards" / shard["folder"] for shard in schema["shards"]]
+            write_index(folders, job.fitted / "index", budget // 3)
         finish(folder, schema)
     return open_store(out)
 
@@ -119,10 +123,11 @@ def run_local(job: Job, progress: bool) -> dict[str, Any]:
     """All steps of a job, one after the other; returns its schema."""
     plan = job.plan
     sizes = [part.rows for _, part in plan.parts]
-    bar = Progress("read", None if None in sizes else sum(sizes), "rows", progress)
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    bar = Progress("read", total, "rows", progress)
     parts, done = [], 0
     for number in range(len(plan.parts)):
-        parts.append(job.ingest(number, lambda rows, done=done: bar.update(done + rows)))
+        parts.append(job.ingest(number, bar.after(done)))
         done += parts[-1]["rows_in"]
     bar.close(done)
     check_not_empty(parts)
@@ -131,7 +136,7 @@ def run_local(job: Job, progress: bool) -> dict[str, Any]:
     bar = Progress("sort", rows, "events", progress)
     shards, done = [], 0
     for shard in range(plan.shards):
-        shards.append(job.sort(shard, parts, described, lambda rows, done=done: bar.update(done + rows)))
+        shards.append(job.sort(shard, parts, described, bar.after(done)))
         done += shards[-1]["events"]
     bar.close(done)
     return job.schema(parts, described, shards)

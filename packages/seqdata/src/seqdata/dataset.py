@@ -40,7 +40,7 @@ class SequenceDataset(IterableDataset):
             raise ValueError(f"rank={rank}, world_size={world_size}: needs 0 <= rank < world_size")
         self.view, self.fields, self.transform = view, fields, transform
         self.rank, self.world_size = rank, world_size
-        self.options = {
+        self.options: dict[str, Any] = {
             "batch_size": batch_size,
             "max_tokens": max_tokens,
             "shuffle": shuffle,

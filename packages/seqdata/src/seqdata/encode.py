@@ -26,7 +26,7 @@ from seqdata.vectors import parse_vectors
 
 @dataclass(frozen=True)
 class Coded:
-    """One batch of one column: codes [rows], and the entries that code 1 + i names with their counts before the cutoff."""
+    """One batch of one column: codes [rows], the entries that code 1 + i names, and their counts before the cutoff."""
 
     codes: np.ndarray
     entries: pa.Array | None = None
@@ -50,7 +50,7 @@ class CategoricalCodec:
         return Coded(codes, distinct, _counts(codes, fit, len(distinct)))
 
     def fit(self, entries: Entries, previous: pa.Table | None = None, grow: bool = True) -> pa.Table:
-        """(value, n) of the vocabulary in the order of its ids; `previous` (value, count) keeps its ids, `grow` adds to it."""
+        """(value, n) of the vocabulary by id; `previous` (value, count) keeps its ids, `grow` may add to it."""
         spec = self.spec
         if previous is not None:
             return self._extend(entries, previous, grow)

@@ -66,16 +66,18 @@ class Numeric:
 
     def __post_init__(self) -> None:
         try:
-            kind = np.dtype(self.dtype).kind
+            known = np.dtype(self.dtype).kind in "fiu"
         except TypeError:
-            kind = "?"
-        if kind not in "fiu":
+            known = False
+        if not known:
             raise ValueError(f"Numeric(dtype={self.dtype!r}): needs a float or integer dtype name such as 'float32'")
 
 
 @dataclass(frozen=True)
 class Vector:
-    """Text such as "[109 77 98]" or a list column, kept once per distinct vector; an event holds an int32 code, 0 = missing.
+    """Text such as "[109 77 98]" or a list column, kept once per distinct vector.
+
+    An event holds an int32 code into the table of distinct vectors; 0 is missing.
 
     width: numbers per vector; None takes the width of the first vector read.
     dtype: "uint8" (0..255) or "float32".

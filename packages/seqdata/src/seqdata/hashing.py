@@ -20,7 +20,7 @@ def hash_values(values: pa.Array, seed: int = 0) -> np.ndarray:
 
 
 def mix(words: np.ndarray, seed: int = 0) -> np.ndarray:
-    """splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) of uint64 words [n]."""
+    """splitmix64 of uint64 words [n] (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
     words = words + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
     words ^= words >> np.uint64(30)
     words *= np.uint64(0xBF58476D1CE4E5B9)
@@ -42,7 +42,7 @@ def _fnv(texts: pa.Array) -> np.ndarray:
     # one pass per byte position over the texts that are that long, longest texts first
     order = np.argsort(-lengths, kind="stable")
     starts, lengths, words = starts[order], lengths[order], out[order]
-    live = np.searchsorted(-lengths, -np.arange(1, int(lengths[0]) + 1), "right") if len(lengths) else []
+    live = np.searchsorted(-lengths, -np.arange(1, int(lengths[0]) + 1), "right")
     for position, alive in enumerate(live):
         words[:alive] = (words[:alive] ^ raw[starts[:alive] + position]) * PRIME
     out[order] = words

@@ -31,7 +31,7 @@ from seqdata.vocabulary import Vocabulary, one_chunk
 
 
 def write_items(folder: Path, items: Mapping[str, ItemTable], schema: dict[str, Any], budget: int) -> dict[str, Any]:
-    """Writes the item tables of a store under construction; returns their part of the schema.
+    """Writes the item tables of a store under construction into its folder of fitted things; returns their schema.
 
     Only values of the field's vocabulary have properties, and properties' own vocabularies count those values only, so
     that nothing is learnt from items first seen after the fit cutoff.

@@ -45,7 +45,9 @@ class Jagged:
         return Jagged({name: to_tensor(array) for name, array in self.values.items()}, to_tensor(self.offsets))
 
     def to_padded(self, max_len: int | None = None, fill: Any = 0, side: str = "right") -> tuple[dict[str, Any], Any]:
-        """({field: [B, L, ...]}, mask [B, L] that is True on real rows); L is the longest sequence or max_len, keeping the last rows.
+        """({field: [B, L, ...]}, mask [B, L] that is True on real rows); L is the longest sequence or max_len.
+
+        Of sequences longer than L the last rows are kept.
 
         fill: value of padding, one for all or {field: value}. side: "right" or "left", where padding goes.
         """
@@ -75,13 +77,13 @@ class Jagged:
     @staticmethod
     def from_padded(values: Mapping[str, Any], mask: Any) -> Jagged:
         """Drops the padding of {field: [B, L, ...]}; mask [B, L] is True on real rows."""
-        lengths = mask.sum(1)
+        offsets: Any
         if isinstance(mask, np.ndarray):
-            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            offsets = np.append(np.int64(0), np.cumsum(mask.sum(1)))
         else:
             import torch
 
-            offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+            offsets = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
         return Jagged({name: array[mask] for name, array in values.items()}, offsets)
 
     def to_nested(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from seqdata.fields import describe
 from seqdata.hashing import hash_values, mix
 from seqdata.plan import Plan
 from seqdata.sources import Part, connect
-from seqdata.spool import SpoolWriter, read_spool, sorted_runs
+from seqdata.spool import Spool, SpoolWriter, sorted_runs
 from seqdata.times import TimeParser, format_time
 
 
@@ -36,10 +36,12 @@ class Job:
     def __init__(self, plan: Plan, folder: Path, previous: Any = None, grow: bool = True) -> None:
         self.plan, self.folder, self.previous, self.grow = plan, folder, previous, grow
         self.work = folder / "work"
+        self.generation = 0 if previous is None else previous.schema["generation"] + 1
+        self.fitted = layout.fitted(folder, self.generation)
         self.codecs = plan.codecs()
         # columns are numbered on disk, since a field may be called "user" or "time"
         self.slots = {name: f"f{i:03d}" for i, name in enumerate(self.codecs)}
-        keys = {"user": np.dtype(np.int32 if plan.text_users else np.int64), "time": np.dtype(np.int64)}
+        keys: dict[str, np.dtype] = {"user": np.dtype("i4" if plan.text_users else "i8"), "time": np.dtype("i8")}
         self.columns = keys | {slot: self.codecs[name].dtype for name, slot in self.slots.items()}
 
     def prepare(self, resume: bool) -> None:
@@ -49,8 +51,14 @@ class Job:
         if not (resume and signature is not None and found == json.loads(json.dumps(signature))):
             for leftover in self.folder.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        for name in ("work/parts", "work/remap", "shards", "vocabularies", "vectors"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        for path in (
+            self.work / "parts",
+            self.work / "remap",
+            self.folder / "shards",
+            self.fitted / "vocabularies",
+            self.fitted / "vectors",
+        ):
+            path.mkdir(parents=True, exist_ok=True)
         layout.write_json(self.work / "job.json", signature)
 
     def ingest(self, number: int, tick: Callable[[int], None] = _quiet) -> dict[str, Any]:
@@ -64,6 +72,7 @@ class Job:
         folder.mkdir()
         result = _Ingest(self, table, part, folder).run(tick)
         layout.write_json(marker, result)
+        pa.default_memory_pool().release_unused()
         return result
 
     def fit(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -82,7 +91,7 @@ class Job:
                 previous = None if old is None else self.previous.vocabulary(name).table
                 table = codec.fit(self._entries(connection, self.slots[name], parts), previous, self.grow)
                 table = pa.table({"value": table.column(0).cast(codec.kind), "count": table.column(1).cast(pa.int64())})
-                layout.write_table(self.folder / "vocabularies" / f"{file}.arrow", table)
+                layout.write_table(self.fitted / "vocabularies" / f"{file}.arrow", table)
                 entry |= {"size": len(table) + codec.spec.first_value, "values": str(codec.kind)}
             elif isinstance(codec, HashedCodec):
                 entry |= {"size": codec.spec.buckets + 2, "values": str(codec.values)}
@@ -91,7 +100,7 @@ class Job:
                 previous = None if old is None else codec.blobs(self.previous.vectors(name))
                 table = codec.fit(self._entries(connection, self.slots[name], parts), previous)
                 matrix = codec.matrix(table, width)
-                layout.write_array(self.folder / "vectors" / f"{file}.npy", matrix)
+                layout.write_array(self.fitted / "vectors" / f"{file}.npy", matrix)
                 entry |= {"size": len(matrix), "width": matrix.shape[1], "vector_dtype": codec.spec.dtype}
             described[name] = entry
         if (users := self.plan.user_codec()) is not None:
@@ -117,39 +126,25 @@ class Job:
         scratch = self.work / f"scratch_{shard:05d}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        rows = sum(sum(part["rows"][shard]) for part in parts)
-        record = np.dtype([(name, np.int64 if name == "user" else dtype) for name, dtype in self.columns.items()])
-        writers = {"time": layout.ArrayWriter(out / "time.npy", np.dtype(np.int64), rows)}
-        for name, slot in self.slots.items():
-            writers[slot] = layout.ArrayWriter(out / f"{described[name]['file']}.npy", self.codecs[name].dtype, rows)
+        spools = [self._spool(number, shard, parts) for number in range(len(parts))]
+        rows = sum(sum(spool.rows) for spool in spools)
+        time = layout.ArrayWriter(out / "time.npy", np.int64, rows)
+        writers = {
+            slot: layout.ArrayWriter(out / f"{described[name]['file']}.npy", self.codecs[name].dtype, rows)
+            for name, slot in self.slots.items()
+        }
         users, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         low, high = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-        translate = self._translator(parts)
-
-        def records() -> Any:
-            for number, part in enumerate(parts):
-                path = self._spool(number, shard)
-                for i, batch in enumerate(read_spool(path, self.columns, part["rows"][shard])):
-                    out = np.empty(len(batch["time"]), record)
-                    for name, values in batch.items():
-                        out[name] = translate(number, i, name, values)
-                    yield out
-
-        def only_users() -> Any:
-            for number, part in enumerate(parts):
-                path = self._spool(number, shard)
-                for i, batch in enumerate(read_spool(path, self.columns, part["rows"][shard], "user")):
-                    yield translate(number, i, "user", batch["user"])
-
-        for ids, counts, run, order in sorted_runs(
-            records, only_users, rows, record, scratch, self.plan.budget // 3, tick
-        ):
-            users.append(ids)
-            lengths.append(counts)
-            for name, writer in writers.items():
-                writer.append(run[name][order])
-            low, high = min(low, int(run["time"].min(initial=low))), max(high, int(run["time"].max(initial=high)))
-        for writer in writers.values():
+        for run in sorted_runs(spools, scratch, self.plan.budget // 3, tick):
+            users.append(run.users.astype(np.int64))
+            lengths.append(run.lengths)
+            time.append(run.time)
+            for slot, writer in writers.items():
+                writer.append(run.column(slot))
+            low, high = min(low, int(run.time.min(initial=low))), max(high, int(run.time.max(initial=high)))
+            # the next run is made while this name would still hold the last one
+            del run
+        for writer in (time, *writers.values()):
             writer.close()
         ids = np.concatenate(users)
         if self.plan.text_users:
@@ -179,6 +174,7 @@ class Job:
         return {
             "format": layout.FORMAT,
             "version": layout.VERSION,
+            "generation": self.generation,
             "user": {"column": plan.user, "dtype": "string" if plan.text_users else "int64"},
             "time": {"column": plan.time, "unit": "us"},
             "event_field": plan.event_field,
@@ -186,6 +182,12 @@ class Job:
             "fit_before": plan.fit_before,
             "fit_before_text": None if plan.fit_before is None else format_time(plan.fit_before),
             "rows": {"in": rows_in, "out": rows_in - dropped, "dropped": {"null_user": dropped}},
+            "options": {
+                "null_user": plan.null_user,
+                "time_unit": plan.time_unit,
+                "time_format": plan.time_format,
+                "types": {name: str(kind) for name, kind in plan.types.items()},
+            },
             "tables": tables,
             "items": {},
             "shards": shards,
@@ -193,31 +195,31 @@ class Job:
             "num_events": sum(shard["events"] for shard in shards),
         }
 
-    def _spool(self, number: int, shard: int) -> Path:
-        return self.work / "parts" / f"{number:05d}" / f"spool_{shard:05d}"
+    def _spool(self, number: int, shard: int, parts: list[dict[str, Any]]) -> Spool:
+        path = self.work / "parts" / f"{number:05d}" / f"spool_{shard:05d}"
+        return Spool(path, self.columns, parts[number]["rows"][shard], self._translator(number, parts))
 
     def _entries(self, connection: Any, slot: str, parts: list[dict[str, Any]]) -> Entries:
         files = [self.work / "parts" / f"{number:05d}" / f"{slot}.parquet" for number in range(len(parts))]
         count = sum(part["entries"][slot] for part in parts)
         return Entries(connection, files, count, self.work / "remap" / slot)
 
-    def _translator(self, parts: list[dict[str, Any]]) -> Callable[[int, int, str, np.ndarray], np.ndarray]:
+    def _translator(self, number: int, parts: list[dict[str, Any]]) -> Callable[[int, str, np.ndarray], np.ndarray]:
         coded = {self.slots[name]: codec.missing for name, codec in self.codecs.items() if codec.kind is not None}
         if self.plan.text_users:
             coded["user"] = 0
-        bases = {slot: np.cumsum([0] + [part["entries"][slot] for part in parts]) for slot in coded}
-        remaps = {slot: read_remap(self.work / "remap" / slot, int(bases[slot][-1])) for slot in coded}
+        counted = parts[number]
+        ids = {}
+        for slot in coded:
+            sizes = [part["entries"][slot] for part in parts]
+            begin = sum(sizes[:number])
+            ids[slot] = read_remap(self.work / "remap" / slot, sum(sizes))[begin : begin + sizes[number]]
 
-        def translate(number: int, batch: int, slot: str, codes: np.ndarray) -> np.ndarray:
+        def translate(batch: int, slot: str, codes: np.ndarray) -> np.ndarray:
             if slot not in coded:
                 return codes
-            starts = parts[number]["starts"][slot]
-            base = int(bases[slot][number])
-            end = starts[batch + 1] if batch + 1 < len(starts) else parts[number]["entries"][slot]
-            table = np.empty(end - starts[batch] + 1, np.int32)
-            table[0] = coded[slot]
-            table[1:] = remaps[slot][base + starts[batch] : base + end]
-            return table[codes]
+            starts = [*counted["starts"][slot], counted["entries"][slot]]
+            return np.append(np.int32(coded[slot]), ids[slot][starts[batch] : starts[batch + 1]])[codes]
 
         return translate
 
@@ -238,20 +240,14 @@ class _Ingest:
     """Reads one part."""
 
     def __init__(self, job: Job, table: str, part: Part, folder: Path) -> None:
-        self.plan, self.table, self.part = job.plan, table, part
+        self.plan, self.table, self.part, self.folder = job.plan, table, part, folder
         self.codecs: dict[str, Codec] = job.plan.codecs()
-        self.slots = job.slots
+        self.slots, self.columns = job.slots, job.columns
         self.users = job.plan.user_codec()
-        self.spools = [SpoolWriter(folder / f"spool_{i:05d}", job.columns) for i in range(job.plan.shards)]
-        self.entries = {
-            job.slots[name]: EntryWriter(folder / f"{job.slots[name]}.parquet", codec.kind)
-            for name, codec in self.codecs.items()
-            if codec.kind is not None
-        }
-        if self.users is not None:
-            self.entries["user"] = EntryWriter(folder / "user.parquet", self.users.kind)
         self.parser = TimeParser(job.plan.time, job.plan.time_unit, job.plan.time_format)
-        self.rows_in = self.dropped = self.fitted = 0
+        self.spools: list[SpoolWriter] = []
+        self.entries: dict[str, EntryWriter] = {}
+        self.rows_in = self.dropped = 0
 
     def run(self, tick: Callable[[int], None]) -> dict[str, Any]:
         plan, part = self.plan, self.part
@@ -259,6 +255,7 @@ class _Ingest:
             dict.fromkeys([plan.user, plan.time, *(name for name in self.codecs if name in part.schema.names)])
         )
         try:
+            self._open()
             for batch in part.read(names, {plan.time: pa.string()} | plan.types):
                 if batch.num_rows:
                     self._batch(
@@ -266,8 +263,10 @@ class _Ingest:
                     )
                     tick(self.rows_in)
         finally:
-            for writer in (*self.spools, *self.entries.values()):
-                writer.close()
+            for spool in self.spools:
+                spool.close()
+            for entries in self.entries.values():
+                entries.close()
         return {
             "rows_in": self.rows_in,
             "dropped": self.dropped,
@@ -277,6 +276,16 @@ class _Ingest:
             "widths": {name: codec.width for name, codec in self.codecs.items() if isinstance(codec, VectorCodec)},
             "zoned": self.parser.zoned,
         }
+
+    def _open(self) -> None:
+        for i in range(self.plan.shards):
+            self.spools.append(SpoolWriter(self.folder / f"spool_{i:05d}", self.columns))
+        for name, codec in self.codecs.items():
+            if codec.kind is not None:
+                slot = self.slots[name]
+                self.entries[slot] = EntryWriter(self.folder / f"{slot}.parquet", codec.kind)
+        if self.users is not None:
+            self.entries["user"] = EntryWriter(self.folder / "user.parquet", self.users.kind)
 
     def _batch(self, values: dict[str, pa.Array], rows: int) -> None:
         plan, where, first = self.plan, self.part.where, self.part.first_row + self.rows_in

@@ -5,9 +5,11 @@ STORE/shards/00000/users.npy      sorted user ids, int64 (text ids: users.arrow)
                    offsets.npy    int64 [users + 1]
                    time.npy       int64 microseconds UTC [events]
                    <column>.npy   one raw column each [events]
-STORE/vocabularies/<field>.arrow  value, count; the first row is id 2
-STORE/vectors/<field>.npy         [distinct + 1, width], row 0 zeros
-STORE/items/<field>.<column>.npy  one row per id of the field
+STORE/fitted/00000/               what an append replaces, numbered by generation
+                   vocabularies/<field>.arrow    value, count, in the order of the ids
+                   vectors/<field>.npy           [distinct + 1, width], row 0 zeros
+                   items/<field>.<column>.npy    one row per id of the field
+                   index/                        one order over several shards: users, offsets, order, time
 """
 
 from __future__ import annotations
@@ -56,15 +58,37 @@ def new_folder(out: str | os.PathLike, overwrite: bool, keep: bool = False) -> I
     except BaseException as error:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                error.errno,
-                f"no space left while building {out} ({error.strerror}); nothing was kept, and what stood there before"
-                " is untouched",
-            ) from error
+        raise_if_full(error, f"building {out}")
         raise
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(store: Path) -> Iterator[None]:
+    """Holds the store for writing; a second writer gets a FileExistsError."""
+    handle = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise FileExistsError(f"another process is changing {store} at this moment") from None
+    finally:
+        os.close(handle)
+
+
+def raise_if_full(error: BaseException, doing: str) -> None:
+    """Turns what the system says of a full disk into what it means for the store."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise OSError(
+            error.errno,
+            f"no space left while {doing} ({error.strerror}); nothing of it was kept, what stood there is untouched",
+        ) from error
+
+
+def fitted(store: Path, generation: int) -> Path:
+    """Folder of what a generation of a store was fitted to."""
+    return store / "fitted" / f"{generation:05d}"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -120,7 +144,7 @@ class ArrayWriter:
 
 def write_all(file: Any, values: np.ndarray) -> None:
     """Writes an array whole, or raises what the disk said."""
-    view = memoryview(values.reshape(-1).view(np.uint8))
+    view = values.reshape(-1).view(np.uint8).data
     while len(view):
         view = view[file.write(view) :]
 

@@ -8,7 +8,7 @@ ROUNDS = 6
 
 
 class Order:
-    """`order(start, stop)` gives int64 places of positions start..stop-1 of a permutation of range(n) drawn from (seed, epoch).
+    """`order(start, stop)` gives places start..stop-1 of a permutation of range(n) drawn from (seed, epoch).
 
     A Feistel network over the next power of four, walked until it falls inside n (Black and Rogaway, "Ciphers with
     arbitrary finite domains", 2002). Without shuffle the order is 0, 1, 2, ...

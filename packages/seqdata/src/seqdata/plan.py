@@ -73,7 +73,7 @@ def make_plan(
     types: Mapping[str, str],
     **options: Any,
 ) -> Plan:
-    """Checks columns and types of all tables and settles what each field is; `event_field` is None for one unnamed table."""
+    """Checks columns and types of all tables and settles every field; `event_field` is None for one unnamed table."""
     casts = {}
     for column, name in types.items():
         if name not in CASTS:

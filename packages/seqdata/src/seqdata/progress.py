@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 
 class Progress:
@@ -19,6 +20,10 @@ class Progress:
         if self.shown and now - self.drawn > 0.2:
             self.drawn = now
             self._draw(done, now - self.begin)
+
+    def after(self, before: int) -> Callable[[int], None]:
+        """An `update` that counts on from `before`."""
+        return lambda done: self.update(before + done)
 
     def close(self, done: int) -> None:
         if self.shown:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -28,21 +28,21 @@ class Sql:
     query: str
 
 
-class Part(Protocol):
+class Part:
     """A piece of a table: its name for messages, its columns, its rows if known, the number of its first row."""
 
     where: str
     schema: pa.Schema
-    rows: int | None
-    first_row: int
+    rows: int | None = None
+    first_row: int = 0
 
     def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
         """Batches of some columns; `kinds` says which columns of text files must stay text."""
-        ...
+        raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any] | None:
         """What identifies the input on disk; None for what lives in memory."""
-        ...
+        return None
 
 
 def open_source(source: Any, where: str = "source", memory_limit: int | None = None) -> list[Part]:
@@ -83,10 +83,12 @@ def connect(memory_limit: int | None = None, folder: str | os.PathLike | None = 
         config["memory_limit"] = f"{max(memory_limit >> 20, 64)}MiB"
     if folder is not None:
         config["temp_directory"] = os.fspath(folder)
-    return duckdb.connect(config=config)
+    connection = duckdb.connect(config=config)
+    connection.execute("SET enable_progress_bar = false")
+    return connection
 
 
-class ParquetPart:
+class ParquetPart(Part):
     """Some row groups of a Parquet file."""
 
     def __init__(self, path: Path, schema: pa.Schema, groups: range, rows: int, first_row: int) -> None:
@@ -106,11 +108,8 @@ class ParquetPart:
         return _stat(self.path) | {"rows": self.rows, "row_groups": [self.groups.start, self.groups.stop]}
 
 
-class CsvPart:
+class CsvPart(Part):
     """A CSV file, read by DuckDB, which finds out separator, quotes and types."""
-
-    rows = None
-    first_row = 0
 
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
@@ -136,11 +135,8 @@ class CsvPart:
         return _stat(self.path)
 
 
-class QueryPart:
+class QueryPart(Part):
     """The result of a DuckDB query of its own."""
-
-    rows = None
-    first_row = 0
 
     def __init__(self, where: str, query: str, memory_limit: int | None) -> None:
         self.where, self.query, self.memory_limit = where, query, memory_limit
@@ -160,11 +156,8 @@ class QueryPart:
         return {"query": self.query}
 
 
-class RelationPart:
+class RelationPart(Part):
     """A relation on the caller's DuckDB connection."""
-
-    rows = None
-    first_row = 0
 
     def __init__(self, where: str, relation: duckdb.DuckDBPyRelation) -> None:
         self.where, self.relation, self.schema = where, relation, _schema(relation)
@@ -175,14 +168,9 @@ class RelationPart:
         except duckdb.Error as error:
             raise ValueError(f"{self.where}: the query failed: {_first_lines(error)}") from None
 
-    def fingerprint(self) -> None:
-        return None
 
-
-class TablePart:
+class TablePart(Part):
     """An Arrow table in memory."""
-
-    first_row = 0
 
     def __init__(self, where: str, table: pa.Table) -> None:
         self.where, self.table, self.schema, self.rows = where, table, table.schema.remove_metadata(), table.num_rows
@@ -190,15 +178,9 @@ class TablePart:
     def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
         yield from self.table.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
 
-    def fingerprint(self) -> None:
-        return None
 
-
-class StreamPart:
+class StreamPart(Part):
     """An Arrow stream, which can be read once."""
-
-    rows = None
-    first_row = 0
 
     def __init__(self, where: str, reader: pa.RecordBatchReader) -> None:
         self.where, self.reader, self.schema = where, reader, reader.schema.remove_metadata()
@@ -207,9 +189,6 @@ class StreamPart:
         for batch in self.reader:
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 yield batch.select(list(columns)).slice(start, BATCH_ROWS)
-
-    def fingerprint(self) -> None:
-        return None
 
 
 def _expand(path: str | os.PathLike) -> list[Path]:

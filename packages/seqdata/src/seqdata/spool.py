@@ -1,13 +1,14 @@
 """Events on their way from input order to one time-sorted run per user, in bounded memory.
 
-A spool file holds the batches of one part of the input for one shard, column after column within a batch, in input
-order. `sorted_runs` cuts the users of a shard into ranges that fit the memory, scatters the spools into one file per
-range and sorts each range; both steps are stable, so equal times keep input order.
+A spool file holds batches of events, column after column within a batch, in input order. `sorted_runs` cuts the users
+of a shard into ranges that fit the memory, scatters the spools into one spool per range and sorts each range, column by
+column; both steps are stable, so equal times keep input order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import numpy as np
 from seqdata.layout import write_all
 
 SAMPLE = 1 << 18
-Batches = Callable[[], Iterator[np.ndarray]]
+# users, time, order and one column, and what sorting them takes
+BYTES_A_ROW = 56
 
 
 class SpoolWriter:
@@ -34,89 +36,118 @@ class SpoolWriter:
         self._file.close()
 
 
-def read_spool(
-    path: Path, columns: dict[str, np.dtype], rows: list[int], only: str | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of a spool file in order; `only` reads a single column."""
-    with open(path, "rb", buffering=0) as file:
-        for count in rows:
-            batch = {}
-            for name, dtype in columns.items():
-                if only is None or name == only:
-                    batch[name] = np.fromfile(file, dtype, count)
-                else:
-                    file.seek(count * dtype.itemsize, 1)
-            yield batch
+@dataclass(frozen=True)
+class Spool:
+    """Spooled batches to read back: a file, its columns, rows per batch, and what turns codes into final values."""
+
+    path: Path
+    columns: dict[str, np.dtype]
+    rows: list[int]
+    translate: Callable[[int, str, np.ndarray], np.ndarray]
+
+    def batches(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        """Some columns of every batch, in order."""
+        with open(self.path, "rb", buffering=0) as file:
+            for i, count in enumerate(self.rows):
+                batch = {}
+                for name, dtype in self.columns.items():
+                    if name in names:
+                        batch[name] = self.translate(i, name, np.fromfile(file, dtype, count))
+                    else:
+                        file.seek(count * dtype.itemsize, 1)
+                yield batch
 
 
-def sorted_runs(
-    records: Batches,
-    users: Batches,
-    rows: int,
-    record: np.dtype,
-    folder: Path,
-    budget: int,
-    tick: Callable[[int], None],
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields (users, lengths, records, order) of ascending ranges of users; order sorts by user, time and input order.
+@dataclass(frozen=True)
+class Run:
+    """Events of a range of users: ids [u], events per user [u], and sorted columns, made when asked for."""
 
-    records: opens the events as structured arrays with "user" and "time" in input order. users: opens their users only.
-    budget: bytes this may hold at a time. tick(rows): progress.
+    users: np.ndarray
+    lengths: np.ndarray
+    time: np.ndarray
+    column: Callable[[str], np.ndarray]
+
+
+def sorted_runs(spools: list[Spool], folder: Path, budget: int, tick: Callable[[int], None]) -> Iterator[Run]:
+    """The events of some spools as runs of ascending users, each run sorted by user, time and input order.
+
+    folder: for temporary files. budget: bytes this may hold at a time. tick(rows): progress.
     """
-    ranges = -(-rows * (record.itemsize + 40) // max(budget, 1))
+    rows = sum(sum(spool.rows) for spool in spools)
+    ranges = -(-rows * BYTES_A_ROW // max(budget, 1))
     if ranges <= 1:
-        whole, start = np.empty(rows, record), 0
-        for batch in records():
-            whole[start : start + len(batch)] = batch
-            start += len(batch)
-        yield _sorted(whole)
+        yield _sorted(spools)
         tick(rows)
         return
-    splitters = _splitters(users, rows, ranges)
-    files = [open(folder / f"range_{i}", "wb", buffering=0) for i in range(len(splitters) + 1)]  # noqa: SIM115
-    done = 0
-    try:
-        for batch in records():
-            target = np.searchsorted(splitters, batch["user"], "right").astype(np.uint16)
-            ends = np.cumsum(np.bincount(target, minlength=len(files)))
-            batch = batch[np.argsort(target, kind="stable")]
-            for i, file in enumerate(files):
-                piece = batch[ends[i - 1] if i else 0 : ends[i]]
-                if len(piece):
-                    write_all(file, piece)
-            done += len(batch)
-            tick(done // 2)
-    finally:
-        for file in files:
-            file.close()
-    for file in files:
-        whole = np.fromfile(file.name, record)
-        Path(file.name).unlink()
-        done += len(whole)
-        if len(whole):
-            yield _sorted(whole)
+    splitters = _splitters(spools, rows, ranges)
+    files = [folder / f"range_{i}" for i in range(len(splitters) + 1)]
+    sizes = _scatter(spools, splitters, files, budget // 4, lambda done: tick(done // 2))
+    done = rows
+    for file, size in zip(files, sizes, strict=True):
+        if size:
+            yield _sorted([Spool(file, spools[0].columns, size, _as_is)])
+        file.unlink()
+        done += sum(size)
         tick(done // 2)
 
 
-def _sorted(records: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    users, time = np.ascontiguousarray(records["user"]), np.ascontiguousarray(records["time"])
-    by_time = _stable(time) if np.any(time[1:] < time[:-1]) else None
-    by_user = _stable(users if by_time is None else users[by_time])
-    order = by_user if by_time is None else by_time[by_user]
-    ranked = users[order]
-    starts = (
-        np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])) if len(ranked) else np.zeros(0, np.int64)
-    )
-    return ranked[starts], np.diff(np.append(starts, len(ranked))), records, order
+def _scatter(
+    spools: list[Spool], splitters: np.ndarray, files: list[Path], budget: int, tick: Callable[[int], None]
+) -> list[list[int]]:
+    columns = spools[0].columns
+    writers = [SpoolWriter(file, columns) for file in files]
+    done = 0
+    try:
+        for batch in _merged(spools, max(budget // sum(dtype.itemsize for dtype in columns.values()), 1)):
+            target = np.searchsorted(splitters, batch["user"], "right").astype(np.uint16)
+            ends = np.cumsum(np.bincount(target, minlength=len(files)))
+            order = np.argsort(target, kind="stable")
+            batch = {name: values[order] for name, values in batch.items()}
+            for i, writer in enumerate(writers):
+                piece = slice(ends[i - 1] if i else 0, ends[i])
+                if piece.stop > piece.start:
+                    writer.append({name: values[piece] for name, values in batch.items()})
+            done += len(order)
+            tick(done)
+    finally:
+        for writer in writers:
+            writer.close()
+    return [writer.rows for writer in writers]
 
 
-def _splitters(users: Batches, rows: int, ranges: int) -> np.ndarray:
+def _merged(spools: list[Spool], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    # fewer, larger batches make fewer, larger writes
+    held: list[dict[str, np.ndarray]] = []
+    for spool in spools:
+        for batch in spool.batches(*spool.columns):
+            held.append(batch)
+            if sum(len(one["user"]) for one in held) >= rows:
+                yield {name: np.concatenate([one[name] for one in held]) for name in held[0]}
+                held.clear()
+    if held:
+        yield {name: np.concatenate([one[name] for one in held]) for name in held[0]}
+
+
+def _sorted(spools: list[Spool]) -> Run:
+    def load(name: str) -> np.ndarray:
+        return np.concatenate([batch[name] for spool in spools for batch in spool.batches(name)])
+
+    time, users = load("time"), load("user")
+    order = stable_order(time) if np.any(time[1:] < time[:-1]) else None
+    order = stable_order(users) if order is None else order[stable_order(users[order])]
+    time, users = time[order], users[order]
+    starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]])) if len(users) else np.zeros(0, np.int64)
+    return Run(users[starts], np.diff(np.append(starts, len(users))), time, lambda name: load(name)[order])
+
+
+def _splitters(spools: list[Spool], rows: int, ranges: int) -> np.ndarray:
     step = max(rows // SAMPLE, 1)
-    sample = np.sort(np.concatenate([batch[::step] for batch in users()]))
+    sample = np.sort(np.concatenate([batch["user"][::step] for spool in spools for batch in spool.batches("user")]))
     return np.unique(sample[np.arange(1, ranges) * len(sample) // ranges])
 
 
-def _stable(keys: np.ndarray) -> np.ndarray:
+def stable_order(keys: np.ndarray) -> np.ndarray:
+    """Positions [n] that sort int64 keys [n], equal keys in their order."""
     # keys and positions packed into one word sort several times faster than a stable argsort, where they fit
     count = len(keys)
     if not count:
@@ -131,3 +162,7 @@ def _stable(keys: np.ndarray) -> np.ndarray:
     packed.sort()
     packed &= (1 << bits) - 1
     return packed
+
+
+def _as_is(batch: int, name: str, values: np.ndarray) -> np.ndarray:
+    return values

@@ -16,7 +16,7 @@ from seqdata import layout
 from seqdata.view import View
 from seqdata.vocabulary import Vocabulary
 
-FOREVER = np.iinfo(np.int64).max
+REQUIRED = ("fields", "shards", "generation", "items", "user", "num_users", "num_events")
 
 
 def open_store(path: str | os.PathLike) -> Store:
@@ -32,26 +32,35 @@ class Store:
     """Events of all users, each user's in time order; open one with `open_store`."""
 
     def __init__(self, path: Path) -> None:
+        self._open(path)
+
+    def _open(self, path: Path) -> None:
         self.path = path.absolute()
         self.schema = layout.read_schema(self.path)
-        for key in ("fields", "shards", "num_users", "num_events", "user"):
+        for key in REQUIRED:
             if key not in self.schema:
                 raise layout.StoreError(f"{path}/schema.json lacks {key!r}")
         self.num_users: int = self.schema["num_users"]
         self.num_events: int = self.schema["num_events"]
-        self._shard = self.path / "shards" / self.schema["shards"][0]["folder"]
-        self._columns: dict[str, np.ndarray] = {}
-        for name in ("time", *self.fields):
-            self._map(name)
-        self.offsets = layout.read_array(self._shard / "offsets.npy", (self.num_users + 1,))
+        self.fitted = layout.fitted(self.path, self.schema["generation"])
+        self._shards = [(self.path / "shards" / shard["folder"], shard["events"]) for shard in self.schema["shards"]]
+        self._bases = np.cumsum([0, *(events for _, events in self._shards)])
+        # plain arrays over the maps: indexing the subclass costs more
+        self._columns = {name: self._map(entry["file"]) for name, entry in self.schema["fields"].items()}
+        several = len(self._shards) > 1
+        home = self.fitted / "index" if several else self._shards[0][0]
+        # the place of every event in the shards laid end to end, where there is more than one
+        self._order = layout.read_array(home / "order.npy", (self.num_events,)) if several else None
+        self.offsets = layout.read_array(home / "offsets.npy", (self.num_users + 1,))
+        self.time = layout.read_array(home / "time.npy", (self.num_events,))
         if self.text_users:
-            self._user_table = layout.read_table(self._shard / "users.arrow")
+            self._user_table = layout.read_table(home / "users.arrow")
             if len(self._user_table) != self.num_users:
                 raise layout.StoreError(
-                    f"{self._shard}/users.arrow holds {len(self._user_table)} users; schema.json says {self.num_users}"
+                    f"{home}/users.arrow holds {len(self._user_table)} users; schema.json says {self.num_users}"
                 )
         else:
-            self._user_ids = layout.read_array(self._shard / "users.npy", (self.num_users,))
+            self._user_ids = layout.read_array(home / "users.npy", (self.num_users,))
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}: {self.num_users:,} users, {self.num_events:,} events, fields {self.fields})"
@@ -61,7 +70,7 @@ class Store:
 
     def __setstate__(self, path: Path) -> None:
         # worker processes map the files anew instead of receiving them
-        self.__init__(path)
+        self._open(path)
 
     @property
     def fields(self) -> list[str]:
@@ -70,55 +79,69 @@ class Store:
 
     @property
     def text_users(self) -> bool:
+        """Whether user ids are text."""
         return self.schema["user"]["dtype"] == "string"
 
     @functools.cached_property
     def users(self) -> np.ndarray:
         """[U] sorted user ids, int64 or text (object)."""
-        if self.text_users:
-            return self._user_table.column("user").to_numpy()
-        return self._user_ids
-
-    @property
-    def time(self) -> np.ndarray:
-        """[E] int64 microseconds UTC, in the order of users and time."""
-        return self._map("time")
+        return self._user_table.column("user").to_numpy() if self.text_users else self._user_ids
 
     def column(self, name: str) -> np.ndarray:
-        """[E] stored values of a field: int32 ids, numbers, or int32 vector codes."""
-        if name not in self.schema["fields"]:
-            raise KeyError(f"no field {name!r}; the fields are {self.fields}")
-        return self._map(name)
+        """[E] stored values of a field in the order of `time`: int32 ids, numbers, or int32 vector codes.
+
+        Memory-mapped where the store is one shard; over several it is put together in memory.
+        """
+        pieces = self._pieces(name)
+        return pieces[0] if self._order is None else np.concatenate(pieces)[self._order]
+
+    def take(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Stored values of a field at positions [n] in the order of `time`."""
+        pieces = self._pieces(name)
+        if self._order is None:
+            return pieces[0][positions]
+        places = self._order[positions]
+        shard = np.searchsorted(self._bases, places, "right") - 1
+        out = np.empty(len(places), pieces[0].dtype)
+        for i in np.unique(shard):
+            here = shard == i
+            out[here] = pieces[i][places[here] - self._bases[i]]
+        return out
 
     def vocabulary(self, name: str) -> Vocabulary:
         """Values and ids of a categorical field, or of a categorical item column as "field.column"."""
         entry = self.entry(name)
         if entry["kind"] not in ("categorical", "hashed"):
             raise KeyError(f"{name!r} is {entry['kind']} and has no vocabulary")
-        return self._vocabulary(entry["file"], name)
+        return self._vocabulary(name)
 
     def vectors(self, name: str) -> np.ndarray:
         """[n + 1, width] distinct vectors of a vector field; row 0 is the missing vector, zeros."""
-        entry = self.entry(name)
-        if entry["kind"] != "vector":
-            raise KeyError(f"{name!r} is {entry['kind']}, not a vector field")
-        if "." in name and name not in self.schema["fields"]:
-            return self.item_column(*name.split(".", 1))
-        return layout.read_array(self.path / "vectors" / f"{entry['file']}.npy", (entry["size"], entry["width"]))
+        entry = self.schema["fields"].get(name)
+        if entry is None or entry["kind"] != "vector":
+            known = [field for field, one in self.schema["fields"].items() if one["kind"] == "vector"]
+            raise KeyError(f"{name!r} is no vector field; the vector fields are {known}")
+        return layout.read_array(self.fitted / "vectors" / f"{entry['file']}.npy", (entry["size"], entry["width"]))
 
     def item_column(self, field: str, name: str) -> np.ndarray:
         """[len(vocabulary(field))] property of every id of a field; [len, width] where the property is a vector."""
-        return self._item(field, name)
+        return self._item(f"{field}.{name}")
 
     def entry(self, name: str) -> dict[str, Any]:
         """What schema.json says of a field or of an item column "field.column"."""
         if name in self.schema["fields"]:
             return self.schema["fields"][name]
-        for field, table in self.schema["items"].items():
-            if name.startswith(field + ".") and name[len(field) + 1 :] in table["columns"]:
-                return table["columns"][name[len(field) + 1 :]]
-        items = [f"{field}.{column}" for field, table in self.schema["items"].items() for column in table["columns"]]
-        raise KeyError(f"no field {name!r}; there are {self.fields + items}")
+        items = self.item_columns
+        if name not in items:
+            raise KeyError(f"no field {name!r}; there are {self.fields + list(items)}")
+        field, column = items[name]
+        return self.schema["items"][field]["columns"][column]
+
+    @functools.cached_property
+    def item_columns(self) -> dict[str, tuple[str, str]]:
+        """{"field.column": (field, column)} of the item tables."""
+        tables = self.schema["items"].items()
+        return {f"{field}.{column}": (field, column) for field, table in tables for column in table["columns"]}
 
     def index_of(self, users: Iterable[Any]) -> np.ndarray:
         """int64 positions of user ids in `users`; an unknown id is a KeyError that names it."""
@@ -126,10 +149,8 @@ class Store:
             wanted = pa.array(list(users), pa.string())
             found = pc.index_in(wanted, self._user_table.column("user"))
             if found.null_count:
-                raise KeyError(
-                    "unknown user id"
-                    f" {wanted[int(np.argmax(found.is_null().to_numpy(zero_copy_only=False)))].as_py()!r}"
-                )
+                missing = wanted[int(np.argmax(found.is_null().to_numpy(zero_copy_only=False)))]
+                raise KeyError(f"unknown user id {missing.as_py()!r}")
             return found.to_numpy().astype(np.int64)
         ids = np.asarray(users if isinstance(users, np.ndarray) else list(users))
         if len(ids) and ids.dtype.kind not in "iu":
@@ -146,24 +167,22 @@ class Store:
         return View(self, None, None)
 
     def as_of(self, cutoff: Any) -> View:
-        """Every user's events before `cutoff` (a datetime, ISO text or integer microseconds; UTC where no zone is named)."""
+        """Every user's events before `cutoff`: a datetime, ISO text or integer microseconds; UTC unless it says."""
         return self.all().as_of(cutoff)
 
-    def _map(self, name: str) -> np.ndarray:
+    def _pieces(self, name: str) -> list[np.ndarray]:
         if name not in self._columns:
-            file = (
-                "time" if name == "time" and name not in self.schema["fields"] else self.schema["fields"][name]["file"]
-            )
-            self._columns[name] = layout.read_array(self._shard / f"{file}.npy", (self.num_events,))
+            raise KeyError(f"no field {name!r}; the fields are {self.fields}")
         return self._columns[name]
 
-    @functools.cache  # noqa: B019
-    def _vocabulary(self, file: str, name: str) -> Vocabulary:
-        return Vocabulary(self.path / "vocabularies" / f"{file}.arrow", self.entry(name))
+    def _map(self, file: str) -> list[np.ndarray]:
+        return [np.asarray(layout.read_array(folder / f"{file}.npy", (events,))) for folder, events in self._shards]
 
     @functools.cache  # noqa: B019
-    def _item(self, field: str, name: str) -> np.ndarray:
-        table = self.schema["items"].get(field)
-        if table is None or name not in table["columns"]:
-            self.entry(f"{field}.{name}")
-        return layout.read_array(self.path / "items" / f"{table['columns'][name]['file']}.npy")
+    def _vocabulary(self, name: str) -> Vocabulary:
+        entry = self.entry(name)
+        return Vocabulary(self.fitted / "vocabularies" / f"{entry['file']}.arrow", entry)
+
+    @functools.cache  # noqa: B019
+    def _item(self, name: str) -> np.ndarray:
+        return layout.read_array(self.fitted / "items" / f"{self.entry(name)['file']}.npy")

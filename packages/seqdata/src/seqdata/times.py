@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -197,7 +198,7 @@ def _integers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         return _one_by_one(texts, lambda piece: piece.cast(pa.int64()))
 
 
-def _one_by_one(texts: pa.Array, cast) -> tuple[np.ndarray, np.ndarray]:
+def _one_by_one(texts: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> tuple[np.ndarray, np.ndarray]:
     # only reached on the way to an error message, so a loop over distinct values is fine
     known, bad = np.zeros(len(texts), np.int64), np.zeros(len(texts), bool)
     for i in range(len(texts)):

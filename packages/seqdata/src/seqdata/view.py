@@ -162,21 +162,13 @@ class View:
         _positive(batch_size=batch_size, max_tokens=max_tokens, max_len=max_len)
         if batch_size is None and max_tokens is None:
             raise ValueError("batches: needs batch_size (users) or max_tokens (events)")
-        lengths = self.lengths() if drop_empty or max_tokens is not None else None
-        if lengths is not None and max_len is not None:
-            lengths = np.minimum(lengths, max_len)
-        if max_tokens is not None and len(lengths) and lengths.max() > max_tokens:
-            longest = int(np.argmax(lengths))
-            raise ValueError(
-                f"max_tokens={max_tokens}: user {self.users[longest]} alone has {int(lengths[longest])} events; raise"
-                f" it or pass max_len <= {max_tokens}"
-            )
-        rows = np.flatnonzero(lengths) if drop_empty else None
+        rows = np.flatnonzero(self.lengths()) if drop_empty else None
         order = Order(len(self) if rows is None else len(rows), seed, epoch, shuffle)
-        if max_tokens is None:
-            yield from self._by_count(order, rows, batch_size, start)
-        else:
+        if max_tokens is not None:
+            lengths = self.lengths() if max_len is None else np.minimum(self.lengths(), max_len)
             yield from islice(self._by_tokens(order, rows, lengths, batch_size, max_tokens), start, None)
+        elif batch_size is not None:
+            yield from self._by_count(order, rows, batch_size, start)
 
     def _by_count(self, order: Order, rows: np.ndarray | None, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
         for begin in range(start * batch_size, len(order), batch_size):
@@ -186,6 +178,12 @@ class View:
     def _by_tokens(
         self, order: Order, rows: np.ndarray | None, lengths: np.ndarray, batch_size: int | None, max_tokens: int
     ) -> Iterator[np.ndarray]:
+        if len(lengths) and lengths.max() > max_tokens:
+            longest = int(np.argmax(lengths))
+            raise ValueError(
+                f"max_tokens={max_tokens}: user {self.users[longest]} alone has {int(lengths[longest])} events; raise"
+                f" it or pass max_len <= {max_tokens}"
+            )
         held = np.zeros(0, np.int64)
         for begin in range(0, len(order), CHUNK):
             picked = order(begin, min(begin + CHUNK, len(order)))
@@ -231,13 +229,13 @@ class Gather:
                 continue
             if name in store.schema["fields"]:
                 if name not in keys:
-                    keys[name] = store.column(name)[positions]
+                    keys[name] = store.take(name, positions)
                 values[name] = keys[name]
             else:
-                field = next(f for f in store.schema["items"] if name.startswith(f + "."))
+                field, column = store.item_columns[name]
                 if field not in keys:
-                    keys[field] = store.column(field)[positions]
-                values[name] = store.item_column(field, name[len(field) + 1 :])[keys[field]]
+                    keys[field] = store.take(field, positions)
+                values[name] = store.item_column(field, column)[keys[field]]
         values["timestamp"] = store.time[positions] // 1_000_000
         return Jagged(values, offsets)
 

@@ -1,0 +1,100 @@
+"""The command line and its configurations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import seqdata
+from seqdata.cli import main
+from seqdata.config import load_config, shipped
+
+CONFIG = """
+sources:
+  buy: ${LOG}/buy.csv
+  view: {sql: "SELECT 1 AS user, TIMESTAMP '2022-01-05' AS time, 7 AS item"}
+out: unused
+user: user
+time: time
+fit_before: 2022-01-04
+fields: {item: {kind: categorical, min_count: 1}}
+items: {item: {source: "${LOG}/items.csv", key: item, fields: {colour: categorical}}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOG", str(tmp_path))
+    (tmp_path / "buy.csv").write_text("user,time,item\n1,2022-01-01,5\n2,2022-01-02,6\n")
+    (tmp_path / "items.csv").write_text("item,colour\n5,red\n6,blue\n")
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return tmp_path / "c.yaml"
+
+
+def test_build_and_info(config, tmp_path, capsys):
+    arguments = ["build", "--config", str(config), "--out", str(tmp_path / "s"), "--no-progress"]
+    assert main(arguments) == 0
+    assert "2 users, 3 events" in capsys.readouterr().out
+    store = seqdata.open_store(tmp_path / "s")
+    assert store.vocabulary("item").values.tolist() == [5, 6]
+    assert store.vocabulary("item.colour").values.tolist() == ["blue", "red"]
+    assert main(["info", str(tmp_path / "s")]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "users        2 (user, int64)",
+        "2022-01-04T00:00:00Z",
+        "item: categorical int64, 4 ids",
+        "table        buy: 2 rows",
+    ):
+        assert text in shown
+    assert main(arguments) == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--fit-before", "2022-01-02", "--shards", "2"]) == 0
+    assert seqdata.open_store(tmp_path / "s").vocabulary("item").values.tolist() == [5]
+
+
+def test_mistakes_are_one_line(config, tmp_path, capsys, monkeypatch):
+    assert main(["info", str(tmp_path / "nothing")]) == 2
+    assert "seqdata info: no store at" in capsys.readouterr().err
+    assert main(["build", "--config", "nothing"]) == 2
+    assert "the package brings" in capsys.readouterr().err
+    monkeypatch.delenv("LOG")
+    assert main(["build", "--config", str(config)]) == 2
+    assert "${LOG}, which the environment does not set" in capsys.readouterr().err
+    config.write_text("sources: x\nuzer: y\n")
+    assert main(["build", "--config", str(config)]) == 2
+    assert "unknown key(s) ['uzer']" in capsys.readouterr().err
+    config.write_text("sources: x\nuser: y\n")
+    assert main(["build", "--config", str(config)]) == 2
+    assert "lacks 'out'" in capsys.readouterr().err
+    config.write_text("a: [")
+    assert main(["build", "--config", str(config)]) == 2
+    assert "not valid YAML" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        main(["build", "--help"])
+    shown = capsys.readouterr().out
+    assert "example of a configuration" in shown
+    assert "rees46" in shown
+
+
+def test_shipped_configurations_load(monkeypatch):
+    monkeypatch.setenv("FOOTFALL_DATA", "/data")
+    assert {"lgsr", "movielens_small", "online_retail", "rees46"} <= set(shipped())
+    for name in shipped():
+        assert {"sources", "out", "user", "time", "fit_before"} <= set(load_config(name))
+
+
+def test_import_needs_no_torch():
+    code = (
+        "import sys; sys.modules.update({n: None for n in ('torch', 'pandas', 'polars', 'yaml', 'dask')});"
+        "import seqdata, seqdata.cli; assert seqdata.build\n"
+        "try: seqdata.SequenceLoader\n"
+        "except ImportError as e: assert 'seqdata[torch]' in str(e)\n"
+        "else: raise SystemExit(1)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
