@@ -34,26 +34,26 @@ def write_index(shards: list[Path], folder: Path, budget: int) -> tuple[int, int
     events = int(ends[-1])
     times = [layout.read_array(shard / "time.npy") for shard in shards]
     bases = np.cumsum([0, *(len(time) for time in times)])
-    order_file = layout.ArrayWriter(folder / "order.npy", np.int64, events)
-    time_file = layout.ArrayWriter(folder / "time.npy", np.int64, events)
     low, step = 0, max(budget // 80, 1)
-    while low < count:
-        high = max(int(np.searchsorted(ends, (ends[low - 1] if low else 0) + step, "right")), low + 1)
-        users, time, position = [], [], []
-        for i, (place, offset) in enumerate(zip(places, offsets, strict=True)):
-            first, last = np.searchsorted(place, [low, high])
-            begin, end = int(offset[first]), int(offset[last])
-            users.append(np.repeat(place[first:last], np.diff(offset[first : last + 1])))
-            time.append(times[i][begin:end])
-            position.append(np.arange(bases[i] + begin, bases[i] + end))
-        merged = np.concatenate(time)
-        order = stable_order(merged)
-        order = order[stable_order(np.concatenate(users)[order])]
-        order_file.append(np.concatenate(position)[order])
-        time_file.append(merged[order])
-        low = high
-    order_file.close()
-    time_file.close()
+    with (
+        layout.ArrayWriter(folder / "order.npy", np.int64, events) as order_file,
+        layout.ArrayWriter(folder / "time.npy", np.int64, events) as time_file,
+    ):
+        while low < count:
+            high = max(int(np.searchsorted(ends, (ends[low - 1] if low else 0) + step, "right")), low + 1)
+            users, time, position = [], [], []
+            for i, (place, offset) in enumerate(zip(places, offsets, strict=True)):
+                first, last = np.searchsorted(place, [low, high])
+                begin, end = int(offset[first]), int(offset[last])
+                users.append(np.repeat(place[first:last], np.diff(offset[first : last + 1])))
+                time.append(times[i][begin:end])
+                position.append(np.arange(bases[i] + begin, bases[i] + end))
+            merged = np.concatenate(time)
+            order = stable_order(merged)
+            order = order[stable_order(np.concatenate(users)[order])]
+            order_file.append(np.concatenate(position)[order])
+            time_file.append(merged[order])
+            low = high
     return count, events
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -128,24 +129,22 @@ class Job:
         scratch.mkdir()
         spools = [self._spool(number, shard, parts) for number in range(len(parts))]
         rows = sum(sum(spool.rows) for spool in spools)
-        time = layout.ArrayWriter(out / "time.npy", np.int64, rows)
-        writers = {
-            slot: layout.ArrayWriter(out / f"{described[name]['file']}.npy", self.codecs[name].dtype, rows)
-            for name, slot in self.slots.items()
-        }
         users, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         low, high = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-        for run in sorted_runs(spools, scratch, self.plan.budget // 3, tick):
-            users.append(run.users.astype(np.int64))
-            lengths.append(run.lengths)
-            time.append(run.time)
-            for slot, writer in writers.items():
-                writer.append(run.column(slot))
-            low, high = min(low, int(run.time.min(initial=low))), max(high, int(run.time.max(initial=high)))
-            # the next run is made while this name would still hold the last one
-            del run
-        for writer in (time, *writers.values()):
-            writer.close()
+        with ExitStack() as stack:
+            files = {"time": "time"} | {slot: described[name]["file"] for name, slot in self.slots.items()}
+            writers = {
+                name: stack.enter_context(layout.ArrayWriter(out / f"{file}.npy", self.columns[name], rows))
+                for name, file in files.items()
+            }
+            for run in sorted_runs(spools, scratch, self.plan.budget // 3, tick):
+                users.append(run.users.astype(np.int64))
+                lengths.append(run.lengths)
+                for name, writer in writers.items():
+                    writer.append(run.time if name == "time" else run.column(name))
+                low, high = min(low, int(run.time.min(initial=low))), max(high, int(run.time.max(initial=high)))
+                # the next run is made while this name would still hold the last one
+                del run
         ids = np.concatenate(users)
         if self.plan.text_users:
             texts = layout.read_table(self.work / "users.arrow").column("user").take(pa.array(ids))

@@ -136,9 +136,12 @@ class ArrayWriter:
         write_all(self._file, np.ascontiguousarray(values, self.dtype))
         self.written += len(values)
 
-    def close(self) -> None:
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._file.close()
-        if self.written != self.length:
+        if kind is None and self.written != self.length:
             raise RuntimeError(f"{self.path.name}: wrote {self.written} of {self.length} values")
 
 
