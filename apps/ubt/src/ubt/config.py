@@ -1,0 +1,217 @@
+"""Every setting of the app, in dataclasses that the command line, the YAML files and Python callers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+TASKS = ("churn", "category_propensity")
+
+
+@dataclass
+class GenerateConfig:
+    """Size and seed of a generated log.
+
+    Args:
+        clients: number of clients in the log
+        relevant_share: share of the clients that are asked for, i.e. embedded and scored
+        days: length of the log in days; the last 27-28 of them are the two label windows
+        end: last second of the log, UTC
+        target_categories: number of categories in target/propensity_category.npy
+        target_skus: number of skus in target/propensity_sku.npy
+        log_seed: seed of everything drawn
+        if_missing: `ubt run` writes the log itself where data_dir holds none, or one with other settings
+    """
+
+    clients: int = 200_000
+    relevant_share: float = 0.0535
+    days: int = 160
+    end: str = "2022-11-09 23:59:59"
+    target_categories: int = 100
+    target_skus: int = 100
+    log_seed: int = 0
+    if_missing: bool = False
+
+    def check(self) -> None:
+        """Raise ValueError for a log without clients, history or targets."""
+        if self.clients < 100:
+            raise ValueError(f"generate.clients: got {self.clients}, needs at least 100")
+        if self.days < 60:
+            raise ValueError(f"generate.days: got {self.days}, needs at least 60 (28 of them are label windows)")
+        if not 0 < self.relevant_share <= 1:
+            raise ValueError(f"generate.relevant_share: got {self.relevant_share}, needs a share in (0, 1]")
+        datetime.fromisoformat(self.end)
+
+
+@dataclass
+class LogConfig:
+    """How a log that is not in the challenge layout is laid out; leave `files` empty for the challenge layout.
+
+    Args:
+        files: file name, glob or list of them below the data directory (Parquet or CSV), one table with all events
+        user: column of the user
+        time: column of the time (UTC)
+        event: column of the event type
+        item: column of the item, or null
+        category: column of the item's category, or null
+        price: column of the price, or null; becomes 100 quantile buckets fitted before train_start
+        url: column of the URL, or null
+        label_events: event types that count as the outcome in the label windows; empty = all
+        active_events: a user with one of these before train_start takes part in the churn task; empty = all
+        target_categories: number of categories of the propensity task, the most frequent before train_start
+        train_start: end of the history and start of the train window, UTC
+        valid_start: end of the train window and start of the scored window, UTC
+        end: end of the scored window, UTC; null = the last event
+    """
+
+    files: list[str] = field(default_factory=list)
+    user: str = "user_id"
+    time: str = "event_time"
+    event: str = "event_type"
+    item: str | None = None
+    category: str | None = None
+    price: str | None = None
+    url: str | None = None
+    label_events: list[str] = field(default_factory=list)
+    active_events: list[str] = field(default_factory=list)
+    target_categories: int = 100
+    train_start: str | None = None
+    valid_start: str | None = None
+    end: str | None = None
+
+
+@dataclass
+class PrepareConfig:
+    """How events become the store.
+
+    Args:
+        memory_limit: bound for the building engine's buffers
+    """
+
+    memory_limit: str = "1GB"
+
+
+@dataclass
+class ModelConfig:
+    """Size of the network.
+
+    Args:
+        hidden_size: width of the event vectors and of the HSTU layers
+        num_layers: number of HSTU layers
+        num_heads: attention heads; each has hidden_size / num_heads dims
+        max_seq_length: newest events of a user that are read
+        id_size: width of each feature family's embedding
+        max_ids: most frequent skus and URLs that have a vector of their own; rarer ones share one
+        embedding_size: width of the user vector that is written, at most 2048
+        time_buckets: buckets of the relative time bias
+        dropout: dropout in feature encoder, layers and heads
+    """
+
+    hidden_size: int = 256
+    num_layers: int = 3
+    num_heads: int = 4
+    max_seq_length: int = 300
+    id_size: int = 64
+    max_ids: int = 100_000
+    embedding_size: int = 512
+    time_buckets: int = 128
+    dropout: float = 0.1
+
+
+@dataclass
+class TrainConfig:
+    """How the network is trained.
+
+    Args:
+        task_weights: weight of each task's loss, as "task:weight,task:weight"; a task that is not named is not trained
+        num_epochs: epochs at most
+        batch_size: users per batch
+        learning_rate: initial learning rate of Adam
+        weight_decay: decoupled weight decay of the dense weights
+        gradient_clip: largest norm of the gradient
+        cutoffs: label windows a user is trained on: the train window and cutoffs - 1 windows before it, each seen
+            from its own start
+        valid_share: share of the users whose labels of the train window are kept for early stopping
+        patience: epochs without a better validation loss before training stops
+        lr_patience: epochs without a better validation loss before the learning rate is halved
+        threads: CPU threads; 0 = torch's own choice
+    """
+
+    task_weights: str = "churn:1.0,category_propensity:0.5"
+    num_epochs: int = 10
+    batch_size: int = 256
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    cutoffs: int = 1
+    valid_share: float = 0.1
+    patience: int = 3
+    lr_patience: int = 1
+    threads: int = 0
+
+
+@dataclass
+class ScoreConfig:
+    """How representations are compared. One probe serves all of them.
+
+    Args:
+        windows_days: windows before train_start in which the aggregate baseline counts, in days
+        probe_width: width of the probe network
+        probe_blocks: residual blocks of the probe network
+        probe_epochs: passes over the train window's labels
+        probe_batch_size: users per batch of the probe
+        probe_learning_rate: learning rate of the probe (AdamW)
+        trees: boosting rounds of the LightGBM rival
+    """
+
+    windows_days: list[float] = field(default_factory=lambda: [1.0, 7.0, 30.0])
+    probe_width: int = 256
+    probe_blocks: int = 1
+    probe_epochs: int = 3
+    probe_batch_size: int = 128
+    probe_learning_rate: float = 1e-3
+    trees: int = 100
+
+
+@dataclass
+class Config:
+    """All settings of a run.
+
+    Args:
+        data_dir: folder of the raw log; "$NAME/..." is filled from the environment
+        run_dir: folder of everything that is written
+        embeddings_dir: folder of embeddings.npy and client_ids.npy; null = <run_dir>/embeddings
+        generate: size and seed of a generated log
+        log: layout of a log that is not in the challenge layout
+        prepare: how events become the store
+        model: size of the network
+        train: how the network is trained
+        score: how representations are compared
+        seed: seed of weights, shuffling, dropout and probe
+        resume: continue an interrupted run in run_dir
+        progress: show progress bars
+    """
+
+    data_dir: str = "data"
+    run_dir: str = "runs/ubt"
+    embeddings_dir: str | None = None
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    seed: int = 42
+    resume: bool = False
+    progress: bool = True
+
+    @property
+    def embeddings(self) -> Path:
+        """Folder of embeddings.npy and client_ids.npy."""
+        return Path(self.embeddings_dir or Path(self.run_dir) / "embeddings")
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared log."""
+        return Path(self.run_dir) / "prepared"

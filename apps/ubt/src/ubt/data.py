@@ -1,0 +1,94 @@
+"""Batches for the network: packed events of a view, and labels of the same users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqdata import Batch
+from ubt.labels import Labels
+from ubt.model import Family, Sequences
+from ubt.prepare import Prepared
+
+ID_FAMILIES = ("event_type", "category", "price", "item", "url")
+
+
+@dataclass
+class Example:
+    """Users with their labels at K moments.
+
+    Args:
+        sequences: events before the last moment
+        churn: 1, 0, or NaN where a user is not part of the task [B, K]
+        category: multi-hot [B, K, C], NaN where a user is not asked
+    """
+
+    sequences: Sequences
+    churn: Tensor
+    category: Tensor
+
+
+class Reader:
+    """Turn batches of the store into the network's input.
+
+    Args:
+        prepared: the log
+        max_ids: most frequent skus and URLs that keep their id; the rest become 1, "unknown"
+    """
+
+    def __init__(self, prepared: Prepared, max_ids: int):
+        self.prepared, self.max_ids = prepared, max_ids
+        self.fields = list(prepared.families.values())
+        self.families: dict[str, Family] = {}
+        self._vectors: dict[str, np.ndarray] = {}
+        store = prepared.store
+        for name, field in prepared.families.items():
+            if name in ID_FAMILIES:
+                size = len(store.vocabulary(field))
+                self.families[name] = Family("id", min(size, max_ids + 2))
+            elif "." in field:
+                self.families[name] = Family("vector", store.item_column(*field.split(".")).shape[1])
+            else:
+                self._vectors[name] = store.vectors(field)
+                self.families[name] = Family("vector", self._vectors[name].shape[1])
+        # Position among the users asked for of every user of the store.
+        self.row = np.full(store.num_users, -1, np.int64)
+        self.row[prepared.history(prepared.train_start).user_index] = prepared.known
+
+    def sequences(self, batch: Batch) -> Sequences:
+        """Return a batch as the network reads it; the bytes of name and query vectors are scaled to [-1, 1]."""
+        values = batch.jagged.values
+        features = {}
+        for name, field in self.prepared.families.items():
+            value = np.asarray(values[field])
+            if name in self._vectors:
+                value = self._vectors[name][value]
+            if self.families[name].kind == "id":
+                ids = np.where(value < self.families[name].size, value, 1).astype(np.int64)
+                features[name] = torch.from_numpy(ids)
+            else:
+                features[name] = torch.from_numpy(_scaled(value))
+        return Sequences(
+            features, torch.as_tensor(values["timestamp"]), torch.as_tensor(batch.jagged.offsets, dtype=torch.int64)
+        )
+
+
+def examples(reader: Reader, batch: Batch, labels: list[Labels]) -> Example:
+    """Return a batch with its labels; `labels` are in ascending order of their windows."""
+    rows = reader.row[np.asarray(batch.user_index)]
+    churn = np.stack([one.churn[rows] for one in labels], 1)
+    category = np.stack([one.category[rows].toarray() for one in labels], 1)
+    asked = np.stack([one.asked[rows] for one in labels], 1)
+    category = np.where(asked[..., None], category, np.float32(np.nan))
+    return Example(reader.sequences(batch), torch.from_numpy(churn), torch.from_numpy(category))
+
+
+def _scaled(vectors: np.ndarray) -> np.ndarray:
+    """Map bytes to [-1, 1] and leave missing vectors, all zero, at zero."""
+    scaled = vectors.astype(np.float32)
+    if vectors.dtype == np.uint8:
+        scaled = np.where((vectors != 0).any(-1, keepdims=True), scaled / 127.5 - 1, scaled)
+    return scaled

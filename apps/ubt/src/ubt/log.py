@@ -1,0 +1,275 @@
+"""Find out how a raw log is laid out and describe it as SQL over its files; nothing is read into Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from ubt.config import LogConfig
+
+ITEM_EVENTS = ("product_buy", "add_to_cart", "remove_from_cart")
+COLUMNS = {
+    **{name: ("client_id", "timestamp", "sku") for name in ITEM_EVENTS},
+    "page_visit": ("client_id", "timestamp", "url"),
+    "search_query": ("client_id", "timestamp", "query"),
+}
+ITEMS = "product_properties.parquet"
+ITEM_COLUMNS = ("sku", "category", "price", "name")
+DAYS_IN_WINDOW = 14
+
+
+@dataclass
+class Log:
+    """A log as SQL: what the events are, where history ends, and which rows are outcomes.
+
+    Args:
+        connection: DuckDB connection the queries run on
+        layout: "raw" or "split" for the challenge's directories, "custom" for a log described by YAML
+        files: every input file, for the fingerprint
+        sources: event table -> path or SQL with columns client_id, timestamp and fields
+        items: path of the item table, or None
+        families: feature family -> field of the store
+        outcomes: SQL of client_id, timestamp, sku, category, ... of all outcome rows
+        active: SQL of client_id, timestamp of the rows that make a user active
+        train_start, valid_start, end: borders of the windows, UTC
+        arrays: the layout's own .npy files by stem, where it has them
+    """
+
+    connection: duckdb.DuckDBPyConnection
+    layout: str
+    files: list[Path]
+    sources: dict[str, str]
+    items: Path | None
+    families: dict[str, str]
+    outcomes: str
+    active: str
+    train_start: datetime
+    valid_start: datetime
+    end: datetime
+    arrays: dict[str, NDArray] = field(default_factory=dict)
+
+
+def read_log(data_dir: str | Path, config: LogConfig) -> Log:
+    """Describe the log below `data_dir`: the challenge's raw or split layout, or the one `config` describes.
+
+    Raises:
+        FileNotFoundError: if the folder, a table or an array is missing; names it and what is there
+        ValueError: if a column is missing or the windows are not in order
+    """
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"data_dir: {folder} is not a folder; give --data-dir, or write one with `ubt generate`"
+        )
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    if config.files:
+        return _custom(folder, config, connection)
+    return _challenge(folder, connection)
+
+
+def text(moment: datetime) -> str:
+    """Return a moment as the SQL and JSON of this app write it, in UTC without a zone."""
+    return moment.isoformat(sep=" ")
+
+
+def _challenge(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
+    split = (folder / "target" / "train_target.parquet").exists()
+    events = folder / "input" if split else folder
+    paths = {name: events / f"{name}.parquet" for name in COLUMNS}
+    _need([*paths.values(), folder / ITEMS, folder / "input" / "relevant_clients.npy"], folder)
+    for name, path in paths.items():
+        _need_columns(connection, path, COLUMNS[name])
+    _need_columns(connection, folder / ITEMS, ITEM_COLUMNS)
+    if split:
+        targets = [folder / "target" / f"{name}_target.parquet" for name in ("train", "validation")]
+        _need(targets, folder)
+        for path in targets:
+            _need_columns(connection, path, ("client_id", "timestamp", "sku", "category"))
+        last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {_scan(targets)}"
+    else:
+        last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {_scan([paths['product_buy']])}"
+    end = _moment(connection.execute(last).fetchone(), paths["product_buy"])
+    train_start = (end - timedelta(days=2 * DAYS_IN_WINDOW - 1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    buys = f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, sku FROM {_scan([paths['product_buy']])}"
+    # A left join: a purchase of a sku without properties still is a purchase, only without a category.
+    outcomes = (
+        f"SELECT b.*, p.category, p.price, p.name FROM ({buys}) b LEFT JOIN {_scan([folder / ITEMS])} p USING (sku)"
+    )
+    if split:
+        later = f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, sku FROM {_scan(targets)}"
+        outcomes = outcomes.replace(f"({buys})", f"({buys} UNION ALL {later})")
+    arrays = {path.stem: _load(path) for path in sorted((folder / "target").glob("*.npy"))}
+    arrays["relevant_clients"] = _load(folder / "input" / "relevant_clients.npy")
+    return Log(
+        connection=connection,
+        layout="split" if split else "raw",
+        files=[*paths.values(), folder / ITEMS, *sorted(folder.glob("*/*.npy")), *(targets if split else [])],
+        sources={name: str(path) for name, path in paths.items()},
+        items=folder / ITEMS,
+        families={
+            "event_type": "event_type",
+            "category": "sku.category",
+            "price": "sku.price",
+            "item": "sku",
+            "url": "url",
+            "name": "sku.name",
+            "query": "query",
+        },
+        outcomes=outcomes,
+        active=f"SELECT client_id, timestamp FROM ({buys})",
+        train_start=train_start,
+        valid_start=train_start + timedelta(days=DAYS_IN_WINDOW),
+        end=end,
+        arrays=arrays,
+    )
+
+
+def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnection) -> Log:
+    files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
+    if not files:
+        raise FileNotFoundError(f"log.files: nothing in {folder} matches {config.files}; there is: {_listing(folder)}")
+    table = _scan(files)
+    found = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
+    named = {"client_id": config.user, "timestamp": config.time, "event_type": config.event, "sku": config.item}
+    named |= {"category": config.category, "price": config.price, "url": config.url}
+    roles = {role: column for role, column in named.items() if column is not None}
+    keys = {"client_id": "user", "timestamp": "time", "event_type": "event", "sku": "item"}
+    for role, column in roles.items():
+        if column not in found:
+            key = keys.get(role, role)
+            raise ValueError(f"log.{key}: no column {column!r} in {config.files}; there is: {', '.join(found)}")
+    moments = []
+    for key in ("train_start", "valid_start"):
+        value = getattr(config, key)
+        if value is None:
+            raise ValueError(f"log.{key}: missing; a log described by YAML needs the borders of its windows")
+        moments.append(_parse(value, f"log.{key}"))
+    train_start, valid_start = moments
+    time = _checked(config.time, "TIMESTAMP", "log.time")
+    if config.end is None:
+        end = _moment(connection.execute(f"SELECT max({time}) FROM {table}").fetchone(), folder)
+    else:
+        end = _parse(config.end, "log.end")
+    if not train_start < valid_start <= end:
+        raise ValueError(
+            f"log: needs train_start < valid_start <= end, got {text(train_start)}, {text(valid_start)}, {text(end)}"
+        )
+    columns = [f"{_whole_numbers(connection, table, config.user)} AS client_id", f"{time} AS timestamp"]
+    for role in ("event_type", "sku", "category", "url"):
+        if role in roles:
+            columns.append(f"{_quoted(roles[role])} AS {role}")
+    if "price" in roles:
+        columns.append(f"{_price_bucket(connection, table, roles['price'], time, train_start)} AS price")
+    sql = f"SELECT {', '.join(columns)} FROM {table}"
+    return Log(
+        connection=connection,
+        layout="custom",
+        files=files,
+        sources={"events": sql},
+        items=None,
+        families={family: role for family, role in _FAMILY_OF.items() if role in roles},
+        outcomes=f"SELECT * FROM ({sql}){_only(config.label_events)}",
+        active=f"SELECT client_id, timestamp FROM ({sql}){_only(config.active_events)}",
+        train_start=train_start,
+        valid_start=valid_start,
+        end=end,
+    )
+
+
+_FAMILY_OF = {"event_type": "event_type", "category": "category", "price": "price", "item": "sku", "url": "url"}
+
+
+def _need(paths: Iterable[Path], folder: Path) -> None:
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path.relative_to(folder)}: not found in {folder}, which is read in the RecSys Challenge 2025 layout "
+                f"({', '.join(COLUMNS)}.parquet, {ITEMS}, input/relevant_clients.npy); there is: {_listing(folder)}. "
+                "Another log needs `log.files` in its YAML."
+            )
+
+
+def _need_columns(connection: duckdb.DuckDBPyConnection, path: Path, names: Iterable[str]) -> None:
+    found = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {_scan([path])}").fetchall()]
+    for name in names:
+        if name not in found:
+            raise ValueError(f"{path.name}: no column {name!r}; there is: {', '.join(found)}")
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
+
+
+def _load(path: Path) -> NDArray:
+    array = np.load(path)
+    if array.ndim != 1:
+        raise ValueError(f"{path}: got shape {array.shape}, needs one dimension")
+    return array
+
+
+def _scan(paths: Iterable[Path]) -> str:
+    names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    reader = "read_csv" if names.rstrip("'").endswith((".csv", ".csv.gz")) else "read_parquet"
+    return f"{reader}([{names}], union_by_name = true)"
+
+
+def _quoted(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
+
+
+def _checked(column: str, kind: str, key: str) -> str:
+    """SQL that casts a column and fails with the value that could not be cast."""
+    name = _quoted(column)
+    message = f"'{key}: column {column} holds ' || CAST({name} AS VARCHAR) || ', which is no {kind}'"
+    bad = f"{name} IS NOT NULL AND TRY_CAST({name} AS {kind}) IS NULL"
+    return f"CASE WHEN {bad} THEN error({message}) ELSE TRY_CAST({name} AS {kind}) END"
+
+
+def _whole_numbers(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> str:
+    """SQL of a user column: BIGINT when every value is a whole number, else text."""
+    name = _quoted(column)
+    whole = connection.execute(
+        f"SELECT bool_and(TRY_CAST({name} AS BIGINT) IS NOT NULL OR {name} IS NULL) FROM {table}"
+    )
+    row = whole.fetchone()
+    return f"CAST({name} AS {'BIGINT' if row and row[0] else 'VARCHAR'})"
+
+
+def _price_bucket(connection: duckdb.DuckDBPyConnection, table: str, column: str, time: str, before: datetime) -> str:
+    """SQL of the price's quantile bucket 0..99; the borders come from rows before `before` only."""
+    price = f"TRY_CAST({_quoted(column)} AS DOUBLE)"
+    shares = [i / 100 for i in range(1, 100)]
+    query = f"SELECT quantile_cont({price}, {shares}) FROM {table} WHERE {time} < TIMESTAMP '{text(before)}'"
+    row = connection.execute(query).fetchone()
+    if row is None or row[0] is None:
+        raise ValueError(f"log.price: column {column} has no number before train_start")
+    borders = ", ".join(repr(float(border)) for border in row[0])
+    return f"CASE WHEN {price} IS NULL THEN NULL ELSE len(list_filter([{borders}], lambda x: x <= {price})) END"
+
+
+def _only(events: list[str]) -> str:
+    names = ", ".join("'" + name.replace("'", "''") + "'" for name in events)
+    return f" WHERE event_type IN ({names})" if events else ""
+
+
+def _parse(value: Any, key: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    except ValueError:
+        raise ValueError(f"{key}: got {value!r}, needs a time like 2022-10-13 00:00:00 (UTC)") from None
+    return moment.astimezone(timezone.utc).replace(tzinfo=None) if moment.tzinfo else moment
+
+
+def _moment(row: tuple[Any, ...] | None, where: Path) -> datetime:
+    if row is None or row[0] is None:
+        raise ValueError(f"{where}: no row with a time, so the windows cannot be placed")
+    return row[0]
