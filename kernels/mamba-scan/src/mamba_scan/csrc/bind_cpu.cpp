@@ -75,6 +75,7 @@ scan::ScanArgs scan_args(const py::dict& x) {
     const auto address = [&](const char* name) { return x.contains(name) ? pointer(x[name]) : nullptr; };
     const auto strided = [&](const char* name) { return x.contains(name) ? array(x[name]) : scan::Array{}; };
     a.double_precision = (int)number("double_precision");
+    a.complex = (int)number("complex");
     a.softplus = (int)number("softplus");
     a.variable_B = (int)number("variable_B");
     a.variable_C = (int)number("variable_C");

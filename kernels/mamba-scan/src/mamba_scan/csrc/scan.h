@@ -12,9 +12,10 @@ struct Array {
     int64_t batch, time, channel;
 };
 
-// Computation type R is float or double. A token is a row: batch * length + time, or the position in the packed layout.
+// Computation type R is float or double. Where A is complex, what belongs to states (A, B, C, initial, last, saved and
+// their gradients) has a leading plane of real parts and one of imaginary parts; saved has them within each slot. A token is a row: batch * length + time, or the position in the packed layout.
 struct ScanArgs {
-    int double_precision, softplus, variable_B, variable_C, save, threads;
+    int double_precision, complex, softplus, variable_B, variable_C, save, threads;
     int64_t segments, length, channels, states, groups, rows;
     const int64_t* offsets;           // [segments + 1], or null: every batch row is one segment of `length`
     Array u, delta, z, out;           // any float type

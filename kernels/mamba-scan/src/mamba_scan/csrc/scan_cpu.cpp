@@ -1,8 +1,9 @@
-// The selective scan and its gradient for real A.
+// The selective scan and its gradient.
 //
 // LANES channels advance together, one per vector lane; the states are a loop, NB of them held in registers. Time runs
 // in chunks of CHUNK steps counted from the start of a segment. The forward pass saves the state at every chunk start
 // but the first; the backward pass walks the chunks in reverse, runs each forward again and then backward.
+// A complex A doubles everything about states: real parts in the first plane, imaginary parts in the second one.
 // No result depends on the number of threads, with one exception: a few very long segments are cut into spans (see
 // make_spans) when there are more threads than other work.
 
@@ -15,10 +16,7 @@
 namespace scan {
 namespace FOOTFALL_ISA {
 
-#ifndef SCAN_CHUNK
-#define SCAN_CHUNK 64
-#endif
-constexpr int CHUNK = SCAN_CHUNK;
+constexpr int CHUNK = 64;
 constexpr int64_t SPAN = 16 * CHUNK;
 
 // A segment, or a span of one: `steps` tokens from `time` of batch row `batch`, `begin` tokens into the segment.
@@ -35,6 +33,7 @@ struct Spans {
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
+static int planes(const ScanArgs& a) { return a.complex ? 2 : 1; }
 static int64_t channel_block(const ScanArgs& a) { return a.states <= 32 ? 64 : a.states <= 64 ? 128 : 256; }
 static int64_t blocks_per_group(const ScanArgs& a) {
     const int64_t block = channel_block(a), width = a.channels / a.groups;
@@ -49,7 +48,7 @@ static Spans make_spans(const ScanArgs& a) {
         count += 1 + steps / SPAN;
     }
     // Cutting costs a second pass over the states, so it has to buy threads that would otherwise stand idle.
-    const bool cut = 2 * a.segments * a.groups * blocks_per_group(a) <= a.threads && longest >= 4 * SPAN;
+    const bool cut = !a.complex && 2 * a.segments * a.groups * blocks_per_group(a) <= a.threads && longest >= 4 * SPAN;
     Spans spans = {static_cast<Span*>(malloc(sizeof(Span) * (count + 1))), 0, cut};
     for (int64_t s = 0; s < a.segments; s++) {
         const int64_t start = a.offsets ? a.offsets[s] : 0;
@@ -72,7 +71,7 @@ template <class R>
 struct Lanes {
     int64_t channel, group;
     int lanes;
-    R *A, *A2, *B, *C;  // [states][LANES]; B and C only where constant
+    R *A, *A2, *B, *C;  // [planes * states][LANES]; B and C only where constant
     R D[VecOf<R>::LANES], bias[VecOf<R>::LANES];
 };
 
@@ -80,7 +79,7 @@ template <class R>
 struct Work {
     R* memory;
     R *dt, *u, *du, *y, *z, *dy, *gB, *ddt;  // [CHUNK][LANES]
-    R *h, *g, *dA, *dBc, *dCc;               // [states][LANES]
+    R *h, *g, *dA, *dBc, *dCc;               // [planes * states][LANES]
     R *E, *X;                                // [CHUNK][NB][LANES]
     Lanes<R> lanes;
 };
@@ -91,9 +90,9 @@ constexpr int big_block() {
 }
 
 template <class R>
-static Work<R> make_work(int64_t states) {
+static Work<R> make_work(const ScanArgs& a) {
     constexpr int W = VecOf<R>::LANES;
-    const int64_t tile = CHUNK * W, row = states * W, wide = (int64_t)CHUNK * big_block<R>() * W;
+    const int64_t tile = CHUNK * W, row = planes(a) * a.states * W, wide = (int64_t)CHUNK * big_block<R>() * W;
     Work<R> w;
     w.memory = static_cast<R*>(aligned_alloc(64, ((8 * tile + 9 * row + 2 * wide) * sizeof(R) + 63) / 64 * 64));
     R* p = w.memory;
@@ -106,6 +105,31 @@ static Work<R> make_work(int64_t states) {
     return w;
 }
 
+// Rows [planes * states][LANES] from and to entry `index` of `count` entries [channels, states].
+template <class R>
+static void load_states(R* rows, const void* x, const ScanArgs& a, int64_t index, int64_t count, const Lanes<R>& l) {
+    const int64_t n = a.states, entry = a.channels * n;
+    for (int plane = 0; plane < planes(a); plane++)
+        load_tile<R>(rows + plane * n * VecOf<R>::LANES, x, native_dtype<R>(),
+                     (plane * count + index) * entry + l.channel * n, 1, n, (int)n, l.lanes);
+}
+template <class R>
+static void store_states(const R* rows, void* x, const ScanArgs& a, int64_t index, int64_t count, const Lanes<R>& l) {
+    const int64_t n = a.states, entry = a.channels * n;
+    for (int plane = 0; plane < planes(a); plane++)
+        store_tile<R>(rows + plane * n * VecOf<R>::LANES, x, native_dtype<R>(),
+                      (plane * count + index) * entry + l.channel * n, 1, n, (int)n, l.lanes);
+}
+// The same rows from and to a row-major block [planes * states, channels].
+template <class R>
+static void load_state_rows(R* rows, const R* x, const ScanArgs& a, const Lanes<R>& l) {
+    load_tile<R>(rows, x, native_dtype<R>(), l.channel, a.channels, 1, planes(a) * (int)a.states, l.lanes);
+}
+template <class R>
+static void store_state_rows(const R* rows, R* x, const ScanArgs& a, const Lanes<R>& l) {
+    store_tile<R>(rows, x, native_dtype<R>(), l.channel, a.channels, 1, planes(a) * (int)a.states, l.lanes);
+}
+
 template <class R>
 static void set_lanes(Lanes<R>& l, const ScanArgs& a, int64_t group, int64_t channel, int64_t end) {
     constexpr int W = VecOf<R>::LANES;
@@ -113,10 +137,12 @@ static void set_lanes(Lanes<R>& l, const ScanArgs& a, int64_t group, int64_t cha
     l.channel = channel;
     l.group = group;
     l.lanes = (int)min64(W, end - channel);
-    load_tile<R>(l.A, a.A, native_dtype<R>(), channel * n, 1, n, (int)n, l.lanes);
+    load_states<R>(l.A, a.A, a, 0, 1, l);
+    // Exponents in powers of two, angles in quarter turns.
     for (int64_t i = 0; i < n * W; i++) l.A2[i] = l.A[i] * R(LOG2E);
-    if (!a.variable_B) load_tile<R>(l.B, a.B, native_dtype<R>(), channel * n, 1, n, (int)n, l.lanes);
-    if (!a.variable_C) load_tile<R>(l.C, a.C, native_dtype<R>(), channel * n, 1, n, (int)n, l.lanes);
+    for (int64_t i = n * W; i < planes(a) * n * W; i++) l.A2[i] = l.A[i] * R(0.6366197723675814);
+    if (!a.variable_B) load_states<R>(l.B, a.B, a, 0, 1, l);
+    if (!a.variable_C) load_states<R>(l.C, a.C, a, 0, 1, l);
     for (int i = 0; i < W; i++) {
         const bool in = i < l.lanes;
         l.D[i] = in && a.D ? static_cast<const R*>(a.D)[channel + i] : R(0);
@@ -156,17 +182,19 @@ struct Coefficient {
     const R* rows;
     const R* lanes;
     int64_t stride;
+    int64_t imaginary;  // distance of the imaginary parts, in rows as in lanes
 };
 template <class R, bool ROWS>
-SCAN_INLINE Vec<R> at(const Coefficient<R>& c, int t, int n) {
+SCAN_INLINE Vec<R> at(const Coefficient<R>& c, int t, int64_t n) {
     if (ROWS || c.rows) return splat<R>(c.rows[t * c.stride + n]);
     return load<R>(c.lanes + n * VecOf<R>::LANES);
 }
 template <class R>
 static Coefficient<R> coefficient(const void* x, int variable, const R* lanes, const ScanArgs& a, const Span& s,
                                   int64_t t, int64_t group) {
-    if (!variable) return {nullptr, lanes, 0};
-    return {static_cast<const R*>(x) + ((s.row + t) * a.groups + group) * a.states, nullptr, a.groups * a.states};
+    if (!variable) return {nullptr, lanes, 0, a.states};
+    return {static_cast<const R*>(x) + ((s.row + t) * a.groups + group) * a.states, nullptr, a.groups * a.states,
+            a.rows * a.groups * a.states};
 }
 
 // h <- exp(dt A) h + dt u B;  y += C h, for NB states from n0 on.
@@ -198,23 +226,50 @@ static void forward_all_states(Work<R>& w, const Coefficient<R>& B, const Coeffi
     for (; n < states; n++) forward_states<R, 1, ROWS, OUTPUT>(w, B, C, n, steps);
 }
 
+// e = exp(dt A) for one state of a complex A.
+template <class R>
+SCAN_INLINE void complex_decay(Vec<R> dt, const R* A2, int64_t imaginary, Vec<R>& re, Vec<R>& im) {
+    const Vec<R> size = exp2v(dt * load<R>(A2));
+    Vec<R> sine, cosine;
+    sincos_quarter<R>(dt * load<R>(A2 + imaginary), sine, cosine);
+    re = size * cosine;
+    im = size * sine;
+}
+
+template <class R, bool OUTPUT>
+static void forward_complex(Work<R>& w, const Coefficient<R>& B, const Coefficient<R>& C, int states, int steps) {
+    constexpr int W = VecOf<R>::LANES;
+    for (int n = 0; n < states; n++) {
+        Vec<R> h_re = load<R>(w.h + n * W), h_im = load<R>(w.h + (states + n) * W), e_re, e_im;
+        for (int t = 0; t < steps; t++) {
+            const Vec<R> du = load<R>(w.du + t * W);
+            complex_decay<R>(load<R>(w.dt + t * W), w.lanes.A2 + n * W, states * W, e_re, e_im);
+            const Vec<R> x = e_re * h_re - e_im * h_im;
+            h_im = e_re * h_im + e_im * h_re + du * at<R, false>(B, t, n + B.imaginary);
+            h_re = x + du * at<R, false>(B, t, n);
+            const Vec<R> y = h_re * at<R, false>(C, t, n) - h_im * at<R, false>(C, t, n + C.imaginary);
+            if (OUTPUT) store<R>(w.y + t * W, load<R>(w.y + t * W) + R(2) * y);
+        }
+        store<R>(w.h + n * W, h_re);
+        store<R>(w.h + (states + n) * W, h_im);
+    }
+}
+
 template <class R>
 static void load_start(Work<R>& w, const ScanArgs& a, const Span& s, const R* span_starts) {
     constexpr int W = VecOf<R>::LANES;
-    const int64_t n = a.states;
     if (span_starts && !s.first) {
-        load_tile<R>(w.h, span_starts, native_dtype<R>(), w.lanes.channel, a.channels, 1, (int)n, w.lanes.lanes);
+        load_state_rows<R>(w.h, span_starts, a, w.lanes);
     } else if (s.first && a.initial) {
-        load_tile<R>(w.h, a.initial, native_dtype<R>(), (s.segment * a.channels + w.lanes.channel) * n, 1, n, (int)n,
-                     w.lanes.lanes);
+        load_states<R>(w.h, a.initial, a, s.segment, a.segments, w.lanes);
     } else {
-        memset(w.h, 0, sizeof(R) * n * W);
+        memset(w.h, 0, sizeof(R) * planes(a) * a.states * W);
     }
 }
 
 template <class R>
 static R* slot_of(const ScanArgs& a, const Span& s, int64_t t) {
-    return static_cast<R*>(a.saved) + (s.slot + (s.begin + t) / CHUNK - 1) * a.states * a.channels;
+    return static_cast<R*>(a.saved) + (s.slot + (s.begin + t) / CHUNK - 1) * planes(a) * a.states * a.channels;
 }
 
 template <class R>
@@ -225,14 +280,15 @@ static void forward_span(Work<R>& w, const ScanArgs& a, const Span& s, const R* 
     for (int64_t t = 0; t < s.steps; t += CHUNK) {
         const int steps = (int)min64(CHUNK, s.steps - t);
         if (a.save && s.begin + t > 0)
-            store_tile<R>(w.h, slot_of<R>(a, s, t), native_dtype<R>(), w.lanes.channel, a.channels, 1, (int)n,
-                          w.lanes.lanes);
+            store_state_rows<R>(w.h, slot_of<R>(a, s, t), a, w.lanes);
         load_steps<R>(w, a, s, t, steps);
         const Vec<R> D = load<R>(w.lanes.D);
         for (int i = 0; i < steps; i++) store<R>(w.y + i * W, D * load<R>(w.u + i * W));
         const auto B = coefficient<R>(a.B, a.variable_B, w.lanes.B, a, s, t, w.lanes.group);
         const auto C = coefficient<R>(a.C, a.variable_C, w.lanes.C, a, s, t, w.lanes.group);
-        if (a.variable_B && a.variable_C)
+        if (a.complex)
+            forward_complex<R, true>(w, B, C, (int)n, steps);
+        else if (a.variable_B && a.variable_C)
             forward_all_states<R, true, true>(w, B, C, (int)n, steps);
         else
             forward_all_states<R, false, true>(w, B, C, (int)n, steps);
@@ -245,9 +301,7 @@ static void forward_span(Work<R>& w, const ScanArgs& a, const Span& s, const R* 
         }
         store_array<R>(w.y, a.out, s, t, steps, w.lanes);
     }
-    if (s.final)
-        store_tile<R>(w.h, a.last, native_dtype<R>(), (s.segment * a.channels + w.lanes.channel) * n, 1, n, (int)n,
-                      w.lanes.lanes);
+    if (s.final) store_states<R>(w.h, a.last, a, s.segment, a.segments, w.lanes);
 }
 
 // The state a span ends in when it starts from zero (from the initial state if it is the first), and its summed steps.
@@ -267,7 +321,7 @@ static void forward_span_state(Work<R>& w, const ScanArgs& a, const Span& s, R* 
         else
             forward_all_states<R, false, false>(w, B, B, (int)n, steps);
     }
-    store_tile<R>(w.h, state, native_dtype<R>(), w.lanes.channel, a.channels, 1, (int)n, w.lanes.lanes);
+    store_state_rows<R>(w.h, state, a, w.lanes);
     for (int i = 0; i < w.lanes.lanes; i++) sum_dt[w.lanes.channel + i] = sum[i];
 }
 
@@ -296,7 +350,7 @@ static R* chain_forward(const ScanArgs& a, const Spans& spans) {
     R* sums = zeros<R>(spans.count * d);
 #pragma omp parallel num_threads(a.threads)
     {
-        Work<R> w = make_work<R>(n);
+        Work<R> w = make_work<R>(a);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < spans.count * blocks; i++) {
             const int64_t k = i / blocks;
@@ -330,7 +384,7 @@ static void forward_typed(const ScanArgs& a) {
     R* starts = spans.cut ? chain_forward<R>(a, spans) : nullptr;
 #pragma omp parallel num_threads(a.threads)
     {
-        Work<R> w = make_work<R>(n);
+        Work<R> w = make_work<R>(a);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < spans.count * blocks; i++) {
             const int64_t k = i / blocks;
@@ -431,6 +485,70 @@ static void backward_all_states(Work<R>& w, const Coefficient<R>& B, const Coeff
     for (; n < states; n++) backward_states<R, 1, ROWS>(w, B, C, dB, dC, n, steps);
 }
 
+// Both ways for a complex A, one state after the other. A gradient of a complex number is that of its real part plus i
+// times that of its imaginary part, as in torch.
+template <class R>
+static void backward_complex(Work<R>& w, const Coefficient<R>& B, const Coefficient<R>& C, R* dB, R* dC, int states,
+                             int steps) {
+    constexpr int W = VecOf<R>::LANES;
+    R *E_re = w.E, *E_im = w.E + CHUNK * W, *X_re = w.X, *X_im = w.X + CHUNK * W;
+    const auto add = [](R* p, Vec<R> v) { store<R>(p, load<R>(p) + v); };
+    for (int n = 0; n < states; n++) {
+        const int im = (states + n) * W, re = n * W;
+        Vec<R> h_re = load<R>(w.h + re), h_im = load<R>(w.h + im), e_re, e_im;
+        for (int t = 0; t < steps; t++) {
+            const Vec<R> du = load<R>(w.du + t * W), dy = R(2) * load<R>(w.dy + t * W);
+            complex_decay<R>(load<R>(w.dt + t * W), w.lanes.A2 + n * W, states * W, e_re, e_im);
+            const Vec<R> x_re = e_re * h_re - e_im * h_im, x_im = e_re * h_im + e_im * h_re;
+            store<R>(E_re + t * W, e_re);
+            store<R>(E_im + t * W, e_im);
+            store<R>(X_re + t * W, x_re);
+            store<R>(X_im + t * W, x_im);
+            h_re = x_re + du * at<R, false>(B, t, n);
+            h_im = x_im + du * at<R, false>(B, t, n + B.imaginary);
+            add(w.y + t * W, R(2) * (h_re * at<R, false>(C, t, n) - h_im * at<R, false>(C, t, n + C.imaginary)));
+            Vec<R> c_re = dy * h_re, c_im = -dy * h_im;
+            if (C.rows) {
+                add_lane_sums<R, 1>(&c_re, dC + t * C.stride + n);
+                add_lane_sums<R, 1>(&c_im, dC + t * C.stride + n + C.imaginary);
+            } else {
+                add(w.dCc + re, c_re);
+                add(w.dCc + im, c_im);
+            }
+        }
+        const Vec<R> A_re = load<R>(w.lanes.A + re), A_im = load<R>(w.lanes.A + im);
+        Vec<R> g_re = load<R>(w.g + re), g_im = load<R>(w.g + im), dA_re = {}, dA_im = {};
+        for (int t = steps - 1; t >= 0; t--) {
+            const Vec<R> dt = load<R>(w.dt + t * W), du = load<R>(w.du + t * W), dy = R(2) * load<R>(w.dy + t * W);
+            g_re += dy * at<R, false>(C, t, n);
+            g_im -= dy * at<R, false>(C, t, n + C.imaginary);
+            add(w.gB + t * W, g_re * at<R, false>(B, t, n) + g_im * at<R, false>(B, t, n + B.imaginary));
+            Vec<R> b_re = g_re * du, b_im = g_im * du;
+            if (B.rows) {
+                add_lane_sums<R, 1>(&b_re, dB + t * B.stride + n);
+                add_lane_sums<R, 1>(&b_im, dB + t * B.stride + n + B.imaginary);
+            } else {
+                add(w.dBc + re, b_re);
+                add(w.dBc + im, b_im);
+            }
+            const Vec<R> x_re = load<R>(X_re + t * W), x_im = load<R>(X_im + t * W);
+            const Vec<R> q_re = x_re * g_re + x_im * g_im, q_im = x_re * g_im - x_im * g_re;
+            add(w.ddt + t * W, A_re * q_re + A_im * q_im);
+            dA_re += dt * q_re;
+            dA_im += dt * q_im;
+            e_re = load<R>(E_re + t * W);
+            e_im = load<R>(E_im + t * W);
+            const Vec<R> carry = e_re * g_re + e_im * g_im;
+            g_im = e_re * g_im - e_im * g_re;
+            g_re = carry;
+        }
+        add(w.dA + re, dA_re);
+        add(w.dA + im, dA_im);
+        store<R>(w.g + re, g_re);
+        store<R>(w.g + im, g_im);
+    }
+}
+
 // dy of one chunk: the gradient of the scan's output before the gate. Keeps dout in w.ddt when there is a gate.
 template <class R>
 static void load_output_gradient(Work<R>& w, const ScanArgs& a, const Span& s, int64_t t, int steps) {
@@ -447,14 +565,12 @@ static void load_output_gradient(Work<R>& w, const ScanArgs& a, const Span& s, i
 // What the state at the end of a span receives: from the last state's gradient, or from the span after it.
 template <class R>
 static void load_end_gradient(Work<R>& w, const ScanArgs& a, const Span& s, const R* span_end) {
-    const int64_t n = a.states;
     if (!s.final && span_end) {
-        load_tile<R>(w.g, span_end, native_dtype<R>(), w.lanes.channel, a.channels, 1, (int)n, w.lanes.lanes);
+        load_state_rows<R>(w.g, span_end, a, w.lanes);
     } else if (s.final && a.dlast) {
-        load_tile<R>(w.g, a.dlast, native_dtype<R>(), (s.segment * a.channels + w.lanes.channel) * n, 1, n, (int)n,
-                     w.lanes.lanes);
+        load_states<R>(w.g, a.dlast, a, s.segment, a.segments, w.lanes);
     } else {
-        memset(w.g, 0, sizeof(R) * n * VecOf<R>::LANES);
+        memset(w.g, 0, sizeof(R) * planes(a) * a.states * VecOf<R>::LANES);
     }
 }
 
@@ -467,8 +583,7 @@ static void backward_span(Work<R>& w, const ScanArgs& a, const Span& s, const R*
     for (int64_t t = s.steps > 0 ? (s.steps - 1) / CHUNK * CHUNK : -1; t >= 0; t -= CHUNK) {
         const int steps = (int)min64(CHUNK, s.steps - t);
         if (s.begin + t > 0)
-            load_tile<R>(w.h, slot_of<R>(a, s, t), native_dtype<R>(), w.lanes.channel, a.channels, 1, (int)n,
-                         w.lanes.lanes);
+            load_state_rows<R>(w.h, slot_of<R>(a, s, t), a, w.lanes);
         else
             load_start<R>(w, a, s, static_cast<const R*>(nullptr));
         load_steps<R>(w, a, s, t, steps);
@@ -485,7 +600,9 @@ static void backward_span(Work<R>& w, const ScanArgs& a, const Span& s, const R*
         const int64_t row = ((s.row + t) * a.groups + w.lanes.group) * n;
         R* dB_rows = a.variable_B ? dB + row : nullptr;
         R* dC_rows = a.variable_C ? dC + row : nullptr;
-        if (a.variable_B && a.variable_C)
+        if (a.complex)
+            backward_complex<R>(w, B, C, dB_rows, dC_rows, (int)n, steps);
+        else if (a.variable_B && a.variable_C)
             backward_all_states<R, true>(w, B, C, dB_rows, dC_rows, (int)n, steps);
         else
             backward_all_states<R, false>(w, B, C, dB_rows, dC_rows, (int)n, steps);
@@ -516,9 +633,7 @@ static void backward_span(Work<R>& w, const ScanArgs& a, const Span& s, const R*
         store_array<R>(w.ddt, a.ddelta, s, t, steps, w.lanes);
         store_array<R>(w.du, a.du, s, t, steps, w.lanes);
     }
-    if (s.first && a.dinitial)
-        store_tile<R>(w.g, a.dinitial, native_dtype<R>(), (s.segment * a.channels + w.lanes.channel) * n, 1, n, (int)n,
-                      w.lanes.lanes);
+    if (s.first && a.dinitial) store_states<R>(w.g, a.dinitial, a, s.segment, a.segments, w.lanes);
 }
 
 // What the state before a span receives from inside it: g <- exp(dt A) (g + dy C), from the end to the start.
@@ -542,7 +657,7 @@ static void backward_span_state(Work<R>& w, const ScanArgs& a, const Span& s, R*
             store<R>(w.g + j * W, g);
         }
     }
-    store_tile<R>(w.g, state, native_dtype<R>(), w.lanes.channel, a.channels, 1, (int)n, w.lanes.lanes);
+    store_state_rows<R>(w.g, state, a, w.lanes);
     for (int i = 0; i < w.lanes.lanes; i++) sum_dt[w.lanes.channel + i] = sum[i];
 }
 
@@ -554,7 +669,7 @@ static R* chain_backward(const ScanArgs& a, const Spans& spans) {
     R* sums = zeros<R>(spans.count * d);
 #pragma omp parallel num_threads(a.threads)
     {
-        Work<R> w = make_work<R>(n);
+        Work<R> w = make_work<R>(a);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < spans.count * blocks; i++) {
             const int64_t k = i / blocks;
@@ -587,16 +702,18 @@ static void add_parts(R* out, const R* parts, int64_t number, int64_t count, int
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < (count + 255) / 256; i++) {
         const int64_t end = min64(count, (i + 1) * 256);
-        for (int64_t j = i * 256; j < end; j++) out[j] = parts[j];
+        for (int64_t j = i * 256; j < end; j++) out[j] = number > 0 ? parts[j] : R(0);
         for (int64_t p = 1; p < number; p++)
             for (int64_t j = i * 256; j < end; j++) out[j] += parts[p * count + j];
     }
 }
 
 template <class R>
-static void transpose_states(R* out, const R* in, int64_t n, int64_t d) {
-    for (int64_t c = 0; c < d; c++)
-        for (int64_t j = 0; j < n; j++) out[c * n + j] = in[j * d + c];
+static void transpose_states(void* out, const R* in, const ScanArgs& a) {
+    const int64_t n = a.states, d = a.channels;
+    for (int64_t plane = 0; plane < planes(a) * n * d; plane += n * d)
+        for (int64_t c = 0; c < d; c++)
+            for (int64_t j = 0; j < n; j++) static_cast<R*>(out)[plane + c * n + j] = in[plane + j * d + c];
 }
 
 template <class R>
@@ -615,7 +732,7 @@ static void backward_typed(const ScanArgs& a) {
         part_begin[p] = p == parts ? spans.count : k;
     }
     part_begin[0] = 0;
-    const int64_t row_sums = a.rows * a.groups * n, state_sums = n * d;
+    const int64_t row_sums = planes(a) * a.rows * a.groups * n, state_sums = planes(a) * n * d;
     R* dB = a.variable_B ? zeros<R>(per_group * row_sums) : nullptr;
     R* dC = a.variable_C ? zeros<R>(per_group * row_sums) : nullptr;
     R* dA = zeros<R>(parts * state_sums);
@@ -625,25 +742,23 @@ static void backward_typed(const ScanArgs& a) {
     R* dbias = zeros<R>(parts * d);
 #pragma omp parallel num_threads(a.threads)
     {
-        Work<R> w = make_work<R>(n);
+        Work<R> w = make_work<R>(a);
         constexpr int W = VecOf<R>::LANES;
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < parts * blocks; i++) {
             const int64_t part = i / blocks, block = i % blocks % per_group;
             for_lanes<R>(w, a, i % blocks, [&] {
-                memset(w.dA, 0, sizeof(R) * n * W);
-                memset(w.dBc, 0, sizeof(R) * n * W);
-                memset(w.dCc, 0, sizeof(R) * n * W);
+                R* sums[] = {w.dA, w.dBc, w.dCc};
+                for (R* rows : sums) memset(rows, 0, sizeof(R) * planes(a) * n * W);
                 Vec<R> sum_D = {}, sum_bias = {};
                 for (int64_t k = part_begin[part]; k < part_begin[part + 1]; k++)
                     backward_span<R>(w, a, spans.list[k], ends ? ends + k * n * d : nullptr,
                                      dB ? dB + block * row_sums : nullptr, dC ? dC + block * row_sums : nullptr, sum_D,
                                      sum_bias);
                 const Lanes<R>& l = w.lanes;
-                const int native = native_dtype<R>();
-                store_tile<R>(w.dA, dA + part * state_sums, native, l.channel, d, 1, (int)n, l.lanes);
-                if (dBc) store_tile<R>(w.dBc, dBc + part * state_sums, native, l.channel, d, 1, (int)n, l.lanes);
-                if (dCc) store_tile<R>(w.dCc, dCc + part * state_sums, native, l.channel, d, 1, (int)n, l.lanes);
+                store_state_rows<R>(w.dA, dA + part * state_sums, a, l);
+                if (dBc) store_state_rows<R>(w.dBc, dBc + part * state_sums, a, l);
+                if (dCc) store_state_rows<R>(w.dCc, dCc + part * state_sums, a, l);
                 for (int lane = 0; lane < l.lanes; lane++) {
                     dD[part * d + l.channel + lane] = sum_D[lane];
                     dbias[part * d + l.channel + lane] = sum_bias[lane];
@@ -654,18 +769,18 @@ static void backward_typed(const ScanArgs& a) {
     }
     R* sum = zeros<R>(state_sums);
     add_parts<R>(sum, dA, parts, state_sums, a.threads);
-    transpose_states<R>(static_cast<R*>(a.dA), sum, n, d);
+    transpose_states<R>(a.dA, sum, a);
     if (dB) {
         add_parts<R>(static_cast<R*>(a.dB), dB, per_group, row_sums, a.threads);
     } else {
         add_parts<R>(sum, dBc, parts, state_sums, a.threads);
-        transpose_states<R>(static_cast<R*>(a.dB), sum, n, d);
+        transpose_states<R>(a.dB, sum, a);
     }
     if (dC) {
         add_parts<R>(static_cast<R*>(a.dC), dC, per_group, row_sums, a.threads);
     } else {
         add_parts<R>(sum, dCc, parts, state_sums, a.threads);
-        transpose_states<R>(static_cast<R*>(a.dC), sum, n, d);
+        transpose_states<R>(a.dC, sum, a);
     }
     if (a.dD) add_parts<R>(static_cast<R*>(a.dD), dD, parts, d, a.threads);
     if (a.dbias) add_parts<R>(static_cast<R*>(a.dbias), dbias, parts, d, a.threads);

@@ -127,6 +127,28 @@ SCAN_INLINE Vec<R> softplus(Vec<R> x) {
     return x > splat(R(20)) ? x : y;
 }
 
+// Sine and cosine of x quarter turns.
+template <class R>
+SCAN_INLINE void sincos_quarter(Vec<R> x, Vec<R>& sine, Vec<R>& cosine) {
+    typedef typename VecOf<R>::I I;
+    // Adding 1.5 * 2**mantissa_bits leaves the rounded integer in the low bits of the sum.
+    const R magic = sizeof(R) == 4 ? R(12582912.0) : R(6755399441055744.0);
+    const Vec<R> t = x + magic;
+    const I quarter = (I)t;
+    const Vec<R> angle = (x - (t - magic)) * R(1.5707963267948966), q = angle * angle;
+    Vec<R> s = splat(R(1)), c = s;
+    for (int k = sizeof(R) == 4 ? 10 : 18; k > 0; k -= 2) {
+        s = R(1) - q * s * R(1.0 / (k * (k + 1)));
+        c = R(1) - q * c * R(1.0 / (k * (k - 1)));
+    }
+    s *= angle;
+    const I odd = (quarter & 1) != 0;
+    sine = odd ? c : s;
+    cosine = odd ? s : c;
+    sine = (quarter & 2) != 0 ? -sine : sine;
+    cosine = ((quarter + 1) & 2) != 0 ? -cosine : cosine;
+}
+
 // a0 b0 a1 b1 ... of the lower and of the upper halves.
 #define SCAN_INTERLEAVE(TYPE, LO, HI)                                                           \
     SCAN_INLINE Vec<TYPE> interleave_lo(Vec<TYPE> a, Vec<TYPE> b) { return __builtin_shufflevector(a, b, LO); } \
@@ -158,10 +180,14 @@ SCAN_INLINE void transpose(Vec<R>* v) {
     }
 }
 
-// out[j * stride] += the sum over the lanes of v[j]; N is a power of two of at most LANES. Always in the same order.
+// out[j] += the sum over the lanes of v[j], always in the same order; N is a power of two. Overwrites v.
 template <class R, int N>
 SCAN_INLINE void add_lane_sums(Vec<R>* v, R* out) {
     constexpr int W = VecOf<R>::LANES;
+    if constexpr (N > W) {
+        add_lane_sums<R, N / 2>(v, out);
+        return add_lane_sums<R, N / 2>(v + N / 2, out + N / 2);
+    }
     for (int half = N / 2; half >= 1; half /= 2)
         for (int i = 0; i < half; i++) v[i] = interleave_lo(v[i], v[i + half]) + interleave_hi(v[i], v[i + half]);
     Vec<R> s = v[0];

@@ -38,8 +38,8 @@ def supports(p: ScanProblem) -> str | None:
 def scan_forward(p: ScanProblem, saved: Tensor) -> tuple[Tensor, Tensor]:
     """Scan; the state at every chunk start is left in ``saved`` where that has rows."""
     out = torch.empty_like(p.u)
-    last = p.A.new_empty(p.segments, p.channels, p.states, dtype=p.state_dtype)
     args = _Arguments(p)
+    last = args.empty(p.segments, p.channels, p.states)
     _module().scan_forward(
         **args.common(),
         save=int(saved.shape[0] > 0),
@@ -47,7 +47,7 @@ def scan_forward(p: ScanProblem, saved: Tensor) -> tuple[Tensor, Tensor]:
         out=args.array(out),
         last=last.data_ptr(),
     )
-    return out, last
+    return out, args.from_planes(last)
 
 
 def scan_backward(p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Tensor | None) -> dict[str, Tensor]:
@@ -62,8 +62,8 @@ def scan_backward(p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Ten
         if getattr(p, name) is not None:
             whole[name] = torch.empty(p.channels, dtype=p.dtype)
     if p.initial_state is not None:
-        whole["initial_state"] = torch.empty(p.initial_state.shape, dtype=p.state_dtype)
-    dlast = None if dlast is None else dlast.to(p.state_dtype).contiguous()
+        whole["initial_state"] = args.empty(*p.initial_state.shape)
+    dlast = None if dlast is None else args.to_planes(dlast)
     _module().scan_backward(
         **args.common(),
         save=1,
@@ -80,8 +80,11 @@ def scan_backward(p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Ten
         dbias=_address(whole.get("delta_bias")),
         dinitial=_address(whole.get("initial_state")),
     )
+    for name in ("A", "B", "C", "initial_state"):
+        if name in whole:
+            whole[name] = args.from_planes(whole[name])
     for name in ("B", "C"):
-        whole[name] = args.from_rows(whole[name], getattr(p, name))
+        whole[name] = whole[name].permute(0, 2, 3, 1) if getattr(p, name).dim() == 4 else whole[name]
     for name, grad in whole.items():
         x = getattr(p, name)
         grads[name] = grad if grad.dtype == x.dtype and grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
@@ -93,22 +96,22 @@ class _Arguments:
 
     def __init__(self, p: ScanProblem) -> None:
         self.p = p
-        dtype, state_dtype = p.dtype, p.state_dtype
-        self.A = p.A.to(state_dtype).contiguous()
-        self.B, self.C = (self.to_rows(x).to(state_dtype).contiguous() for x in (p.B, p.C))
-        self.D = None if p.D is None else p.D.to(dtype).contiguous()
-        self.bias = None if p.delta_bias is None else p.delta_bias.to(dtype).contiguous()
-        self.initial = None if p.initial_state is None else p.initial_state.to(state_dtype).contiguous()
+        self.A = self.to_planes(p.A)
+        self.B, self.C = (self.to_planes(x.permute(0, 3, 1, 2) if x.dim() == 4 else x) for x in (p.B, p.C))
+        self.D = None if p.D is None else p.D.to(p.dtype).contiguous()
+        self.bias = None if p.delta_bias is None else p.delta_bias.to(p.dtype).contiguous()
+        self.initial = None if p.initial_state is None else self.to_planes(p.initial_state)
         self.offsets = None if p.offsets is None else p.offsets.to(torch.int64).contiguous()
 
     def common(self) -> dict[str, Any]:
         p = self.p
         return {
             "double_precision": int(p.dtype == torch.float64),
+            "complex": int(p.A.is_complex()),
             "softplus": int(p.delta_softplus),
             "variable_B": int(p.B.dim() > 2),
             "variable_C": int(p.C.dim() > 2),
-            "threads": torch.get_num_threads(),
+            "threads": _threads(p.rows * p.channels * p.states),
             "segments": p.segments,
             "length": 0 if p.offsets is not None else p.u.shape[2],
             "channels": p.channels,
@@ -134,11 +137,23 @@ class _Arguments:
         batch, channel, time = (0, x.stride(1), x.stride(0)) if self.p.offsets is not None else x.stride()
         return x.data_ptr(), _DTYPES[x.dtype], batch, time, channel
 
-    def to_rows(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
+    def to_planes(self, x: Tensor) -> Tensor:
+        """What belongs to states as the kernels take it: complex numbers as a plane of real parts and one of imaginary."""
+        if not self.p.A.is_complex():
+            return x.to(self.p.dtype).contiguous()
+        return torch.view_as_real(x.to(self.p.state_dtype)).movedim(-1, 0).contiguous()
 
-    def from_rows(self, x: Tensor, like: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1) if like.dim() == 4 else x
+    def from_planes(self, x: Tensor) -> Tensor:
+        return torch.complex(x[0], x[1]) if self.p.A.is_complex() else x
+
+    def empty(self, *shape: int) -> Tensor:
+        planes = (2,) if self.p.A.is_complex() else ()
+        return torch.empty(*planes, *shape, dtype=self.p.dtype)
+
+
+def _threads(work: int) -> int:
+    """Waking a thread costs about as much as this many state updates; no result depends on the number."""
+    return max(1, min(torch.get_num_threads(), work // 20_000))
 
 
 def _address(x: Tensor | None) -> int:
