@@ -1,1 +1,76 @@
-"""Customer revenue at every horizon."""
+"""Customer revenue at every horizon: nested features from Arrow, ordered outputs, intervals, calibration, reports."""
+
+from .calibration import BucketCalibrator, IsotonicCalibrator
+from .config import LTVConfig
+from .conformal import ConformalIntervals
+from .data import Dataset, Partition, from_table, open_partitions
+from .drift import drift_table
+from .engine import DaskEngine, LocalEngine, make_engine
+from .errors import LeakageError, PartitionError
+from .features import FeatureBuilder, FeatureConfig
+from .guard import Finding, audit
+from .metrics import (
+    buyer_metrics,
+    calibration_table,
+    decile_table,
+    interval_coverage,
+    lift_table,
+    lorenz,
+    mutual_gini,
+    normalized_gini,
+    revenue_metrics,
+)
+from .nested import flatten_nested, nested_lookup, nested_recency, nested_statistics
+from .order import project_order
+from .pipeline import LTVPipeline, predict_table
+from .sampling import Histogram, histos, histos_weights, histus, histus_weights, undo_weights
+from .schema import Column, Horizon, Schema
+from .smadex import smadex_features, smadex_schema
+
+__all__ = [
+    "BucketCalibrator",
+    "Column",
+    "ConformalIntervals",
+    "DaskEngine",
+    "Dataset",
+    "FeatureBuilder",
+    "FeatureConfig",
+    "Finding",
+    "Histogram",
+    "Horizon",
+    "IsotonicCalibrator",
+    "LTVConfig",
+    "LTVPipeline",
+    "LeakageError",
+    "LocalEngine",
+    "Partition",
+    "PartitionError",
+    "Schema",
+    "audit",
+    "buyer_metrics",
+    "calibration_table",
+    "decile_table",
+    "drift_table",
+    "flatten_nested",
+    "from_table",
+    "histos",
+    "histos_weights",
+    "histus",
+    "histus_weights",
+    "interval_coverage",
+    "lift_table",
+    "lorenz",
+    "make_engine",
+    "mutual_gini",
+    "nested_lookup",
+    "nested_recency",
+    "nested_statistics",
+    "normalized_gini",
+    "open_partitions",
+    "predict_table",
+    "project_order",
+    "revenue_metrics",
+    "smadex_features",
+    "smadex_schema",
+    "undo_weights",
+]

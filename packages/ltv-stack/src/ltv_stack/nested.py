@@ -77,8 +77,8 @@ def nested_statistics(array: pa.Array | pa.ChunkedArray, statistics: Sequence[st
     """Per-row statistics of a nested column: count, sum, mean, std, min, max, top-k shares, entropy, distinct.
 
     A null row has count 0 and NaN elsewhere; an empty one has count 0, sum 0, distinct 0 and NaN elsewhere. Null and
-    non-finite values count as entries and are left out of everything else. Shares and entropy (natural log) are over the
-    positive values, entry by entry; std is the population's. Every row's result depends on that row alone, bit by bit.
+    non-finite values count as entries and are left out of everything else. Shares and entropy (natural log) are over
+    the positive values, entry by entry; std is the population's. A row's result depends on that row alone, bit by bit.
 
     Args:
         array: map, list, list of structs, or map of maps [N].
@@ -200,7 +200,6 @@ def _statistics(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats
 
 
 def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
-    size = len(entries.present)
     values = _numbers(entries.values)
     rows = entries.rows
     finite = np.isfinite(values)

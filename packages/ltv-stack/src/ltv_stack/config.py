@@ -1,0 +1,160 @@
+"""Settings of the pipeline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .features import FeatureConfig
+
+MODELS = ("log1p", "tweedie", "two_stage", "document", "stack", "ziln", "odmn", "optdist")
+DEEP = ("ziln", "odmn", "optdist")
+SAMPLING = ("none", "histos", "histus", "histos_weights", "histus_weights")
+
+
+@dataclass(frozen=True)
+class LTVConfig:
+    """What the pipeline learns and promises.
+
+    Args:
+        model: "log1p" (one LightGBM a horizon), "tweedie", "two_stage" (chance to buy x amount, combined as the
+            estimand asks), "document" (p · exp(E log), as in the document, no retransformation), "stack" or a deep
+            head.
+        estimand: what revenue_* means: "log1p" (exp(E log1p y) - 1, which MSLE asks for), "mean" (for bidding),
+            "median", or "quantile:0.9".
+        quantiles: levels put out besides.
+        intervals: share of rows the intervals cover; None for none.
+        calibration: "none", "isotonic" or "bucket" on held-out rows, in the space of the estimand.
+        calibrate_by: column by whose values the calibration is split.
+        stack_bases: names out of elastic_net, random_forest, xgboost; None for all that are installed.
+        stack_rows: most rows the stack is trained on.
+        sampling: "none" or names out of histos, histus, histos_weights, histus_weights joined by "+"; histos shapes the
+            buyer classifier's rows, histus those of the amount regressors.
+        split: how rows are held out for calibration: the newest ("temporal") or drawn by buyer ("stratified_random").
+        calibration_frac: share of rows held out.
+        embargo: gap between training rows and held-out rows, as "6h", "2d" or seconds.
+        folds: folds of time blocks for out-of-fold predictions.
+        guard: "strict" refuses leaks, "report" logs them, "off" does not look.
+        max_rows: most training rows, drawn by hash; the cut is logged.
+        sample_rows: rows kept in memory to find histogram bins from.
+        main_horizon: horizon whose buyers the classifier learns; None for d7, or the longest where there is no d7.
+        order_weights: horizon -> weight in the projection; 1 where left out.
+        num_threads: of LightGBM; 0 for one thread on few rows and all cores on many.
+        seed: of everything drawn.
+        classifier, regressor, meta, deep: settings that differ from the defaults of the stages.
+        features: the feature groups.
+        cache_dir: folder of the feature cache; None for a temporary one.
+        keep_cache: leave the cache there after fit.
+    """
+
+    model: str = "log1p"
+    estimand: str = "log1p"
+    quantiles: tuple[float, ...] = ()
+    intervals: float | None = 0.9
+    calibration: str = "none"
+    calibrate_by: str | None = None
+    stack_bases: tuple[str, ...] | None = None
+    stack_rows: int = 200_000
+    sampling: str = "none"
+    split: str = "temporal"
+    calibration_frac: float = 0.2
+    embargo: str | float = "0h"
+    folds: int = 3
+    guard: str = "strict"
+    max_rows: int | None = None
+    sample_rows: int = 100_000
+    main_horizon: str | None = None
+    order_weights: Mapping[str, float] = field(default_factory=dict)
+    num_threads: int = 0
+    seed: int = 0
+    classifier: Mapping[str, Any] = field(default_factory=dict)
+    regressor: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    deep: Mapping[str, Any] = field(default_factory=dict)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    cache_dir: str | None = None
+    keep_cache: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, MODELS)
+        _one_of("calibration", self.calibration, ("none", "isotonic", "bucket"))
+        _one_of("split", self.split, ("temporal", "stratified_random"))
+        _one_of("guard", self.guard, ("strict", "report", "off"))
+        for part in self.sampling.split("+"):
+            _one_of("sampling", part, SAMPLING)
+        if self.estimand not in ("log1p", "mean"):
+            estimand_level(self.estimand)
+        for level in (*self.quantiles, *([self.intervals] if self.intervals is not None else [])):
+            if not 0.0 < level < 1.0:
+                raise ValueError(f"quantiles, intervals: got {level}, needs numbers between 0 and 1")
+        if not 0.0 < self.calibration_frac < 1.0:
+            raise ValueError(f"calibration_frac: got {self.calibration_frac}, needs a number between 0 and 1")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows: got {self.max_rows}, needs at least 1, or None for no limit")
+        if self.calibrate_by and self.calibration == "none":
+            raise ValueError("calibrate_by: needs calibration 'isotonic' or 'bucket', got 'none'")
+        if isinstance(self.features, Mapping):
+            object.__setattr__(self, "features", FeatureConfig.from_dict(self.features))
+        for name in ("quantiles", "stack_bases"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        embargo_seconds(self.embargo)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LTVConfig":
+        """Read a mapping such as a section of config.yaml.
+
+        Raises:
+            ValueError: an unknown setting, named.
+        """
+        known = {one.name for one in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"config: got {unknown}, needs names out of {sorted(known)}")
+        return cls(**dict(values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, read back by `restore`."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        mappings = {name: dict(value) for name, value in values.items() if isinstance(value, Mapping)}
+        return values | mappings | {"features": self.features.to_dict()}
+
+    @classmethod
+    def restore(cls, values: Mapping[str, Any]) -> "LTVConfig":
+        """The settings `to_dict` wrote."""
+        return cls.from_dict({**values, "features": FeatureConfig.restore(values["features"])})
+
+
+def estimand_level(estimand: str) -> float:
+    """The level of "median" or "quantile:0.9"."""
+    if estimand == "median":
+        return 0.5
+    head, _, tail = estimand.partition(":")
+    try:
+        level = float(tail) if head == "quantile" else -1.0
+    except ValueError:
+        level = -1.0
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"estimand: got {estimand!r}, needs 'log1p', 'mean', 'median' or 'quantile:0.9'")
+    return level
+
+
+def embargo_seconds(embargo: str | float) -> float:
+    """Seconds of "90s", "30m", "6h", "2d" or a number of seconds."""
+    if isinstance(embargo, (int, float)):
+        seconds = float(embargo)
+    else:
+        units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+        text = embargo.strip()
+        try:
+            seconds = float(text[:-1]) * units[text[-1]]
+        except (KeyError, ValueError, IndexError):
+            raise ValueError(f"embargo: got {embargo!r}, needs a number of seconds or text such as '6h'") from None
+    if seconds < 0:
+        raise ValueError(f"embargo: got {embargo!r}, needs 0 or more")
+    return seconds
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: got {value!r}, needs one of {list(known)}")

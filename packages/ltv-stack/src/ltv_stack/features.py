@@ -1,0 +1,614 @@
+"""Feature groups: what is read from each column, fitted once on a stream and frozen."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .data import Dataset, row_hashes, row_seconds
+from .engine import Engine, LocalEngine
+from .nested import (
+    ALL_STATISTICS,
+    STATISTICS,
+    Floats,
+    column_numbers,
+    is_nested,
+    nested_lookup,
+    nested_recency,
+    nested_statistics,
+)
+from .schema import Kind, Schema
+
+log = logging.getLogger(__name__)
+
+Matrix = npt.NDArray[np.float32]
+_GRID = 32
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A feature made of two others; ratio is left / (|right| + 1), so that it never blows up at zero."""
+
+    name: str
+    op: Literal["product", "ratio", "sum", "difference"]
+    left: str
+    right: str
+
+    def __post_init__(self) -> None:
+        if self.op not in _OPERATIONS:
+            raise ValueError(f"op of term {self.name!r}: got {self.op!r}, needs one of {sorted(_OPERATIONS)}")
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """The feature groups and their switches, in the shape of `features.yaml` (see `from_dict`)."""
+
+    missing_indicators: bool = True
+    nested: bool = True
+    statistics: tuple[str, ...] = STATISTICS
+    lookups: bool = True
+    recency: bool = True
+    half_life_days: float = 30.0
+    categorical: bool = True
+    min_count: int = 20
+    max_size: int = 254
+    frequency: bool = True
+    temporal: bool = True
+    interactions: tuple[Term, ...] = ()
+    behavioural: tuple[Term, ...] = ()
+    local_by: tuple[str, ...] = ()
+    local_features: tuple[str, ...] = ()
+    local_min_rows: int = 200
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.statistics) - set(ALL_STATISTICS))
+        if unknown:
+            raise ValueError(f"statistics: got {unknown}, needs names out of {list(ALL_STATISTICS)}")
+        if self.half_life_days <= 0:
+            raise ValueError(f"half_life_days: got {self.half_life_days}, needs a positive number of days")
+
+    @classmethod
+    def from_dict(cls, groups: Mapping[str, Any]) -> "FeatureConfig":
+        """Read the mapping a `features.yaml` holds; a group left out keeps its default.
+
+        Raises:
+            ValueError: an unknown group or setting, named.
+        """
+        shape: dict[str, dict[str, str]] = {
+            "missing_indicators": {"enabled": "missing_indicators"},
+            "nested": {"enabled": "nested", "statistics": "statistics", "lookups": "lookups"},
+            "recency": {"enabled": "recency", "half_life_days": "half_life_days"},
+            "categorical": {
+                "enabled": "categorical",
+                "min_count": "min_count",
+                "max_size": "max_size",
+                "frequency": "frequency",
+            },
+            "temporal": {"enabled": "temporal"},
+            "interactions": {"terms": "interactions"},
+            "behavioural": {"terms": "behavioural"},
+            "local_distribution": {"by": "local_by", "features": "local_features", "min_rows": "local_min_rows"},
+        }
+        values: dict[str, Any] = {}
+        for group, settings in groups.items():
+            if group == "exclude":
+                values["exclude"] = tuple(settings or ())
+                continue
+            if group not in shape:
+                raise ValueError(f"features: got group {group!r}, needs one of {[*shape, 'exclude']}")
+            if not isinstance(settings, Mapping):
+                raise ValueError(f"features.{group}: got {settings!r}, needs a mapping such as {{enabled: true}}")
+            names = shape[group]
+            unknown = sorted(set(settings) - set(names) - {"enabled"})
+            if unknown:
+                raise ValueError(f"features.{group}: got {unknown}, needs names out of {['enabled', *names]}")
+            for setting, value in settings.items():
+                if setting in names:
+                    values[names[setting]] = _setting(value)
+            if not settings.get("enabled", True) and "enabled" not in names:
+                values |= {name: () for name in names.values() if name != "local_min_rows"}
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat JSON-ready form, read back by `FeatureConfig.restore`."""
+        return asdict(self)
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> "FeatureConfig":
+        """The configuration `to_dict` wrote."""
+        return cls(**{name: _setting(value) for name, value in state.items()})
+
+
+@dataclass
+class Vocabulary:
+    """A fitted dictionary: id 0 is missing, 1 rare or unseen, 2.. the values by falling frequency, ties by value."""
+
+    values: list[str]
+    counts: list[int]
+    total: int
+
+    def encode(self, column: pa.Array) -> Floats:
+        """Ids of a text column [N]."""
+        text = as_text(column)
+        found = pc.index_in(text, value_set=pa.array(self.values, pa.large_string()))
+        ids = np.asarray(found.fill_null(-1)).astype(np.float64) + 2
+        return np.where(np.asarray(pc.is_valid(text)), ids, 0.0)
+
+
+@dataclass
+class LocalTable:
+    """Per group of one column: a grid of quantiles and the mean of one feature; row 0 is all groups together."""
+
+    grid: Floats
+    mean: Floats
+
+
+@dataclass
+class _Partial:
+    """What one partition adds to the fit; sums of these do not depend on their order."""
+
+    rows: int = 0
+    nulls: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, Counter[str | None]] = field(default_factory=dict)
+    hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    sample: dict[str, Floats] = field(default_factory=dict)
+    groups: dict[str, npt.NDArray[np.object_]] = field(default_factory=dict)
+
+    def add(self, other: "_Partial", keep: int) -> None:
+        self.rows += other.rows
+        self.nulls.update(other.nulls)
+        for name, counts in other.counts.items():
+            self.counts.setdefault(name, Counter()).update(counts)
+        hashes = np.concatenate([self.hashes, other.hashes])
+        order = np.argsort(hashes, kind="stable")[:keep]
+        self.hashes = hashes[order]
+        _merge(self.sample, other.sample, order)
+        _merge(self.groups, other.groups, order)
+
+
+def _merge(mine: dict[str, Any], theirs: dict[str, Any], order: npt.NDArray[np.int64]) -> None:
+    for name, column in theirs.items():
+        both = np.concatenate([mine[name], column]) if name in mine else column
+        mine[name] = both[order]
+
+
+class FeatureBuilder:
+    """Turns record batches into a float32 matrix; all that is learnt is learnt in `fit` and never changes after.
+
+    Args:
+        schema: declared columns; only role "feature" is read.
+        config: the feature groups, a `FeatureConfig` or the mapping of a `features.yaml`.
+        sample_rows: rows kept to learn local distributions from.
+        seed: seed of that sample.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        config: FeatureConfig | Mapping[str, Any] | None = None,
+        *,
+        sample_rows: int = 50_000,
+        seed: int = 0,
+    ) -> None:
+        if config is None:
+            config = FeatureConfig()
+        self.schema = schema
+        self.config = config if isinstance(config, FeatureConfig) else FeatureConfig.from_dict(config)
+        self.sample_rows = sample_rows
+        self.seed = seed
+        self.kinds: dict[str, Kind] = {}
+        self.optional: set[str] = set()
+        self.vocabularies: dict[str, Vocabulary] = {}
+        self.indicators: list[str] = []
+        self.local: dict[tuple[str, str], LocalTable] = {}
+        self.names: list[str] = []
+        self.groups: dict[str, str] = {}
+        self.source: dict[str, str] = {}
+
+    @property
+    def categorical(self) -> list[str]:
+        """Names of the features that hold dictionary ids."""
+        return [name for name in self.names if name.endswith("__code")]
+
+    @property
+    def columns(self) -> list[str]:
+        """Raw columns that `transform` reads."""
+        lookups = [key for name in self.kinds for key in self.schema[name].lookup]
+        time = [self.schema.time] if self.schema.time else []
+        return list(dict.fromkeys([*self.kinds, *lookups, *self.config.local_by, *time]))
+
+    def fit(self, dataset: Dataset, *, engine: Engine | None = None) -> "FeatureBuilder":
+        """One streamed pass: vocabularies, missing columns, local distributions. Labels are never read.
+
+        Raises:
+            ValueError: the dataset has no rows, or none of the declared features.
+        """
+        self._resolve(dataset)
+        total = _Partial()
+        fit = _PartitionFit(self, dataset)
+        for partial in (engine or LocalEngine()).map(fit, list(range(len(dataset.partitions)))):
+            total.add(partial, self.sample_rows)
+        if total.rows == 0:
+            raise ValueError("dataset: got no rows, needs at least one to fit the features on")
+        self.indicators = [name for name in self.kinds if 0 < total.nulls[name] < total.rows]
+        for name, counts in total.counts.items():
+            self.vocabularies[name] = self._vocabulary(counts, total.rows)
+        for by in self.config.local_by:
+            if by not in total.groups:
+                continue
+            codes = self.vocabularies[by].encode(pa.array(total.groups[by], pa.large_string())).astype(np.int64)
+            for name in self.config.local_features:
+                self.local[(name, by)] = self._local_table(
+                    total.sample[name], codes, len(self.vocabularies[by].values) + 2
+                )
+        self._name(dataset)
+        log.info("features: %d from %d columns, fitted on %d rows", len(self.names), len(self.kinds), total.rows)
+        return self
+
+    def transform(self, batch: pa.RecordBatch) -> Matrix:
+        """The features of a batch [N, F] in the order of `names`; NaN where a value is not known.
+
+        Raises:
+            ValueError: the batch lacks a column that was always there at fit time.
+        """
+        if not self.names:
+            raise ValueError("FeatureBuilder is not fitted: call fit(dataset) first")
+        values = self._all(batch)
+        result = np.empty((batch.num_rows, len(self.names)), np.float32)
+        for position, name in enumerate(self.names):
+            result[:, position] = np.clip(values[name], -_FLOAT32_MAX, _FLOAT32_MAX)
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything fitted, JSON-ready."""
+        return {
+            "schema": self.schema.to_dict(),
+            "config": self.config.to_dict(),
+            "sample_rows": self.sample_rows,
+            "seed": self.seed,
+            "kinds": self.kinds,
+            "optional": sorted(self.optional),
+            "vocabularies": {
+                name: {"values": v.values, "counts": v.counts, "total": v.total}
+                for name, v in self.vocabularies.items()
+            },
+            "indicators": self.indicators,
+            "local": [
+                {"feature": name, "by": by, "grid": _floats(t.grid), "mean": _floats(t.mean)}
+                for (name, by), t in self.local.items()
+            ],
+            "names": self.names,
+            "groups": self.groups,
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> "FeatureBuilder":
+        """The builder `to_json` wrote."""
+        builder = cls(
+            Schema.from_dict(state["schema"]),
+            FeatureConfig.restore(state["config"]),
+            sample_rows=state["sample_rows"],
+            seed=state["seed"],
+        )
+        builder.kinds = dict(state["kinds"])
+        builder.optional = set(state["optional"])
+        builder.vocabularies = {name: Vocabulary(**v) for name, v in state["vocabularies"].items()}
+        builder.indicators = list(state["indicators"])
+        builder.local = {
+            (one["feature"], one["by"]): LocalTable(_array(one["grid"]), _array(one["mean"])) for one in state["local"]
+        }
+        builder.names = list(state["names"])
+        builder.groups = dict(state["groups"])
+        builder.source = dict(state["source"])
+        return builder
+
+    def _resolve(self, dataset: Dataset) -> None:
+        """Decide how each declared feature is read, from its declaration or its Arrow type."""
+        types = {one.name: one.type for one in dataset.schema}
+        declared = [name for name in self.schema.feature_columns if name not in self.config.exclude]
+        undeclared = sorted(set(types) - {column.name for column in self.schema.columns} - {self.schema.time})
+        if undeclared:
+            log.info("not declared, not used: %s", ", ".join(undeclared))
+        absent = [name for name in declared if name not in types]
+        if absent:
+            log.warning("declared but not in the data, not used: %s", ", ".join(absent))
+        self.kinds, self.optional = {}, set()
+        for name in declared:
+            if name not in types or name == self.schema.time:
+                continue
+            kind = self.schema[name].kind
+            if kind == "auto":
+                kind = _kind_of(types[name])
+            if kind == "auto":
+                log.warning("column %s of Arrow type %s is not used: it holds no values", name, types[name])
+                continue
+            self.kinds[name] = kind
+        if not self.kinds:
+            raise ValueError(f"schema: none of the declared features {declared[:5]} is in the data {sorted(types)[:5]}")
+        missing_by = sorted(set(self.config.local_by) - set(self.schema.feature_columns))
+        if missing_by:
+            raise ValueError(
+                f"local_distribution.by: {missing_by} are not declared features; labels are never grouped by"
+            )
+        for partition in dataset.partitions:
+            present = set(replace(dataset, partitions=(partition,)).schema.names)
+            self.optional |= set(self.columns) - present
+
+    def _name(self, dataset: Dataset) -> None:
+        """Fix names, order, groups and sources by computing an empty batch."""
+        schema = dataset.schema
+        empty = pa.RecordBatch.from_arrays([pa.nulls(0, f.type) for f in schema], names=schema.names)
+        self.groups, self.source = {}, {}
+        self.names = list(self._all(empty))
+
+    def _vocabulary(self, counts: Counter[str | None], rows: int) -> Vocabulary:
+        kept = [(v, n) for v, n in counts.items() if v is not None and n >= self.config.min_count]
+        kept = sorted(kept, key=lambda pair: (-pair[1], pair[0]))[: self.config.max_size]
+        return Vocabulary([v for v, _ in kept], [n for _, n in kept], rows)
+
+    def _local_table(self, feature: Floats, codes: npt.NDArray[np.int64], size: int) -> LocalTable:
+        levels = (np.arange(_GRID) + 0.5) / _GRID
+        known = np.isfinite(feature)
+        grid = np.full((size, _GRID), np.nan)
+        mean = np.full(size, np.nan)
+        overall = feature[known]
+        if len(overall):
+            grid[:] = np.quantile(overall, levels)
+            mean[:] = overall.mean()
+        for code in range(2, size):
+            own = feature[known & (codes == code)]
+            if len(own) >= self.config.local_min_rows:
+                grid[code] = np.quantile(own, levels)
+                mean[code] = own.mean()
+        return LocalTable(grid, mean)
+
+    def _all(self, batch: pa.RecordBatch) -> dict[str, Floats]:
+        """Every feature of a batch, in order."""
+        with np.errstate(all="ignore"):
+            values = self._base(batch)
+            self._encode(batch, values)
+            self._combine(batch, values)
+        return values
+
+    def _base(self, batch: pa.RecordBatch) -> dict[str, Floats]:
+        """Features that need nothing fitted."""
+        config, schema, rows = self.config, self.schema, batch.num_rows
+        now = self._now(batch)
+        values: dict[str, Floats] = {}
+
+        def put(name: str, column: Floats, group: str, source: str) -> None:
+            values[name] = column
+            self.groups.setdefault(name, group)
+            self.source.setdefault(name, source)
+
+        for name, kind in self.kinds.items():
+            array = self._column(batch, name)
+            keys = [k for k in schema[name].lookup if config.lookups and config.nested]
+            if kind == "number":
+                put(name, column_numbers(array), "numbers", name)
+            elif kind == "unix_seconds" and config.recency:
+                self._put_recency(put, name, (now - column_numbers(array)) / 86400.0, "days_ago", name)
+            elif kind == "year_month":
+                months = _months(now) if schema.time else np.zeros(rows)
+                put(f"{name}__months_ago", months - _year_months(array), "recency", name)
+            elif kind == "nested" and config.nested:
+                for statistic, column in nested_statistics(array, config.statistics).items():
+                    put(f"{name}__{statistic}", column, "nested", name)
+                for key in keys:
+                    put(f"{name}__at_{key}", nested_lookup(array, self._column(batch, key)), "lookups", name)
+            elif kind == "nested_time" and config.nested:
+                put(f"{name}__count", nested_statistics(array, ("count",))["count"], "nested", name)
+                if config.recency:
+                    bounds = nested_recency(array, now)
+                    self._put_recency(put, name, bounds["days_ago"], "days_ago", name)
+                    put(f"{name}__oldest_days_ago", bounds["oldest_days_ago"], "recency", name)
+                    for key in keys:
+                        newest = nested_lookup(array, self._column(batch, key), "max")
+                        put(f"{name}__days_ago_at_{key}", (now - newest) / 86400.0, "lookups", name)
+            elif kind == "set" and config.nested:
+                for statistic, column in nested_statistics(array, ("count", "distinct")).items():
+                    put(f"{name}__{statistic}", column, "nested", name)
+                for key in keys:
+                    put(f"{name}__at_{key}", nested_lookup(array, self._column(batch, key), "count"), "lookups", name)
+        if config.temporal and schema.time:
+            for name, column in _cycles(now).items():
+                put(name, column, "temporal", schema.time)
+        return values
+
+    def _put_recency(
+        self, put: Callable[[str, Floats, str, str], None], name: str, days: Floats, label: str, source: str
+    ) -> None:
+        put(f"{name}__{label}", days, "recency", source)
+        # A half-life halves: exp(-ln 2 · days / half_life).
+        put(f"{name}__decay", np.exp(-math.log(2) * days / self.config.half_life_days), "recency", source)
+
+    def _encode(self, batch: pa.RecordBatch, values: dict[str, Floats]) -> None:
+        """Dictionary ids, frequencies and missing indicators."""
+        for name in self.indicators if self.config.missing_indicators else []:
+            null = np.asarray(pc.is_null(self._column(batch, name))).astype(np.float64)
+            self._put(values, f"{name}__missing", null, "missing_indicators", name)
+        if not self.config.categorical:
+            return
+        for name, kind in self.kinds.items():
+            if kind != "category":
+                continue
+            vocabulary = self.vocabularies[name]
+            codes = vocabulary.encode(self._column(batch, name))
+            self._put(values, f"{name}__code", codes, "categorical", name)
+            if self.config.frequency:
+                table = np.log1p([0, 0, *vocabulary.counts]) - np.log1p(vocabulary.total)
+                table[0] = np.nan
+                self._put(values, f"{name}__freq", table[codes.astype(np.int64)], "categorical", name)
+
+    def _combine(self, batch: pa.RecordBatch, values: dict[str, Floats]) -> None:
+        """Interactions, behavioural aggregates and local distributions, of features made before."""
+        config = self.config
+        for group, terms in (("interactions", config.interactions), ("behavioural", config.behavioural)):
+            for term in terms:
+                absent = [side for side in (term.left, term.right) if side not in values]
+                if absent:
+                    self._absent(f"{group} term {term.name}", absent)
+                    continue
+                column = _OPERATIONS[term.op](values[term.left], values[term.right])
+                self._put(values, term.name, column, group, self.source[term.left])
+        for (name, by), table in self.local.items():
+            codes = self.vocabularies[by].encode(self._column(batch, by)).astype(np.int64)
+            own = values[name]
+            grid = table.grid[codes]
+            rank = ((grid < own[:, None]).sum(1) + (grid <= own[:, None]).sum(1)) / (2.0 * _GRID)
+            self._put(
+                values, f"{name}__rank_in_{by}", np.where(np.isnan(own), np.nan, rank), "local_distribution", name
+            )
+            self._put(values, f"{name}__dev_in_{by}", own - table.mean[codes], "local_distribution", name)
+
+    def _put(self, values: dict[str, Floats], name: str, column: Floats, group: str, source: str) -> None:
+        values[name] = column
+        self.groups.setdefault(name, group)
+        self.source.setdefault(name, self.source.get(source, source))
+
+    def _absent(self, what: str, names: list[str]) -> None:
+        if not self.names:
+            log.warning("%s is left out: no feature %s", what, ", ".join(names))
+
+    def _column(self, batch: pa.RecordBatch, name: str) -> pa.Array:
+        if name in batch.schema.names:
+            return batch.column(name)
+        if name in self.optional:
+            return pa.nulls(batch.num_rows)
+        raise ValueError(f"batch: column {name!r} is missing; it was there in every partition at fit time")
+
+    def _now(self, batch: pa.RecordBatch) -> Floats:
+        if self.schema.time is None:
+            return np.full(batch.num_rows, np.nan)
+        return row_seconds(batch, self.schema.time)
+
+
+class _PartitionFit:
+    """The part of `FeatureBuilder.fit` that runs where the partition is; picklable."""
+
+    def __init__(self, builder: FeatureBuilder, dataset: Dataset) -> None:
+        self.builder = builder
+        self.dataset = dataset
+
+    def __call__(self, number: int) -> _Partial:
+        builder, config = self.builder, self.builder.config
+        partition = self.dataset.partitions[number]
+        total = _Partial()
+        categories = [name for name, kind in builder.kinds.items() if kind == "category"]
+        categories = list(dict.fromkeys([*categories, *config.local_by]))
+        for batch in self.dataset.partition_batches(partition, builder.columns):
+            one = _Partial(rows=batch.num_rows)
+            present = set(batch.schema.names)
+            for name in builder.kinds:
+                one.nulls[name] = batch.column(name).null_count if name in present else batch.num_rows
+            for name in categories:
+                counted = pc.value_counts(as_text(builder._column(batch, name)))
+                one.counts[name] = Counter(
+                    dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
+                )
+            if config.local_by and config.local_features:
+                self._sample(batch, partition.name, total.rows, one)
+            total.add(one, builder.sample_rows)
+        return total
+
+    def _sample(self, batch: pa.RecordBatch, name: str, start: int, one: _Partial) -> None:
+        builder, config = self.builder, self.builder.config
+        hashes = row_hashes(builder.seed + 1, name, start, batch.num_rows)
+        chosen = np.argsort(hashes, kind="stable")[: builder.sample_rows]
+        part = batch.take(pa.array(chosen))
+        with np.errstate(all="ignore"):
+            values = builder._base(part)
+        absent = sorted(set(config.local_features) - set(values))
+        if absent:
+            raise ValueError(
+                f"local_distribution.features: {absent} are not features; there are {sorted(values)[:8]} ..."
+            )
+        one.hashes = hashes[chosen]
+        one.sample = {name: values[name] for name in config.local_features}
+        for by in config.local_by:
+            one.groups[by] = np.array(as_text(builder._column(part, by)).to_pylist(), dtype=object)
+
+
+def as_text(column: pa.Array) -> pa.Array:
+    """A flat column as large_string; numbers take their decimal form."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_string())
+
+
+_OPERATIONS: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "product": lambda left, right: left * right,
+    "ratio": lambda left, right: left / (np.abs(right) + 1.0),
+    "sum": lambda left, right: left + right,
+    "difference": lambda left, right: left - right,
+}
+
+
+def _kind_of(arrow: pa.DataType) -> Kind:
+    if pa.types.is_dictionary(arrow):
+        arrow = arrow.value_type
+    if is_nested(arrow):
+        inner = arrow.item_type if pa.types.is_map(arrow) else arrow.value_type
+        text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
+        return "set" if text and not pa.types.is_map(arrow) else "nested"
+    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
+        return "category"
+    if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow):
+        return "unix_seconds"
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    return "number" if any(check(arrow) for check in numeric) else "auto"
+
+
+def _year_months(array: pa.Array) -> Floats:
+    text = as_text(array)
+    parts = pc.extract_regex(text, r"^\s*(?P<y>\d{4})-(?P<m>\d{1,2})")
+    year, month = (column_numbers(part) for part in parts.flatten())
+    return year * 12 + month - 1
+
+
+def _months(now: Floats) -> Floats:
+    moment = np.where(np.isnan(now), 0, now).astype("datetime64[s]").astype("datetime64[M]").astype(np.float64)
+    return np.where(np.isnan(now), np.nan, moment + 1970 * 12)
+
+
+def _cycles(now: Floats) -> dict[str, Floats]:
+    hour = np.floor(now / 3600.0) % 24
+    # 1970-01-01 was a Thursday; Monday is 0.
+    weekday = (np.floor(now / 86400.0) + 3) % 7
+    part = np.floor(hour / 6.0)
+    return {
+        "hour_sin": np.sin(2 * np.pi * hour / 24),
+        "hour_cos": np.cos(2 * np.pi * hour / 24),
+        "weekday_sin": np.sin(2 * np.pi * weekday / 7),
+        "weekday_cos": np.cos(2 * np.pi * weekday / 7),
+        "day_part": part,
+        "is_weekend": np.where(np.isnan(weekday), np.nan, (weekday >= 5).astype(np.float64)),
+    }
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(Term(**one) if isinstance(one, Mapping) else one for one in value)
+    return value
+
+
+def _floats(array: Floats) -> Any:
+    return (
+        [None if isinstance(x, float) and math.isnan(x) else x for x in array.tolist()]
+        if array.ndim == 1
+        else [_floats(row) for row in array]
+    )
+
+
+def _array(values: Any) -> Floats:
+    return np.array(values, dtype=np.float64)

@@ -1,0 +1,275 @@
+"""The leakage guard: what tells the future or the label is refused by name, whatever it is called."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from sklearn.metrics import roc_auc_score
+
+from .data import Dataset, drawn, from_table, row_hashes, row_seconds
+from .errors import LeakageError
+from .features import FeatureBuilder, FeatureConfig
+from .nested import Floats, column_numbers, nested_statistics
+from .schema import Schema
+from .stages import predict, threads_for
+
+log = logging.getLogger(__name__)
+
+# Share of rows that may hold a time after their own before a column counts as dated in the future: clocks differ.
+_FUTURE_SHARE = 0.01
+_CLOCK_SECONDS = 3600.0
+# One raw column that alone ranks buyers this well, or follows the amounts this closely, is the label in disguise.
+_DERIVED_AUC = 0.985
+_DERIVED_CORRELATION = 0.98
+_FEWEST_BUYERS = 30
+_SIGNAL_BUYERS = 200
+_SIGNAL_Z = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One refusal: the column, what kind of leak it is, and what was seen."""
+
+    column: str
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.column}: {self.kind}: {self.detail}"
+
+
+def audit(
+    dataset: Dataset,
+    schema: Schema,
+    config: FeatureConfig | Mapping[str, Any] | None = None,
+    *,
+    rows: int = 30_000,
+    seed: int = 0,
+    num_threads: int = 0,
+) -> list[Finding]:
+    """Look for columns that leak, by declaration first and then in a sample of the data.
+
+    Kinds: "declared_future" (declared available after the row), "label_derived" (declared derived from a label, or
+    alone as good as the label), "label_copy" (holds exactly the label's values, in this or another order),
+    "future_dated" (holds times after the row's own) and "unpredictable_label" (no feature knows anything about this
+    label though there are buyers enough to tell: it looks shuffled or misaligned).
+
+    Args:
+        dataset: the training data.
+        schema: its declared columns.
+        config: feature groups used for the label's own test.
+        rows: rows looked at, the same ones for the same seed.
+        seed: of the sample.
+        num_threads: of the quick model that tests the labels; 0 to choose by the rows.
+    """
+    findings = declared_leaks(schema)
+    known = {finding.column for finding in findings}
+    sample = _sample(dataset, schema, rows, seed)
+    if sample.num_rows == 0:
+        return findings
+    names = [n for n in schema.feature_columns if n in sample.schema.names and n not in known]
+    labels = _labels(sample, schema)
+    now = row_seconds(sample, schema.time) if schema.time and schema.time in sample.schema.names else None
+    for name in names:
+        finding = _look(sample, schema, name, now, labels)
+        if finding:
+            findings.append(finding)
+    known = {finding.column for finding in findings}
+    if schema.feature_columns and not set(schema.feature_columns) <= known:
+        findings += _shuffled_labels(
+            sample, schema.without(*known & set(schema.feature_columns)), config, labels, seed, num_threads
+        )
+    return findings
+
+
+def declared_leaks(schema: Schema) -> list[Finding]:
+    """What the declaration alone refuses: features known only after the row, or derived from such a column."""
+    late = {c.name for c in schema.columns if c.role == "label" or _is_late(c.available_at)}
+    findings = []
+    for column in schema.columns:
+        if column.role != "feature":
+            continue
+        if _is_late(column.available_at):
+            detail = f"declared available {column.available_at} after the row"
+            findings.append(Finding(column.name, "declared_future", detail))
+        parents = sorted(_ancestors(schema, column.name) & late)
+        if parents:
+            findings.append(Finding(column.name, "label_derived", f"declared derived from {', '.join(parents)}"))
+    return findings
+
+
+def refuse(findings: list[Finding]) -> None:
+    """Raise for any finding.
+
+    Raises:
+        LeakageError: naming every column found.
+    """
+    if findings:
+        lines = "\n  ".join(str(finding) for finding in findings)
+        raise LeakageError(
+            f"these columns leak the future or the label:\n  {lines}\nremove them, or correct their roles"
+        )
+
+
+def _look(
+    sample: pa.RecordBatch, schema: Schema, name: str, now: Floats | None, labels: dict[str, Floats]
+) -> Finding | None:
+    array = sample.column(name)
+    kind = schema[name].kind
+    times = kind in ("unix_seconds", "nested_time") or pa.types.is_timestamp(array.type) or pa.types.is_date(array.type)
+    nested = pa.types.is_nested(array.type)
+    parts = nested_statistics(array, ("max", "sum", "count")) if nested else {"value": column_numbers(array)}
+    views = list(parts.values())
+    if now is not None:
+        newest = views[0]
+        known = np.isfinite(newest) & np.isfinite(now)
+        if not times and not nested and known.sum() >= 20:
+            # Undeclared unix seconds: nearly every value lies within thirty years of its row's time.
+            times = bool(
+                (np.abs(newest[known] - now[known]) < 30 * 365.25 * 86400).mean() > 0.95 and now[known].min() > 1e8
+            )
+        if times and known.any():
+            share = float((newest[known] > now[known] + _CLOCK_SECONDS).mean())
+            if share > _FUTURE_SHARE:
+                return Finding(name, "future_dated", f"{share:.1%} of its rows hold a time after the row's own")
+    if times:
+        views = []
+    for label, target in labels.items():
+        for view in views:
+            finding = _label_in_disguise(name, view, label, target)
+            if finding:
+                return finding
+    return None
+
+
+def _label_in_disguise(name: str, column: Floats, label: str, target: Floats) -> Finding | None:
+    known = np.isfinite(target)
+    target, column = target[known], column[known]
+    buyers = target > 0
+    if buyers.sum() < _FEWEST_BUYERS or buyers.all():
+        return None
+    filled = np.where(np.isfinite(column), column, np.nanmin(column, initial=0.0) - 1.0)
+    # Amounts differ from buyer to buyer; the values of a flag would match any other flag's.
+    if len(np.unique(target[buyers])) > 10:
+        own = np.sort(column[np.isfinite(column) & (column != 0)])
+        if len(own) == int(buyers.sum()) and np.allclose(own, np.sort(target[buyers]), rtol=1e-6):
+            return Finding(name, "label_copy", f"holds exactly the values of {label}, in this or another order")
+        held = np.isfinite(column[buyers])
+        # Ranks, so that any monotone function of the amounts is seen.
+        if held.sum() >= _FEWEST_BUYERS and len(np.unique(column[buyers][held])) > 5:
+            follows = abs(_rank_correlation(column[buyers][held], target[buyers][held]))
+            if follows > _DERIVED_CORRELATION:
+                return Finding(name, "label_derived", f"rank correlation {follows:.3f} with {label} among buyers")
+    auc = float(roc_auc_score(buyers, filled))
+    auc = max(auc, 1 - auc)
+    if auc > _DERIVED_AUC:
+        return Finding(name, "label_derived", f"alone ranks {label} > 0 with AUC {auc:.4f}")
+    return None
+
+
+def _shuffled_labels(
+    sample: pa.RecordBatch,
+    schema: Schema,
+    config: FeatureConfig | Mapping[str, Any] | None,
+    labels: dict[str, Floats],
+    seed: int,
+    num_threads: int,
+) -> list[Finding]:
+    findings = []
+    matrix: npt.NDArray[np.float32] | None = None
+    for label, target in labels.items():
+        known = np.isfinite(target)
+        buyers = (target > 0)[known]
+        positives, negatives = int(buyers.sum()), int((~buyers).sum())
+        if min(positives, negatives) < _SIGNAL_BUYERS:
+            continue
+        if matrix is None:
+            data = from_table(sample, chunk_size=None)
+            matrix = FeatureBuilder(schema, config, sample_rows=10_000, seed=seed).fit(data).transform(sample)
+        rows = matrix[known]
+        half = (row_hashes(seed, "guard", 0, len(buyers)) & np.uint64(1)).astype(bool)
+        score = np.empty(len(buyers))
+        parameters = {
+            "objective": "binary",
+            "num_leaves": 15,
+            "min_data_in_leaf": 50,
+            "verbosity": -1,
+            "seed": seed,
+            "feature_fraction": 0.5,
+            "deterministic": True,
+            "force_col_wise": True,
+            "learning_rate": 0.05,
+            "num_threads": threads_for(len(rows), num_threads),
+        }
+        for side in (half, ~half):
+            model = lgb.train(parameters, lgb.Dataset(rows[~side], buyers[~side].astype(float)), 40)
+            score[side] = predict(model, rows[side], num_threads)
+        auc = np.mean([roc_auc_score(buyers[side], score[side]) for side in (half, ~half)])
+        # Standard error of an AUC without signal (Mann-Whitney).
+        error = float(np.sqrt((positives + negatives + 1) / (12.0 * positives * negatives)))
+        if auc < 0.5 + _SIGNAL_Z * error:
+            detail = (
+                f"AUC {auc:.3f} of a held-out half with {positives} buyers (chance is 0.5 ± {error:.3f}): shuffled?"
+            )
+            findings.append(Finding(label, "unpredictable_label", detail))
+    return findings
+
+
+def _sample(dataset: Dataset, schema: Schema, rows: int, seed: int) -> pa.RecordBatch:
+    """Rows spread over the whole dataset, the same ones whatever the chunks."""
+    wanted = [c.name for c in schema.columns if c.role in ("feature", "label")]
+    wanted += [schema.time] if schema.time else []
+    # Partitions spread over the window, four times as many rows as wanted, so that not all data is read once more.
+    wanted_partitions = max(8, math.ceil(len(dataset.partitions) * 4 * rows / max(dataset.num_rows, 1)))
+    step = max(1, len(dataset.partitions) // wanted_partitions)
+    partitions = dataset.partitions[::step]
+    share = min(1.0, rows / max(sum(p.rows for p in partitions), 1))
+    kept = []
+    for partition in partitions:
+        start = 0
+        for batch in dataset.partition_batches(partition, wanted):
+            hashes = row_hashes(seed + 2, partition.name, start, batch.num_rows)
+            start += batch.num_rows
+            keep = drawn(hashes, share)
+            kept.append(pa.Table.from_batches([batch.filter(pa.array(keep))]))
+    if not kept:
+        return pa.RecordBatch.from_arrays([], names=[])
+    table = pa.concat_tables(kept, promote_options="permissive")
+    columns = [pa.concat_arrays(c.chunks) if c.num_chunks else pa.nulls(0, c.type) for c in table.columns]
+    return pa.RecordBatch.from_arrays(columns, names=table.column_names)
+
+
+def _labels(sample: pa.RecordBatch, schema: Schema) -> dict[str, Floats]:
+    names = [name for h in schema.horizons for name in (h.revenue, h.buyer) if name]
+    return {name: column_numbers(sample.column(name)) for name in names if name in sample.schema.names}
+
+
+def _rank_correlation(left: Floats, right: Floats) -> float:
+    ranks = [np.argsort(np.argsort(side, kind="stable"), kind="stable").astype(float) for side in (left, right)]
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _is_late(available_at: object) -> bool:
+    return isinstance(available_at, timedelta) and available_at > timedelta(0)
+
+
+def _ancestors(schema: Schema, name: str) -> set[str]:
+    """Everything this column was computed from, through any number of steps."""
+    found: set[str] = set()
+    pending = list(schema[name].derived_from)
+    while pending:
+        parent = pending.pop()
+        if parent in found:
+            continue
+        found.add(parent)
+        pending += schema[parent].derived_from if parent in schema else ()
+    return found
