@@ -75,8 +75,10 @@ def read_config(command: str, arguments: Sequence[str]) -> Config:
     """Return the config that files, presets and options give; help and errors exit as in argparse."""
     parser = _parser(command)
     settings = {action.dest: getattr(action, "default", None) for action in parser._actions}
-    given = parser.instantiate_classes(parser.parse_args(_spelled_out(arguments, settings)))
-    return Config(**{one.name: given[one.name] for one in fields(Config)})
+    given = parser.parse_args(_spelled_out(arguments, settings)).as_dict()
+    default = Config()
+    groups = {name: type(getattr(default, name))(**given[name]) for name in GROUPS["run"]}
+    return Config(**{one.name: given[one.name] for one in fields(Config)} | groups)
 
 
 def presets() -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ubt.data import Reader
-from ubt.model import Sequences
+from ubt.model import Sequences, UniversalBehavioralTransformer
 from ubt.prepare import Prepared
 from ubt.progress import progress
 from ubt.rundir import temporary_file
@@ -34,8 +35,7 @@ def embed(prepared: Prepared, checkpoint: str | Path, folder: str | Path) -> tup
     network, reader = load(checkpoint, prepared)
     cutoff = torch.tensor([int(prepared.train_start.replace(tzinfo=timezone.utc).timestamp())])
     view = prepared.history(prepared.train_start)
-    with torch.inference_mode():
-        nobody = network(_no_events(reader), cutoff)[:, 0].numpy().astype(np.float16)
+    nobody = _vectors(network, _no_events(reader), cutoff)
     shape = (len(prepared.users), nobody.shape[1])
     with temporary_file(folder / "embeddings.npy") as name:
         out = np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
@@ -46,8 +46,7 @@ def embed(prepared: Prepared, checkpoint: str | Path, folder: str | Path) -> tup
         )
         with progress(len(view), "embed", unit="user") as bar:
             for batch in batches:
-                with torch.inference_mode():
-                    vectors = network(reader.sequences(batch), cutoff)[:, 0].numpy().astype(np.float16)
+                vectors = _vectors(network, reader.sequences(batch), cutoff)
                 rows = prepared.known[row : row + len(batch)]
                 finite = np.isfinite(vectors).all(1)
                 if not finite.all():
@@ -64,6 +63,14 @@ def embed(prepared: Prepared, checkpoint: str | Path, folder: str | Path) -> tup
     with temporary_file(folder / "client_ids.npy") as name:
         np.save(name, prepared.users)
     return (*shape, int(without.sum()))
+
+
+def _vectors(
+    network: UniversalBehavioralTransformer, sequences: Sequences, cutoff: torch.Tensor
+) -> NDArray[np.float16]:
+    # What does not fit float16 becomes infinite and is reported by the caller.
+    with torch.inference_mode(), np.errstate(over="ignore"):
+        return network(sequences, cutoff)[:, 0].numpy().astype(np.float16)
 
 
 def _no_events(reader: Reader) -> Sequences:

@@ -153,7 +153,7 @@ def _trees(features: NDArray, labels: NDArray, config: Config) -> NDArray:
     scores = np.zeros(labels.shape)
     for c in range(labels.shape[1]):
         if labels[:, c].any():
-            model = lightgbm.train(settings, data.set_label(labels[:, c]), config.score.trees)
+            model = lightgbm.train(settings, data.set_label(np.ascontiguousarray(labels[:, c])), config.score.trees)
             scores[:, c] = model.predict(features, raw_score=True)
     return scores
 

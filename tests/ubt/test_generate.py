@@ -1,0 +1,142 @@
+"""The generated log has the challenge's layout and statistics, and the same seed gives the same bytes."""
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ubt.config import GenerateConfig
+from ubt.generate import TABLES, generate, time_text, vector_text
+
+
+def test_files_and_schemas_are_those_of_the_challenge(raw_log: Path) -> None:
+    value = {"page_visit": "url", "search_query": "query"}
+    for table in TABLES:
+        schema = pq.read_schema(raw_log / f"{table}.parquet")
+        kind = "string" if table == "search_query" else "int64"
+        found = {name: str(schema.field(name).type) for name in schema.names}
+        assert found == {"client_id": "int64", "timestamp": "string", value.get(table, "sku"): kind}
+    items = pq.read_schema(raw_log / "product_properties.parquet")
+    assert [(name, str(items.field(name).type)) for name in items.names] == [
+        ("sku", "int64"),
+        ("category", "int64"),
+        ("price", "int64"),
+        ("name", "string"),
+    ]
+    for name, kind in {
+        "input/relevant_clients": np.int64,
+        "target/active_clients": np.int64,
+        "target/propensity_category": np.int64,
+        "target/popularity_propensity_category": np.float64,
+        "target/propensity_sku": np.int64,
+        "target/popularity_propensity_sku": np.float64,
+    }.items():
+        array = np.load(raw_log / f"{name}.npy")
+        assert array.ndim == 1 and array.dtype == kind
+        assert "popularity" in name or len(np.unique(array)) == len(array)
+
+
+def test_texts_times_and_prices_are_written_as_in_the_challenge(raw_log: Path) -> None:
+    queries = pd.read_parquet(raw_log / "search_query.parquet")["query"]
+    items = pd.read_parquet(raw_log / "product_properties.parquet")
+    for text in [*queries.head(50), *items["name"].head(50)]:
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        assert len(numbers) == 16 and max(numbers) < 256
+        assert text == str(np.array(numbers))
+    assert (queries.str.len() == 65).mean() > 0.95
+    assert set(items["price"]) == set(range(100))
+    assert items["price"].value_counts().max() <= items["price"].value_counts().min() + 1
+    for table in TABLES:
+        times = pd.read_parquet(raw_log / f"{table}.parquet")["timestamp"]
+        assert times.str.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d").all()
+        assert times.max() <= "2022-11-09 23:59:59"
+
+
+def test_users_and_targets_come_from_the_history_only(raw_log: Path) -> None:
+    buys = pd.read_parquet(raw_log / "product_buy.parquet")
+    items = pd.read_parquet(raw_log / "product_properties.parquet")
+    past = buys[buys["timestamp"] < "2022-10-13"]
+    relevant = np.load(raw_log / "input/relevant_clients.npy")
+    active = np.load(raw_log / "target/active_clients.npy")
+    assert set(active) == set(relevant) & set(past["client_id"])
+    sold = past.merge(items, on="sku")["category"].value_counts()
+    categories = np.load(raw_log / "target/propensity_category.npy")
+    popularity = np.load(raw_log / "target/popularity_propensity_category.npy")
+    np.testing.assert_allclose(popularity, [sold[category] / len(past) for category in categories])
+    assert sold.iloc[: len(categories)].sum() == sold[categories].sum()
+    assert not (relevant == np.sort(relevant)).all()
+
+
+def test_statistics_are_those_published(tmp_path: Path) -> None:
+    folder = generate(tmp_path / "data", GenerateConfig(clients=60_000))
+    tables = {table: pd.read_parquet(folder / f"{table}.parquet") for table in TABLES}
+    total = sum(len(table) for table in tables.values())
+    published = {
+        "page_visit": 0.888,
+        "search_query": 0.058,
+        "add_to_cart": 0.032,
+        "remove_from_cart": 0.011,
+        "product_buy": 0.0101,
+    }
+    for table, share in published.items():
+        assert len(tables[table]) / total == pytest.approx(share, rel=0.35), table
+    repeated = {table: frame.duplicated().mean() for table, frame in tables.items()}
+    assert repeated["product_buy"] == pytest.approx(0.1597, rel=0.2)
+    assert repeated["search_query"] == pytest.approx(0.0564, rel=0.2)
+    events = pd.concat([table["client_id"] for table in tables.values()]).value_counts()
+    assert events.mean() == pytest.approx(9.4, rel=0.15)
+    assert 2 <= events.median() <= 3
+    assert events.quantile(0.9) == pytest.approx(18, rel=0.2)
+    assert events.quantile(0.99) == pytest.approx(119, rel=0.2)
+    relevant = np.load(folder / "input/relevant_clients.npy")
+    history = pd.concat([t[t["timestamp"] < "2022-10-13"]["client_id"] for t in tables.values()]).value_counts()
+    assert history.reindex(relevant).fillna(0).clip(upper=128).mean() == pytest.approx(33.15, rel=0.3)
+    share = len(np.load(folder / "target/active_clients.npy")) / len(relevant)
+    assert share == pytest.approx(0.51, abs=0.03)
+
+
+def test_the_seed_decides_every_byte(tmp_path: Path, raw_log: Path) -> None:
+    config = GenerateConfig(clients=2000, target_categories=4, target_skus=4)
+    hashes = [
+        {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+        for folder in (
+            generate(tmp_path / "a", config),
+            generate(tmp_path / "b", config),
+            generate(tmp_path / "c", replace(config, log_seed=1)),
+        )
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="left alone"):
+        generate(tmp_path, GenerateConfig(clients=200))
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"clients": 5}, "clients: got 5"), ({"days": 20}, "days: got 20"), ({"relevant_share": 0.0}, "relevant_share")],
+)
+def test_settings_without_sense_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(tmp_path / "data", replace(GenerateConfig(), **settings))
+    assert not (tmp_path / "data").exists()
+
+
+@given(st.integers(0, 5).flatmap(lambda n: arrays(np.uint8, (n, 3))))
+def test_vectors_are_printed_as_numpy_prints_them(vectors: np.ndarray) -> None:
+    assert vector_text(vectors).to_pylist() == [str(row) for row in vectors]
+
+
+def test_times_are_printed_in_utc() -> None:
+    assert time_text(np.array([0, 1665619199])).to_pylist() == ["1970-01-01 00:00:00", "2022-10-12 23:59:59"]

@@ -1,0 +1,94 @@
+"""Nothing at or after the cutoff reaches a vocabulary, a feature, a weight or an embedding."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ubt.config import Config
+from ubt.embed import embed
+from ubt.features import aggregates
+from ubt.generate import TABLES
+from ubt.prepare import Prepared
+from ubt.train import train
+
+CUTOFF, SCORED = "2022-10-13 00:00:00", "2022-10-27 00:00:00"
+
+
+def tamper(raw: Path, start: str, how: str) -> None:
+    """Change every event at or after a moment; the last purchase stays where it is, it places the windows."""
+    rng = np.random.default_rng(3)
+    for table in TABLES:
+        frame = pd.read_parquet(raw / f"{table}.parquet")
+        later = (frame["timestamp"] >= start).to_numpy()
+        last = frame.index == frame["timestamp"].idxmax()
+        if how == "delete":
+            frame = frame[~later | last]
+        else:
+            rows = np.flatnonzero(later)
+            value = frame.columns[2]
+            frame.loc[rows, value] = frame[value].to_numpy()[rng.permutation(rows)]
+            frame.loc[rows, "client_id"] = frame["client_id"].to_numpy()[rng.permutation(rows)]
+        frame.to_parquet(raw / f"{table}.parquet", index=False)
+
+
+@pytest.fixture
+def later_changed(raw_copy: Path, prepare_for: Callable[..., Prepared], request: pytest.FixtureRequest) -> Prepared:
+    start, how = request.param
+    tamper(raw_copy, start, how)
+    return prepare_for(raw_copy)
+
+
+def vectors(prepared: Prepared, config: Config, checkpoint: Path) -> np.ndarray:
+    embed(prepared, checkpoint, config.embeddings)
+    return np.load(config.embeddings / "embeddings.npy")
+
+
+@pytest.mark.parametrize("later_changed", [(CUTOFF, "delete"), (CUTOFF, "permute")], indirect=True, ids=str)
+def test_events_from_the_cutoff_on_change_no_feature_and_no_embedding(
+    prepared: Prepared, later_changed: Prepared, tiny: Config
+) -> None:
+    checkpoint = train(prepared, replace(tiny, train=replace(tiny.train, num_epochs=1)))
+    before = vectors(prepared, tiny, checkpoint)
+    # The checkpoint refuses another log, and must: so it is told that this one is its own.
+    after = vectors(replace(later_changed, fingerprint=prepared.fingerprint), tiny, checkpoint)
+    np.testing.assert_array_equal(before, after)
+    one, other = (aggregates(log, log.train_start, [1.0, 7.0]) for log in (prepared, later_changed))
+    assert one.names == other.names
+    np.testing.assert_array_equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("later_changed", [(SCORED, "delete"), (SCORED, "permute")], indirect=True, ids=str)
+def test_the_scored_window_changes_no_weight(prepared: Prepared, later_changed: Prepared, tiny: Config) -> None:
+    config = replace(tiny, train=replace(tiny.train, num_epochs=1))
+    states = []
+    for i, log in enumerate((prepared, later_changed)):
+        checkpoint = train(log, replace(config, run_dir=f"{config.run_dir}{i}"))
+        states.append(torch.load(checkpoint, weights_only=False)["state_dict"])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_training_and_embedding_do_not_open_the_scored_window(
+    raw_log: Path, prepare_for: Callable[..., Prepared], tiny: Config
+) -> None:
+    prepared = prepare_for(raw_log)
+    (prepared.folder / "target" / "validation_target.parquet").unlink()
+    config = replace(tiny, train=replace(tiny.train, num_epochs=1))
+    assert len(vectors(prepared, config, train(prepared, config))) == len(prepared.users)
+
+
+def test_labels_of_users_kept_apart_do_not_train(prepared: Prepared, tiny: Config) -> None:
+    from ubt.data import Reader
+    from ubt.labels import window_labels
+    from ubt.train import UserBatches
+
+    batches = UserBatches(Reader(prepared, 500), [window_labels(prepared, "train")], tiny)
+    training, apart = set(batches.train_view.users), set(batches.valid_view.users)
+    assert not training & apart
+    assert training | apart == set(prepared.users[prepared.known])
+    assert len(apart) == round(0.1 * len(prepared.known))
