@@ -264,9 +264,9 @@ class Entries:
         return table
 
 
-def read_remap(path: Path, count: int) -> np.ndarray:
-    """The ids that `Entries.assign` wrote."""
-    return np.memmap(path, np.int32, "r", shape=(count,)) if count else np.zeros(0, np.int32)
+def read_remap(path: Path, start: int, count: int) -> np.ndarray:
+    """Some of the ids that `Entries.assign` wrote."""
+    return np.fromfile(path, np.int32, count, offset=start * 4)
 
 
 def bucket(values: pa.Array, buckets: int) -> np.ndarray:

@@ -36,8 +36,8 @@ def write_index(shards: list[Path], folder: Path, budget: int) -> tuple[int, int
     bases = np.cumsum([0, *(len(time) for time in times)])
     low, step = 0, max(budget // 80, 1)
     with (
-        layout.ArrayWriter(folder / "order.npy", np.int64, events) as order_file,
-        layout.ArrayWriter(folder / "time.npy", np.int64, events) as time_file,
+        layout.ArrayWriter(folder / "order.npy", np.int64) as order_file,
+        layout.ArrayWriter(folder / "time.npy", np.int64) as time_file,
     ):
         while low < count:
             high = max(int(np.searchsorted(ends, (ends[low - 1] if low else 0) + step, "right")), low + 1)

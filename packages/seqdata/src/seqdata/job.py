@@ -128,34 +128,40 @@ class Job:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         spools = [self._spool(number, shard, parts) for number in range(len(parts))]
-        rows = sum(sum(spool.rows) for spool in spools)
-        users, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        count = rows = 0
         low, high = np.iinfo(np.int64).max, np.iinfo(np.int64).min
         with ExitStack() as stack:
-            files = {"time": "time"} | {slot: described[name]["file"] for name, slot in self.slots.items()}
+            files = {"time": "time", "offsets": "offsets"}
+            files |= {slot: described[name]["file"] for name, slot in self.slots.items()}
+            dtypes = self.columns | {"offsets": np.dtype(np.int64)}
             writers = {
-                name: stack.enter_context(layout.ArrayWriter(out / f"{file}.npy", self.columns[name], rows))
+                name: stack.enter_context(layout.ArrayWriter(out / f"{file}.npy", dtypes[name]))
                 for name, file in files.items()
             }
-            for run in sorted_runs(spools, scratch, self.plan.budget // 3, tick):
-                users.append(run.users.astype(np.int64))
-                lengths.append(run.lengths)
+            users = self._user_writer(out, stack)
+            offsets = writers.pop("offsets")
+            offsets.append(np.zeros(1, np.int64))
+            for run in sorted_runs(spools, scratch, self.plan.budget // 4, tick):
+                users(run.users)
+                offsets.append(rows + np.cumsum(run.lengths))
                 for name, writer in writers.items():
                     writer.append(run.time if name == "time" else run.column(name))
+                count, rows = count + len(run.users), rows + len(run.time)
                 low, high = min(low, int(run.time.min(initial=low))), max(high, int(run.time.max(initial=high)))
                 # the next run is made while this name would still hold the last one
                 del run
-        ids = np.concatenate(users)
-        if self.plan.text_users:
-            texts = layout.read_table(self.work / "users.arrow").column("user").take(pa.array(ids))
-            layout.write_table(out / "users.arrow", pa.table({"user": texts}))
-        else:
-            layout.write_array(out / "users.npy", ids)
-        layout.write_array(out / "offsets.npy", np.append(np.int64(0), np.cumsum(np.concatenate(lengths))))
         shutil.rmtree(scratch)
-        result = {"folder": f"{shard:05d}", "users": len(ids), "events": rows, "time_min": low, "time_max": high}
+        result = {"folder": f"{shard:05d}", "users": count, "events": rows, "time_min": low, "time_max": high}
         layout.write_json(marker, result)
         return result
+
+    def _user_writer(self, out: Path, stack: ExitStack) -> Callable[[np.ndarray], None]:
+        if not self.plan.text_users:
+            return stack.enter_context(layout.ArrayWriter(out / "users.npy", np.int64)).append
+        names = layout.read_table(self.work / "users.arrow").column("user")
+        schema = pa.schema([("user", pa.string())])
+        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(open(out / "users.arrow", "wb")), schema))
+        return lambda ranks: writer.write_table(pa.table([names.take(pa.array(ranks))], schema=schema))
 
     def schema(
         self, parts: list[dict[str, Any]], described: dict[str, Any], shards: list[dict[str, Any]]
@@ -208,17 +214,15 @@ class Job:
         if self.plan.text_users:
             coded["user"] = 0
         counted = parts[number]
-        ids = {}
-        for slot in coded:
-            sizes = [part["entries"][slot] for part in parts]
-            begin = sum(sizes[:number])
-            ids[slot] = read_remap(self.work / "remap" / slot, sum(sizes))[begin : begin + sizes[number]]
+        begin = {slot: sum(part["entries"][slot] for part in parts[:number]) for slot in coded}
 
         def translate(batch: int, slot: str, codes: np.ndarray) -> np.ndarray:
             if slot not in coded:
                 return codes
             starts = [*counted["starts"][slot], counted["entries"][slot]]
-            return np.append(np.int32(coded[slot]), ids[slot][starts[batch] : starts[batch + 1]])[codes]
+            start, end = starts[batch], starts[batch + 1]
+            ids = read_remap(self.work / "remap" / slot, begin[slot] + start, end - start)
+            return np.append(np.int32(coded[slot]), ids)[codes]
 
         return translate
 
@@ -255,7 +259,7 @@ class _Ingest:
         )
         try:
             self._open()
-            for batch in part.read(names, {plan.time: pa.string()} | plan.types):
+            for batch in part.read(names, {plan.time: pa.string()} | plan.types, self._batch_rows(len(names))):
                 if batch.num_rows:
                     self._batch(
                         {name: self._cast(name, batch.column(i)) for i, name in enumerate(names)}, batch.num_rows
@@ -275,6 +279,10 @@ class _Ingest:
             "widths": {name: codec.width for name, codec in self.codecs.items() if isinstance(codec, VectorCodec)},
             "zoned": self.parser.zoned,
         }
+
+    def _batch_rows(self, columns: int) -> int:
+        # a larger batch repeats fewer entries; what it takes besides the spool is about three words a value
+        return min(max(self.plan.budget // 8 // (24 * columns), 1 << 14), 1 << 19)
 
     def _open(self) -> None:
         for i in range(self.plan.shards):

@@ -31,6 +31,7 @@ import pyarrow as pa
 
 FORMAT = "seqdata"
 VERSION = 1
+HEADER = 128
 
 
 class StoreError(ValueError):
@@ -123,26 +124,27 @@ def read_schema(path: Path) -> dict[str, Any]:
 
 
 class ArrayWriter:
-    """Appends to a one-dimensional .npy file of a size known beforehand."""
+    """Appends to a one-dimensional .npy file, whose header says at the end how long it became."""
 
-    def __init__(self, path: Path, dtype: Any, length: int) -> None:
-        self.path, self.dtype, self.length, self.written = path, np.dtype(dtype), length, 0
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.dtype, self.length = np.dtype(dtype), 0
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115
-        np.lib.format.write_array_header_1_0(
-            self._file, {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (length,)}
-        )
+        self._file.write(bytes(HEADER))
 
     def append(self, values: np.ndarray) -> None:
         write_all(self._file, np.ascontiguousarray(values, self.dtype))
-        self.written += len(values)
+        self.length += len(values)
 
     def __enter__(self) -> ArrayWriter:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            about = f"{{'descr': {self.dtype.str!r}, 'fortran_order': False, 'shape': ({self.length},), }}"
+            start = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
+            self._file.seek(0)
+            self._file.write(start + about.encode().ljust(HEADER - 11) + b"\n")
         self._file.close()
-        if kind is None and self.written != self.length:
-            raise RuntimeError(f"{self.path.name}: wrote {self.written} of {self.length} values")
 
 
 def write_all(file: Any, values: np.ndarray) -> None:

@@ -36,8 +36,10 @@ class Part:
     rows: int | None = None
     first_row: int = 0
 
-    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        """Batches of some columns; `kinds` says which columns of text files must stay text."""
+    def read(
+        self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of some columns, of about `rows` rows; `kinds` says which columns of text files must stay text."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any] | None:
@@ -95,12 +97,14 @@ class ParquetPart(Part):
         self.path, self.schema, self.groups, self.rows, self.first_row = path, schema, groups, rows, first_row
         self.where = str(path)
 
-    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
         coded = [column for column in columns if is_text(self.schema.field(column).type)]
         try:
             # pre_buffer=True, the default, would hold the whole file in memory
             with pq.ParquetFile(self.path, pre_buffer=False, read_dictionary=coded) as file:
-                yield from file.iter_batches(BATCH_ROWS, columns=list(columns), row_groups=list(self.groups))
+                yield from file.iter_batches(rows, columns=list(columns), row_groups=list(self.groups))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.where}: corrupt or truncated Parquet file: {error}") from None
 
@@ -120,14 +124,16 @@ class CsvPart(Part):
         except duckdb.Error as error:
             raise ValueError(f"{path}: not a readable CSV file: {_first_lines(error)}") from None
 
-    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
         # times are read as text, so that this package and not the sniffer decides what they mean
         types = self.types | {column: "VARCHAR" for column in self.types if kinds.get(column) == pa.string()}
         try:
             # connection and relation must outlive the reader
             connection = connect()
             relation = connection.read_csv(self.where, header=True, dtype=types)
-            yield from _reader(relation.project(_quoted(columns)))
+            yield from _reader(relation.project(_quoted(columns)), rows)
         except duckdb.Error as error:
             raise ValueError(f"{self.where}: {_first_lines(error)}") from None
 
@@ -145,10 +151,12 @@ class QueryPart(Part):
         except duckdb.Error as error:
             raise ValueError(f"{where}: the query failed: {_first_lines(error)}") from None
 
-    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
         try:
             connection = connect(self.memory_limit)
-            yield from _reader(connection.sql(self.query).project(_quoted(columns)))
+            yield from _reader(connection.sql(self.query).project(_quoted(columns)), rows)
         except duckdb.Error as error:
             raise ValueError(f"{self.where}: the query failed: {_first_lines(error)}") from None
 
@@ -162,9 +170,11 @@ class RelationPart(Part):
     def __init__(self, where: str, relation: duckdb.DuckDBPyRelation) -> None:
         self.where, self.relation, self.schema = where, relation, _schema(relation)
 
-    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
         try:
-            yield from _reader(self.relation.project(_quoted(columns)))
+            yield from _reader(self.relation.project(_quoted(columns)), rows)
         except duckdb.Error as error:
             raise ValueError(f"{self.where}: the query failed: {_first_lines(error)}") from None
 
@@ -175,8 +185,10 @@ class TablePart(Part):
     def __init__(self, where: str, table: pa.Table) -> None:
         self.where, self.table, self.schema, self.rows = where, table, table.schema.remove_metadata(), table.num_rows
 
-    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        yield from self.table.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
+    def read(
+        self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        yield from self.table.select(list(columns)).to_batches(max_chunksize=rows)
 
 
 class StreamPart(Part):
@@ -185,10 +197,12 @@ class StreamPart(Part):
     def __init__(self, where: str, reader: pa.RecordBatchReader) -> None:
         self.where, self.reader, self.schema = where, reader, reader.schema.remove_metadata()
 
-    def read(self, columns: Sequence[str], kinds: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
         for batch in self.reader:
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield batch.select(list(columns)).slice(start, BATCH_ROWS)
+            for start in range(0, batch.num_rows, rows):
+                yield batch.select(list(columns)).slice(start, rows)
 
 
 def _expand(path: str | os.PathLike) -> list[Path]:
@@ -254,10 +268,10 @@ def _schema(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
     return _reader(relation.limit(0)).schema
 
 
-def _reader(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
+def _reader(relation: duckdb.DuckDBPyRelation, rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
     # the method's name changed between versions of DuckDB
     read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
-    return read(BATCH_ROWS)
+    return read(rows)
 
 
 def _quoted(columns: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from seqdata.layout import write_all
 SAMPLE = 1 << 18
 # users, time, order and one column, and what sorting them takes
 BYTES_A_ROW = 56
+UNITS = (1_000, 1_000_000, 60_000_000)
 
 
 class SpoolWriter:
@@ -148,15 +149,22 @@ def _splitters(spools: list[Spool], rows: int, ranges: int) -> np.ndarray:
 
 def stable_order(keys: np.ndarray) -> np.ndarray:
     """Positions [n] that sort int64 keys [n], equal keys in their order."""
-    # keys and positions packed into one word sort several times faster than a stable argsort, where they fit
+    # keys and positions packed into one word sort several times faster than a stable argsort, where they fit; times are
+    # often whole seconds, which makes them fit
     count = len(keys)
     if not count:
         return np.zeros(0, np.int64)
     low, high = int(keys.min()), int(keys.max())
     bits = max(count - 1, 1).bit_length()
-    if (high - low).bit_length() + bits > 63:
+    room = 63 - bits
+    if (high - low).bit_length() > 63:
         return np.argsort(keys, kind="stable")
     packed = keys.astype(np.int64) - low
+    if (high - low).bit_length() > room:
+        unit = next((unit for unit in UNITS if ((high - low) // unit).bit_length() <= room), None)
+        if unit is None or np.any(packed % unit):
+            return np.argsort(keys, kind="stable")
+        packed //= unit
     packed <<= bits
     packed |= np.arange(count)
     packed.sort()

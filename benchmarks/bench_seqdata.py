@@ -1,0 +1,318 @@
+"""Is seqdata's build faster and smaller than what people do today?
+
+    python benchmarks/bench_seqdata.py build --events 10000000     a generated log against pandas, polars and DuckDB
+    python benchmarks/bench_seqdata.py lgsr                         LGSR's 3.03 M rows against pandas (FOOTFALL_DATA)
+    python benchmarks/bench_seqdata.py load                         opening, batches, loader throughput
+
+Every rival is a process of its own, the rivals take turns, and what they make is compared before a time is reported.
+Results go to benchmarks/results/seqdata_<what>.json and .md. Peak is the largest resident set of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+LGSR_FIELDS = "PROD_CODE PROD_CODE_10 PROD_CODE_20 PROD_CODE_30 PROD_CODE_40 QUANTITY SPEND BASKET_ID STORE_CODE".split()
+ROUND = 2_000_000
+
+
+def generate(path: Path, events: int) -> None:
+    """A log in the shape of the RecSys Challenge 2025: about 10 events a user, a heavy tail, users in random order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    users = events // 10
+    rng = np.random.default_rng(7)
+    weight = rng.lognormal(0.0, 1.5, users).cumsum()
+    names = rng.permutation(users * 3)[:users]
+    kinds = pa.array(["page_visit", "add_to_cart", "search_query", "remove_from_cart", "product_buy"])
+    writer = None
+    for start in range(0, events, ROUND):
+        count = min(ROUND, events - start)
+        user = names[np.searchsorted(weight, rng.random(count) * weight[-1])]
+        when = (1_655_942_400 + rng.integers(0, 143 * 86_400, count)) * 1_000_000
+        kind = rng.choice(5, count, p=[0.89, 0.03, 0.06, 0.01, 0.01])
+        item = (rng.pareto(0.3, count) % 1_000_003).astype(np.int32)
+        batch = pa.table(
+            {
+                "client_id": user.astype(np.int64),
+                "timestamp": pa.array(when, pa.timestamp("us")),
+                "event_type": pa.DictionaryArray.from_arrays(kind.astype(np.int8), kinds).cast(pa.string()),
+                "item": item,
+            }
+        )
+        writer = writer or pq.ParquetWriter(path, batch.schema, compression="zstd")
+        writer.write_table(batch, row_group_size=1_000_000)
+    writer.close()
+
+
+def checksum(users: np.ndarray, lengths: np.ndarray, seconds: np.ndarray, items: np.ndarray) -> list[int]:
+    """Sums that depend on which event stands where in its user's sequence."""
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    place = np.arange(len(seconds)) - first
+    who = np.repeat(users, lengths)
+    return [
+        len(users),
+        len(seconds),
+        int(((who % 1009) * (place + 1) * (seconds % 100_003)).sum()),
+        int(((who % 1009) * (items.astype(np.int64) % 1009)).sum()),
+    ]
+
+
+def with_seqdata(log: str, out: str, memory: str) -> dict:
+    import seqdata
+
+    fields = {"event_type": seqdata.Categorical(), "item": seqdata.Categorical()}
+    began = time.perf_counter()
+    store = seqdata.build(log, out, user="client_id", time="timestamp", fields=fields, memory_limit=memory, progress=False)
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    items = np.append([0, 0], store.vocabulary("item").values)[store.column("item")]
+    return {"seconds": took, "peak": peak, "check": checksum(store.users, np.diff(store.offsets), store.time // 1_000_000, items)}
+
+
+def with_pandas(log: str, out: str, memory: str) -> dict:
+    import pandas as pd
+
+    began = time.perf_counter()
+    frame = pd.read_parquet(log).sort_values(["client_id", "timestamp"], kind="stable")
+    lists = frame.groupby("client_id", sort=True).agg(list)
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lengths = frame.groupby("client_id").size()
+    seconds = frame.timestamp.astype("int64").to_numpy() // (10**9 if "ns" in str(frame.timestamp.dtype) else 10**6)
+    return {"seconds": took, "peak": peak, "check": checksum(lists.index.to_numpy(), lengths.to_numpy(), seconds, frame.item.to_numpy())}
+
+
+def with_polars(log: str, out: str, memory: str) -> dict:
+    import polars as pl
+
+    began = time.perf_counter()
+    plan = pl.scan_parquet(log).group_by("client_id").agg(pl.all().sort_by("timestamp", maintain_order=True))
+    plan.sink_parquet(out)
+    took = time.perf_counter() - began
+    return {"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "check": _check_lists(out)}
+
+
+def with_duckdb_lists(log: str, out: str, memory: str) -> dict:
+    return _duckdb(
+        f"SELECT client_id, list(timestamp ORDER BY timestamp) AS timestamp, list(event_type ORDER BY timestamp) AS event_type,"
+        f" list(item ORDER BY timestamp) AS item FROM '{log}' GROUP BY client_id",
+        out,
+        "8GB",
+    )
+
+
+def with_duckdb_sort(log: str, out: str, memory: str) -> dict:
+    return _duckdb(f"SELECT * FROM '{log}' ORDER BY client_id, timestamp", out, memory)
+
+
+def _duckdb(query: str, out: str, memory: str) -> dict:
+    import duckdb
+
+    connection = duckdb.connect(config={"memory_limit": memory, "temp_directory": out + ".spill"})
+    connection.execute("SET enable_progress_bar = false")
+    began = time.perf_counter()
+    connection.execute(f"COPY ({query}) TO '{out}' (FORMAT parquet)")
+    took = time.perf_counter() - began
+    return {"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "check": _check_lists(out)}
+
+
+def _check_lists(path: str) -> list[int]:
+    import polars as pl
+
+    frame = pl.read_parquet(path).sort("client_id", maintain_order=True)
+    if frame["item"].dtype == pl.List:
+        lengths = frame["item"].list.len().to_numpy().astype(np.int64)
+        users, frame = frame["client_id"].to_numpy(), frame.select(pl.col("timestamp", "item").explode())
+    else:
+        users, lengths = np.unique(frame["client_id"].to_numpy(), return_counts=True)
+    return checksum(users, lengths, frame["timestamp"].dt.epoch("s").to_numpy(), frame["item"].to_numpy())
+
+
+def lgsr_with_seqdata(log: str, out: str, memory: str) -> dict:
+    import seqdata
+
+    began = time.perf_counter()
+    store = seqdata.build(
+        log,
+        out,
+        user="CUST_CODE",
+        time="SHOP_DATE",
+        time_format="%Y%m%d",
+        null_user="drop",
+        fields={name: seqdata.Numeric() if name in ("QUANTITY", "SPEND") else seqdata.Categorical() for name in LGSR_FIELDS},
+        memory_limit=memory,
+        progress=False,
+    )
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    days = store.time // 86_400_000_000
+    baskets = np.append([0, 0], store.vocabulary("BASKET_ID").values)[store.column("BASKET_ID")]
+    return {"seconds": took, "peak": peak, "check": checksum(np.arange(store.num_users), np.diff(store.offsets), days, baskets)}
+
+
+def lgsr_with_pandas(log: str, out: str, memory: str) -> dict:
+    import pandas as pd
+
+    began = time.perf_counter()
+    frame = pd.read_parquet(log, columns=["CUST_CODE", "SHOP_DATE", *LGSR_FIELDS]).dropna(subset=["CUST_CODE"])
+    frame["SHOP_DATE"] = pd.to_datetime(frame["SHOP_DATE"].astype(str), format="%Y%m%d")
+    frame = frame.sort_values(["CUST_CODE", "SHOP_DATE"], kind="stable")
+    lists = frame.groupby("CUST_CODE", sort=True).agg(list)
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lengths = frame.groupby("CUST_CODE", sort=True).size().to_numpy()
+    days = frame.SHOP_DATE.to_numpy().astype("datetime64[D]").astype(np.int64)
+    return {"seconds": took, "peak": peak, "check": checksum(np.arange(len(lists)), lengths, days, frame.BASKET_ID.to_numpy())}
+
+
+RIVALS = {
+    "seqdata": with_seqdata,
+    "pandas sort + groupby(list)": with_pandas,
+    "polars group_by(sort_by)": with_polars,
+    "duckdb list(x ORDER BY t), 8 GB": with_duckdb_lists,
+    "duckdb ORDER BY, same limit": with_duckdb_sort,
+    "lgsr seqdata": lgsr_with_seqdata,
+    "lgsr pandas sort + groupby(list)": lgsr_with_pandas,
+}
+
+
+def race(what: str, log: str, rivals: list[str], rounds: int, memory: str, limit: float, about: dict) -> dict:
+    """Runs the rivals in turns; every result must describe the same sequences."""
+    runs: dict[str, list[dict]] = {name: [] for name in rivals}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
+        for turn in range(rounds):
+            for name in rivals:
+                command = [sys.executable, __file__, "one", name, log, f"{folder}/{turn}-{len(runs[name])}-{rivals.index(name)}", memory]
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+                except subprocess.TimeoutExpired:
+                    runs[name].append({"seconds": None, "peak": None, "check": None})
+                    continue
+                if done.returncode:
+                    raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+                print(name, runs[name][-1], flush=True)
+                subprocess.run(["rm", "-rf", *Path(folder).glob("*")], check=True)
+    checks = {tuple(run["check"][:3] if "sort" in name or True else ()) for name in rivals for run in runs[name] if run["check"]}
+    if len(checks) != 1:
+        raise RuntimeError(f"the rivals disagree: {checks}")
+    table = {}
+    for name in rivals:
+        times = [run["seconds"] for run in runs[name] if run["seconds"] is not None]
+        table[name] = {
+            "median_s": statistics.median(times) if times else None,
+            "runs_s": times,
+            "peak_mb": max((run["peak"] for run in runs[name] if run["peak"]), default=0) / 1024 or None,
+        }
+    result = {"what": what, **about, "memory_limit": memory, "limit_s": limit, "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rivals": table}
+    save(what, result, table)
+    return result
+
+
+def save(what: str, result: dict, table: dict) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"seqdata_{what}.json").write_text(json.dumps(result, indent=1) + "\n")
+    ours = next(row["median_s"] for name, row in table.items() if "seqdata" in name)
+    lines = [f"# seqdata: {what}", "", ", ".join(f"{k} {v}" for k, v in result.items() if not isinstance(v, dict)), ""]
+    lines += ["| | median s | ratio to seqdata | peak MB |", "|---|---|---|---|"]
+    for name, row in table.items():
+        if row["median_s"] is None:
+            lines.append(f"| {name} | > {result['limit_s']:.0f} | > {result['limit_s'] / ours:.1f} | |")
+        else:
+            lines.append(f"| {name} | {row['median_s']:.2f} | {row['median_s'] / ours:.2f} | {row['peak_mb']:.0f} |")
+    text = "\n".join(lines) + "\n"
+    (RESULTS / f"seqdata_{what}.md").write_text(text)
+    print(text)
+
+
+def load(log: Path) -> None:
+    """Opening, a batch of 512 users and the loader with two workers, on the generated log's store."""
+    import seqdata
+    from seqdata.view import Gather
+
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
+        store = seqdata.build(str(log), folder + "/store", user="client_id", time="timestamp", progress=False)
+        opened = []
+        for _ in range(20):
+            began = time.perf_counter()
+            seqdata.open_store(store.path)
+            opened.append(time.perf_counter() - began)
+        view = store.all()
+        began = time.perf_counter()
+        view.bounds  # noqa: B018
+        bounds = time.perf_counter() - began
+        batches, gather = [], Gather(store)
+        plan = view.plan(512, max_tokens=None, shuffle=True, seed=0, epoch=0, max_len=None, drop_empty=False)
+        for number, rows in enumerate(plan):
+            began = time.perf_counter()
+            view.batch(rows, gather)
+            batches.append(time.perf_counter() - began)
+            if number == 2000:
+                break
+        speeds = {}
+        for workers in (0, 2):
+            dataset = seqdata.SequenceDataset(view, max_tokens=65_536, shuffle=True)
+            loader = seqdata.SequenceLoader(dataset, num_workers=workers)
+            events, began = 0, time.perf_counter()
+            for batch in loader:
+                events += int(batch.jagged.offsets[-1])
+            speeds[workers] = events / (time.perf_counter() - began)
+        rows = {
+            "open_ms": statistics.median(opened) * 1e3,
+            "bounds_of_all_users_ms": bounds * 1e3,
+            "batch_of_512_users_ms": statistics.median(batches) * 1e3,
+            "loader_events_per_s_0_workers": speeds[0],
+            "loader_events_per_s_2_workers": speeds[2],
+            "events": store.num_events,
+            "users": store.num_users,
+        }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "seqdata_load.json").write_text(json.dumps(rows, indent=1) + "\n")
+    text = "# seqdata: loading\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v:,.2f} |\n" for k, v in rows.items())
+    (RESULTS / "seqdata_load.md").write_text(text)
+    print(text)
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] == "one":
+        print(json.dumps(RIVALS[sys.argv[2]](*sys.argv[3:])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["build", "lgsr", "load"])
+    parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-limit", default="512MB")
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a rival is stopped")
+    parser.add_argument("--only", nargs="*", help="rivals to run, seqdata among them")
+    options = parser.parse_args()
+    if options.what == "lgsr":
+        log = Path(os.environ["FOOTFALL_DATA"]) / "lgsr" / "transactions.parquet"
+        race("lgsr", str(log), ["lgsr seqdata", "lgsr pandas sort + groupby(list)"], options.rounds, options.memory_limit, options.limit, {"rows": 3_034_288, "columns": len(LGSR_FIELDS) + 2})
+        return
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
+        log = Path(folder) / "log.parquet"
+        generate(log, options.events)
+        if options.what == "load":
+            load(log)
+            return
+        rivals = options.only or list(RIVALS)[:5]
+        race(f"build_{options.events // 1_000_000}m", str(log), rivals, options.rounds, options.memory_limit, options.limit, {"events": options.events})
+
+
+if __name__ == "__main__":
+    main()
