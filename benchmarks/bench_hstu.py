@@ -153,7 +153,7 @@ def seconds(run: Callable[[], object], repeat: int) -> float:
 
 
 def measure(runs: dict[str, Callable[[], object]], rounds: int, least: float = 0.05) -> dict[str, float]:
-    """Median milliseconds of each run; in a round all take their turn, short ones again and again for ``least`` seconds."""
+    """Median milliseconds of each run; in a round all take turns, short ones for ``least`` seconds at a time."""
     for run in runs.values():
         run()
     repeats = {name: max(1, min(50, int(least / max(seconds(run, 1), 1e-6)))) for name, run in runs.items()}
@@ -260,13 +260,13 @@ def table(report: dict) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "eager, compile: padded to [B, N], in eager mode and under `torch.compile`. loop: one einsum a sequence, unpadded.",
-        "*softmax SDPA computes other maths (it cannot express SiLU weights), padded and causal; torch's nested tensors "
+        "eager, compile: padded to [B, N], eager and under `torch.compile`. loop: one einsum a sequence, unpadded.",
+        "*softmax SDPA computes other maths (it has no SiLU weights), padded and causal; torch's nested tensors "
         "cannot express this attention at all.",
         "bias: time of ours with position and time bias over ours without. GF/s counts the causal pairs only; sgemm is "
         "torch's 2048 x 2048 product in the same rounds.",
         "",
-        "Peak memory of one forward and backward of one sequence (1 head, 32 wide, both biases) above the process's own:",
+        "Peak memory of forward and backward of one sequence (1 head, 32 wide, both biases) above the process's own:",
         "",
         "| rows | MB | KB a row |",
         "|---|---|---|",

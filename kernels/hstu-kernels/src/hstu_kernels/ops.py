@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hstu_kernels.problem import Problem, check_contents
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 
 _PROBLEM = (
     "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? q_offsets, Tensor? num_targets, Tensor? num_contextual, "
@@ -108,11 +108,12 @@ def _choose(backend: str, p: Problem) -> ModuleType:
         if reason := chosen.supports(p):
             raise ValueError(f'backend="{backend}" cannot take these tensors: {reason}')
         return chosen
-    chosen = _implementation("cpu")
-    if p.q.device.type == "cpu":
-        if (reason := chosen.unavailable()) is None:
-            return chosen
-        _warn_once(f"hstu_attention runs on the slow reference path, for want of the native CPU kernel: {reason}")
+    name, what = ("cpu", "native CPU kernel") if p.q.device.type == "cpu" else ("triton", "Triton kernel")
+    if p.q.dtype == torch.float64 and name == "triton":
+        return _implementation("reference")
+    if (status := backend_status(name)) == "ok":
+        return _implementation(name)
+    _warn_once(f"hstu_attention runs on the slow reference path, for want of the {what}: {status}")
     return _implementation("reference")
 
 

@@ -1,0 +1,231 @@
+"""All backends give one answer: drawn configurations of the whole contract, inputs of scale 1, every gradient."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hstu_kernels import available_backends, hstu_attention
+
+OUT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+GRAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+NAMES = ("out", "dq", "dk", "dv", "d_position", "d_time")
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Drawn:
+    """One configuration: arguments in float64 and the keywords that go with them."""
+
+    def __init__(self, draw, longest, max_batch):
+        def pick(*options):
+            return draw(st.sampled_from(options))
+
+        lengths = draw(st.lists(st.integers(0, longest) | st.sampled_from([0, 1]), max_size=max_batch))
+        batch = len(lengths)
+        delta = pick(False, False, True)
+        new = [draw(st.integers(0, n)) for n in lengths] if delta else lengths
+        heads, d_qk, d_v = pick(1, 2, 3), pick(1, 8, 16, 25, 50, 64), pick(1, 5, 16, 25, 32, 50, 70)
+        total, total_q = sum(lengths), sum(new)
+        self.max_seqlen = max([1, *lengths]) + pick(0, 3)
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.leaves = {
+            "q": normal(total_q, heads, d_qk),
+            "k": normal(total, heads, d_qk),
+            "v": normal(total, heads, d_v),
+        }
+        if pick(True, True, False):
+            width = 2 * (self.max_seqlen + pick(0, 2)) - 1
+            self.leaves["position_weight"] = normal(pick(1, heads), width)
+        self.constants = {"offsets": torch.tensor([0, *lengths]).cumsum(0).to(pick(torch.int32, torch.int64))}
+        if pick(True, True, False):
+            self.leaves["time_weight"] = normal(pick(1, heads), pick(1, 13, 129, 180))
+            span = pick(3, 10**4, 10**9, 10**12, 10**17)
+            stamps = torch.randint(-span, span, (total,), generator=generator)
+            self.constants["timestamps"] = stamps.sort().values if pick(True, False) else stamps
+        if delta:
+            self.constants["q_offsets"] = torch.tensor([0, *new]).cumsum(0)
+        if pick(True, False):
+            targets = [draw(st.integers(0, min(n, 6))) for n in lengths]
+            self.constants["num_targets"] = torch.tensor(targets, dtype=torch.int64)
+        contextual = pick("none", "int", "tensor")
+        if contextual == "tensor":
+            counts = [draw(st.integers(0, 4)) for _ in range(batch)]
+            self.constants["num_contextual"] = torch.tensor(counts, dtype=torch.int32)
+        if pick(True, False, False):
+            self.constants["divisor"] = 0.5 + 3 * torch.rand(total_q, generator=generator)
+        self.options = {
+            "causal": pick(True, True, False),
+            "alpha": pick(None, 1.0),
+            "max_attn_len": pick(0, 0, 1, 4, 33),
+            "min_full_attn_len": pick(0, 0, 2, 9),
+            "time_shift": pick(0, 1),
+            "dropout": pick(0.0, 0.0, 0.3),
+            "seed": draw(st.integers(-(2**63), 2**63 - 1)),
+        }
+        if contextual == "int":
+            self.options["num_contextual"] = draw(st.integers(0, 4))
+        self.grad = normal(total_q, heads, d_v)
+
+    def run(self, backend, dtype, device="cpu"):
+        leaves = {name: x.to(device, dtype, copy=True).requires_grad_() for name, x in self.leaves.items()}
+        constants = {name: x.to(device) for name, x in self.constants.items()}
+        out = hstu_attention(**leaves, **constants, **self.options, max_seqlen=self.max_seqlen, backend=backend)
+        gradients = torch.autograd.grad(out, list(leaves.values()), self.grad.to(device, dtype))
+        return {name: x.detach().cpu() for name, x in zip(["out", *leaves], (out, *gradients), strict=True)}
+
+    def check(self, backend, dtype, device="cpu"):
+        # The reference sees the same rounded inputs.
+        rounded = object.__new__(Drawn)
+        rounded.__dict__.update(self.__dict__)
+        rounded.leaves = {name: x.to(dtype).double() for name, x in self.leaves.items()}
+        rounded.grad = self.grad.to(dtype).double()
+        expected, found = rounded.run("reference", torch.float64), self.run(backend, dtype, device)
+        for name, x in found.items():
+            tolerance = (OUT_TOLERANCE if name == "out" else GRAD_TOLERANCE)[dtype]
+            assert x.dtype == dtype
+            assert relative_error(x, expected[name]) <= tolerance, (backend, dtype, name)
+
+
+def relative_error(found, expected):
+    if found.numel() == 0:
+        return 0.0
+    # NaN fails the comparison that this number goes into.
+    return float((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+@st.composite
+def configurations(draw, longest, max_batch):
+    return Drawn(draw, longest, max_batch)
+
+
+def drawn(examples):
+    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@drawn(200)
+@given(config=configurations(longest=150, max_batch=4), dtype=st.sampled_from(list(OUT_TOLERANCE)))
+def test_cpu_equals_reference(config, dtype):
+    config.check("cpu", dtype)
+
+
+@drawn(300)
+@given(
+    config=configurations(longest=20, max_batch=2) | configurations(longest=70, max_batch=1),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_triton_and_cpu_equal_reference(config, dtype):
+    pytest.importorskip("triton")
+    config.check("cpu", dtype)
+    config.check("triton", dtype, TRITON_DEVICE)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@drawn(40)
+@given(config=configurations(longest=100, max_batch=3), dtype=st.sampled_from(list(OUT_TOLERANCE)))
+def test_other_instruction_sets_equal_reference(isa, config, dtype):
+    before = os.environ.get("FOOTFALL_ISA")
+    os.environ["FOOTFALL_ISA"] = isa
+    try:
+        config.check("cpu", dtype)
+    except RuntimeError as error:
+        if "FOOTFALL_ISA" in str(error):
+            pytest.skip(str(error))
+        raise
+    finally:
+        os.environ.pop("FOOTFALL_ISA")
+        if before is not None:
+            os.environ["FOOTFALL_ISA"] = before
+
+
+@pytest.mark.parametrize("lengths", [[700, 3], [1300]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sequences_that_are_split_into_pieces(lengths, dtype):
+    total = sum(lengths)
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(total, 2, 8, generator=generator, dtype=torch.float64) for _ in range(3)]
+    tables = [torch.randn(1, 2 * 1300 - 1, generator=generator), torch.randn(2, 129, generator=generator)]
+    stamps = torch.randint(0, 10**9, (total,), generator=generator).sort().values
+    results = []
+    for backend, kind in (("reference", torch.float64), ("cpu", dtype)):
+        q, k, v, position, times = (x.to(kind, copy=True).requires_grad_() for x in (*leaves, *tables))
+        offsets = torch.tensor([0, *lengths]).cumsum(0)
+        out = hstu_attention(
+            q,
+            k,
+            v,
+            offsets,
+            1300,
+            position_weight=position,
+            timestamps=stamps,
+            time_weight=times,
+            num_contextual=3,
+            backend=backend,
+        )
+        out.square().sum().backward()
+        results.append([x.detach() for x in (out, *(leaf.grad for leaf in (q, k, v, position, times)))])
+    for expected, found in zip(*results, strict=True):
+        assert relative_error(found, expected) <= GRAD_TOLERANCE[dtype]
+
+
+def test_backward_is_bitwise_equal_over_runs_and_threads():
+    generator = torch.Generator().manual_seed(1)
+    lengths = [640, 5, 77, 0, 130, 1]
+    total = sum(lengths)
+    leaves = [torch.randn(total, 2, 24, generator=generator).requires_grad_() for _ in range(3)]
+    tables = [torch.randn(1, 2 * 640 - 1).requires_grad_(), torch.randn(1, 129).requires_grad_()]
+    stamps = torch.randint(0, 10**7, (total,), generator=generator)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (2, 2, 2, 1, 3):
+            torch.set_num_threads(threads)
+            out = hstu_attention(
+                *leaves,
+                torch.tensor([0, *lengths]).cumsum(0),
+                640,
+                position_weight=tables[0],
+                timestamps=stamps,
+                time_weight=tables[1],
+                dropout=0.1,
+                seed=4,
+                backend="cpu",
+            )
+            results.append((out, *torch.autograd.grad(out.sin().sum(), leaves + tables)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_triton_tables_do_not_depend_on_order_in_deterministic_mode():
+    pytest.importorskip("triton")
+    assert available_backends()["triton"] == "ok"
+    generator = torch.Generator().manual_seed(2)
+    leaves = [torch.randn(30, 2, 8, generator=generator).to(TRITON_DEVICE) for _ in range(3)]
+    position = torch.randn(1, 39, generator=generator).to(TRITON_DEVICE).requires_grad_()
+    times = torch.randn(2, 40, generator=generator).to(TRITON_DEVICE).requires_grad_()
+    stamps = torch.arange(30, device=TRITON_DEVICE) * 100
+    found = {}
+    for backend in ("reference", "triton"):
+        torch.use_deterministic_algorithms(True)
+        try:
+            out = hstu_attention(
+                *leaves,
+                torch.tensor([0, 20, 30], device=TRITON_DEVICE),
+                20,
+                position_weight=position,
+                timestamps=stamps,
+                time_weight=times,
+                backend=backend,
+            )
+            found[backend] = torch.autograd.grad(1e-6 * out.sum(), [position, times])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    for a, b in zip(*found.values(), strict=True):
+        assert relative_error(b, a.double()) < 1e-5
