@@ -10,14 +10,14 @@ import mamba_scan
 from mamba_scan import available_backends, selective_scan, selective_scan_fn
 
 
-def arguments(b=2, d=6, n=4, l=5):
+def arguments(b=2, d=6, n=4, length=5):
     torch.manual_seed(0)
     return {
-        "u": torch.randn(b, d, l),
-        "delta": torch.rand(b, d, l),
+        "u": torch.randn(b, d, length),
+        "delta": torch.rand(b, d, length),
         "A": -torch.rand(d, n),
-        "B": torch.randn(b, n, l),
-        "C": torch.randn(b, n, l),
+        "B": torch.randn(b, n, length),
+        "C": torch.randn(b, n, length),
     }
 
 
@@ -128,7 +128,7 @@ def test_the_last_state_has_the_factor_B_when_B_is_constant(backend):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("length", [1, 3, 5, 65])
 def test_gradients_are_finite_at_odd_lengths_even_where_states_grow(backend, length):
-    args = arguments(l=length)
+    args = arguments(length=length)
     args["A"] = torch.where(torch.arange(24).reshape(6, 4) % 3 > 0, 0.3, -0.5) * torch.rand(6, 4)
     args = {k: x.requires_grad_() for k, x in args.items()}
     bias = torch.randn(6, requires_grad=True)

@@ -1,6 +1,9 @@
 """Every backend gives what the reference gives, on drawn problems: output, last state and all gradients."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,13 +46,11 @@ def test_half_precision_computes_in_float32(dtype, drawn, results, close):
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_other_instruction_sets(isa, tmp_path):
     """The instruction set is chosen when the module starts, so each one needs a process of its own."""
-    import subprocess
-    import sys
-
     script = tmp_path / "parity.py"
+    helpers = str(Path(__file__).with_name("conftest.py"))
     script.write_text(
         "import importlib.util, sys, torch\n"
-        f"spec = importlib.util.spec_from_file_location('conftest', {str(__file__).replace('test_scan_parity', 'conftest')!r})\n"
+        f"spec = importlib.util.spec_from_file_location('helpers', {helpers!r})\n"
         "c = importlib.util.module_from_spec(spec); spec.loader.exec_module(c)\n"
         "from mamba_scan.impl import cpu\n"
         "if cpu.unavailable():\n    print(cpu.unavailable()); sys.exit(77)\n"

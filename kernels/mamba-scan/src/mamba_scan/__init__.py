@@ -1,5 +1,24 @@
 """Selective scan (Mamba) that trains anywhere: packed sequences, states with gradients; see ``selective_scan``."""
 
-from mamba_scan.api import available_backends, selective_scan, selective_scan_fn
+from mamba_scan.api import (
+    available_backends,
+    causal_conv1d,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    selective_scan,
+    selective_scan_fn,
+    selective_state_update,
+)
+from mamba_scan.layer import Mamba, MambaState
 
-__all__ = ["available_backends", "selective_scan", "selective_scan_fn"]
+__all__ = [
+    "Mamba",
+    "MambaState",
+    "available_backends",
+    "causal_conv1d",
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "selective_scan",
+    "selective_scan_fn",
+    "selective_state_update",
+]

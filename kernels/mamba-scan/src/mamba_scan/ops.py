@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamba_scan.problem import ScanProblem, check_offset_values
+from mamba_scan.problem import ConvProblem, ScanProblem, check_offset_values
 
 BACKENDS = ("reference", "cpu")
 
@@ -19,11 +19,21 @@ _SCAN = (
     "Tensor? initial_state, Tensor? offsets, bool delta_softplus"
 )
 _FIELDS = len(ScanProblem.__dataclass_fields__)
+_CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states, Tensor? offsets, bool silu"
+_CONV_TENSORS = ("x", "weight", "bias", "initial_states")
 
 torch.library.define("mamba_scan::scan", f"({_SCAN}, bool save, str backend) -> (Tensor, Tensor, Tensor)")
 torch.library.define(
     "mamba_scan::scan_backward",
     f"(Tensor? dout, Tensor? dlast, Tensor saved, {_SCAN}, str backend) -> ({', '.join(['Tensor'] * len(_TENSORS))})",
+)
+torch.library.define("mamba_scan::conv", f"({_CONV}, str backend) -> (Tensor, Tensor)")
+torch.library.define(
+    "mamba_scan::conv_backward",
+    f"(Tensor? dout, Tensor? dfinal, {_CONV}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "mamba_scan::state_update", f"({_SCAN.replace('Tensor? initial_state', 'Tensor(a!) state')}, str backend) -> Tensor"
 )
 
 
@@ -33,6 +43,19 @@ def scan(p: ScanProblem, backend: str | None) -> tuple[Tensor, Tensor]:
     save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in fields)
     out, last, _ = torch.ops.mamba_scan.scan(*fields, save, backend or "auto")
     return out, last
+
+
+def conv(p: ConvProblem, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Run the registered convolution on a checked problem."""
+    out, final = torch.ops.mamba_scan.conv(*vars(p).values(), backend or "auto")
+    return out, final
+
+
+def state_update(p: ScanProblem, backend: str | None) -> Tensor:
+    """Run the registered scan that overwrites the initial state by the last one."""
+    fields = (x.detach() if isinstance(x, Tensor) else x for x in vars(p).values())
+    out: Tensor = torch.ops.mamba_scan.state_update(*fields, backend or "auto")
+    return out
 
 
 def backend_status(name: str) -> str:
@@ -65,7 +88,7 @@ def _scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     p = ScanProblem(*args[:_FIELDS])
     save, backend = args[_FIELDS:]
     check_offset_values(p.offsets, p.rows)
-    saved = _saved(p, save)
+    saved = saved_states(p, save)
     out, last = choose(backend, p).scan_forward(p, saved)
     return out, last, saved
 
@@ -74,7 +97,7 @@ def _scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _scan_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     p = ScanProblem(*args[:_FIELDS])
     last = p.A.new_empty(p.segments, p.channels, p.states, dtype=p.state_dtype)
-    return torch.empty_like(p.u), last, _saved(p, args[_FIELDS])
+    return torch.empty_like(p.u), last, saved_states(p, args[_FIELDS])
 
 
 @torch.library.impl("mamba_scan::scan_backward", ("cpu", "cuda"))
@@ -91,7 +114,48 @@ def _scan_backward_fake(dout: Tensor | None, dlast: Tensor | None, saved: Tensor
     return tuple(p.u.new_empty(0) if x is None else torch.empty_like(x) for x in tensors)
 
 
-def _saved(p: ScanProblem, save: bool) -> Tensor:
+@torch.library.impl("mamba_scan::conv", ("cpu", "cuda"))
+def _conv(*args: Any) -> tuple[Tensor, Tensor]:
+    p = ConvProblem(*args[:-1])
+    check_offset_values(p.offsets, p.x.shape[0])
+    out, final = choose(args[-1], p).conv_forward(p)
+    return out, final
+
+
+@torch.library.register_fake("mamba_scan::conv")
+def _conv_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    p = ConvProblem(*args[:-1])
+    return torch.empty_like(p.x), p.x.new_empty(p.segments, p.channels, p.width - 1, dtype=p.dtype)
+
+
+@torch.library.impl("mamba_scan::conv_backward", ("cpu", "cuda"))
+def _conv_backward(dout: Tensor | None, dfinal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    p = ConvProblem(*args[:-1])
+    grads = choose(args[-1], p).conv_backward(p, dout, dfinal)
+    return tuple(grads[name] if name in grads else p.x.new_empty(0) for name in _CONV_TENSORS)
+
+
+@torch.library.register_fake("mamba_scan::conv_backward")
+def _conv_backward_fake(dout: Tensor | None, dfinal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    p = ConvProblem(*args[:-1])
+    tensors = (getattr(p, name) for name in _CONV_TENSORS)
+    return tuple(p.x.new_empty(0) if x is None else torch.empty_like(x) for x in tensors)
+
+
+@torch.library.impl("mamba_scan::state_update", ("cpu", "cuda"))
+def _state_update(*args: Any) -> Tensor:
+    p = ScanProblem(*args[:-1])
+    out: Tensor = choose(args[-1], p).scan_forward(p, saved_states(p, save=False), last=p.initial_state)[0]
+    return out
+
+
+@torch.library.register_fake("mamba_scan::state_update")
+def _state_update_fake(*args: Any) -> Tensor:
+    return torch.empty_like(args[0])
+
+
+def saved_states(p: ScanProblem, save: bool) -> Tensor:
+    """Room for the states at chunk starts, or none when nothing is to be saved."""
     return p.A.new_empty(p.slots if save else 0, p.states, p.channels, dtype=p.state_dtype)
 
 
@@ -118,6 +182,25 @@ def _scan_autograd(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: Any) 
 
 
 torch.library.register_autograd("mamba_scan::scan", _scan_autograd, setup_context=_scan_setup)
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.layout = [None if isinstance(x, Tensor) else (x,) for x in inputs]
+
+
+def _conv_autograd(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
+    left = iter(ctx.saved_tensors)
+    inputs = [next(left) if box is None else box[0] for box in ctx.layout]
+    if dout is None and dfinal is None:
+        return (None,) * len(inputs)
+    dx, dweight, dbias, dstates = torch.ops.mamba_scan.conv_backward(dout, dfinal, *inputs)
+    grads = (dx, dweight, dbias, None, dstates, None, None, None)
+    return tuple(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+torch.library.register_autograd("mamba_scan::conv", _conv_autograd, setup_context=_conv_setup)
 
 
 @cache

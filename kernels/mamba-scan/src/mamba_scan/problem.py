@@ -1,6 +1,5 @@
-"""One selective scan as every backend sees it, and the checks of its contract."""
+"""One scan and one convolution as every backend sees them, and the checks of their contracts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +33,13 @@ class ScanProblem:
     delta_softplus: bool
 
     @property
+    def device(self) -> torch.device:
+        return self.u.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """What is computed in: float64 for float64 inputs, else float32."""
-        return torch.float64 if self.u.dtype == torch.float64 else torch.float32
+        return _computed_in(self.u)
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -71,38 +74,108 @@ class ScanProblem:
         return self.u.shape[0] // CHUNK
 
 
+@dataclass
+class ConvProblem:
+    """Arguments of a causal depthwise convolution; the order of the fields is the order of the op's arguments."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    seq_idx: Tensor | None
+    initial_states: Tensor | None
+    offsets: Tensor | None
+    silu: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: float64 for float64 inputs, else float32."""
+        return _computed_in(self.x)
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def segments(self) -> int:
+        return self.x.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
+
+    @property
+    def rows(self) -> int:
+        """Number of tokens."""
+        return self.x.numel() // self.channels
+
+    def check(self) -> None:
+        """Check what can be checked without reading values."""
+        packed = self.offsets is not None
+        layout = "[T, d] (packed: offsets are given)" if packed else "[b, d, l]"
+        require(self.x.dim() == (2 if packed else 3), "x", _got(self.x), layout)
+        require(self.x.dtype in FLOATS, "x", str(self.x.dtype), "float32, float64, bfloat16 or float16")
+        d = self.x.shape[1]
+        right = self.weight.dim() == 2 and self.weight.shape[0] == d and self.weight.shape[1] > 0
+        require(right, "weight", _got(self.weight), f"[d, width] with d = {d} as in x")
+        require(self.weight.is_floating_point(), "weight", str(self.weight.dtype), "a real dtype")
+        if self.bias is not None:
+            require(self.bias.shape == (d,), "bias", _got(self.bias), f"[d] with d = {d} as in x")
+        if self.seq_idx is not None:
+            shape = [self.x.shape[0]] if packed else [self.x.shape[0], self.x.shape[2]]
+            right = list(self.seq_idx.shape) == shape and self.seq_idx.dtype in (torch.int32, torch.int64)
+            require(right, "seq_idx", _got(self.seq_idx), f"int32 or int64 {shape}")
+        if self.offsets is not None:
+            check_offsets(self.offsets)
+        if self.initial_states is not None:
+            shape = [self.segments, d, self.width - 1]
+            got = _got(self.initial_states)
+            require(list(self.initial_states.shape) == shape, "initial_states", got, f"[S, d, width - 1] = {shape}")
+        check_device(
+            self.x,
+            weight=self.weight,
+            bias=self.bias,
+            seq_idx=self.seq_idx,
+            initial_states=self.initial_states,
+            offsets=self.offsets,
+        )
+
+
 def canonical(p: ScanProblem) -> ScanProblem:
     """Check what can be checked without reading values, and bring B and C into canonical form."""
     packed = p.offsets is not None
     layout = "[T, d] (packed: offsets are given)" if packed else "[b, d, l]"
-    _check(p.u.dim() == (2 if packed else 3), "u", _got(p.u), layout)
-    _check(p.u.dtype in FLOATS, "u", str(p.u.dtype), "float32, float64, bfloat16 or float16")
+    require(p.u.dim() == (2 if packed else 3), "u", _got(p.u), layout)
+    require(p.u.dtype in FLOATS, "u", str(p.u.dtype), "float32, float64, bfloat16 or float16")
     channels = p.u.shape[1]
     for name in ("delta", "z"):
         x = getattr(p, name)
         if x is not None:
-            _check(x.shape == p.u.shape, name, _got(x), f"the shape of u, {list(p.u.shape)}")
-            _check(x.dtype == p.u.dtype, name, str(x.dtype), f"the dtype of u, {p.u.dtype}")
-    _check(p.A.dim() == 2 and p.A.shape[0] == channels, "A", _got(p.A), f"[d, n] with d = {channels} as in u")
-    _check(p.A.is_complex() or p.A.is_floating_point(), "A", str(p.A.dtype), "a real or complex dtype")
-    _check(p.A.shape[1] > 0, "A", _got(p.A), "at least one state")
+            require(x.shape == p.u.shape, name, _got(x), f"the shape of u, {list(p.u.shape)}")
+            require(x.dtype == p.u.dtype, name, str(x.dtype), f"the dtype of u, {p.u.dtype}")
+    require(p.A.dim() == 2 and p.A.shape[0] == channels, "A", _got(p.A), f"[d, n] with d = {channels} as in u")
+    require(p.A.is_complex() or p.A.is_floating_point(), "A", str(p.A.dtype), "a real or complex dtype")
+    require(p.A.shape[1] > 0, "A", _got(p.A), "at least one state")
     for name in ("D", "delta_bias"):
         x = getattr(p, name)
         if x is not None:
-            _check(x.shape == (channels,), name, _got(x), f"[d] with d = {channels} as in u")
-            _check(x.is_floating_point(), name, str(x.dtype), "a real dtype")
+            require(x.shape == (channels,), name, _got(x), f"[d] with d = {channels} as in u")
+            require(x.is_floating_point(), name, str(x.dtype), "a real dtype")
     if p.offsets is not None:
         check_offsets(p.offsets)
     p.B, p.C = _coefficient(p, "B"), _coefficient(p, "C")
     groups = {x.shape[1] for x in (p.B, p.C) if x.dim() > 2}
-    _check(len(groups) < 2, "C", f"{p.C.shape[1] if p.C.dim() > 2 else 1} groups", "as many groups as B has")
+    require(len(groups) < 2, "C", f"{p.C.shape[1] if p.C.dim() > 2 else 1} groups", "as many groups as B has")
     if p.initial_state is not None:
         shape = (p.segments, channels, p.states)
-        _check(p.initial_state.shape == shape, "initial_state", _got(p.initial_state), f"[S, d, n] = {list(shape)}")
+        require(p.initial_state.shape == shape, "initial_state", _got(p.initial_state), f"[S, d, n] = {list(shape)}")
         real = p.initial_state.is_floating_point()
         wanted = "a complex dtype, because A is complex" if p.A.is_complex() else "a real dtype"
         right = p.initial_state.is_complex() if p.A.is_complex() else real
-        _check(right, "initial_state", str(p.initial_state.dtype), wanted)
+        require(right, "initial_state", str(p.initial_state.dtype), wanted)
     names = ("delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "offsets")
     check_device(p.u, **{name: getattr(p, name) for name in names})
     return p
@@ -111,7 +184,7 @@ def canonical(p: ScanProblem) -> ScanProblem:
 def check_offsets(offsets: Tensor) -> None:
     """Check the form of packed offsets; their values are looked at when the op runs."""
     right = offsets.dim() == 1 and offsets.shape[0] > 0 and offsets.dtype in (torch.int32, torch.int64)
-    _check(right, "offsets", _got(offsets), "int32 or int64 [S + 1]")
+    require(right, "offsets", _got(offsets), "int32 or int64 [S + 1]")
 
 
 def check_offset_values(offsets: Tensor | None, rows: int) -> None:
@@ -119,20 +192,21 @@ def check_offset_values(offsets: Tensor | None, rows: int) -> None:
     if offsets is None or offsets.device.type != "cpu":
         return
     first, last = int(offsets[0]), int(offsets[-1])
-    _check(first == 0, "offsets", f"first value {first}", "0")
-    _check(last == rows, "offsets", f"last value {last}", f"the number of rows, {rows}")
+    require(first == 0, "offsets", f"first value {first}", "0")
+    require(last == rows, "offsets", f"last value {last}", f"the number of rows, {rows}")
     falls = offsets[1:] < offsets[:-1]
     if bool(falls.any()):
         at = int(falls.nonzero()[0])
         raise ValueError(
-            f"offsets: got {int(offsets[at + 1])} after {int(offsets[at])} at position {at + 1}, need offsets that never fall"
+            f"offsets: got {int(offsets[at + 1])} after {int(offsets[at])} at position {at + 1}, "
+            "need offsets that never fall"
         )
 
 
 def check_device(u: Tensor, **others: Tensor | None) -> None:
     """Check that every tensor lives where the first argument lives."""
     for name, x in others.items():
-        _check(x is None or x.device == u.device, name, f"a tensor on {x is not None and x.device}", f"{u.device}")
+        require(x is None or x.device == u.device, name, f"a tensor on {x is not None and x.device}", f"{u.device}")
 
 
 def require(condition: bool, name: str, got: str, need: str) -> None:
@@ -141,7 +215,8 @@ def require(condition: bool, name: str, got: str, need: str) -> None:
         raise ValueError(f"{name}: got {got}, need {need}")
 
 
-_check: Callable[[bool, str, str, str], None] = require
+def _computed_in(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _got(x: Tensor) -> str:
@@ -156,11 +231,11 @@ def _coefficient(p: ScanProblem, name: str) -> Tensor:
     if packed:
         rows = p.u.shape[0]
         right = x.dim() in (2, 3) and x.shape[0] == rows and x.shape[-1] == n
-        _check(right, name, _got(x), f"[T, n] or [T, g, n] with T = {rows}, n = {n}")
+        require(right, name, _got(x), f"[T, n] or [T, g, n] with T = {rows}, n = {n}")
         x = x.unsqueeze(1) if x.dim() == 2 else x
     elif x.dim() == 2:
-        _check(x.shape == (d, n), name, _got(x), f"[d, n] = [{d}, {n}] where constant, [b, n, l] or [b, g, n, l] else")
-        _check(p.A.is_complex() or x.is_floating_point(), name, str(x.dtype), "a real dtype")
+        require(x.shape == (d, n), name, _got(x), f"[d, n] = [{d}, {n}] where constant, [b, n, l] or [b, g, n, l] else")
+        require(p.A.is_complex() or x.is_floating_point(), name, str(x.dtype), "a real dtype")
         return x.to(complex_dtype) if p.A.is_complex() else x
     else:
         batch, length = p.u.shape[0], p.u.shape[2]
@@ -169,12 +244,12 @@ def _coefficient(p: ScanProblem, name: str) -> Tensor:
         want = 2 * length if pairs else length
         right = x.dim() in (3, 4) and x.shape[0] == batch and x.shape[-2] == n and x.shape[-1] == want
         need = f"[b, n, l] or [b, g, n, l] with b = {batch}, n = {n}, last size {want}"
-        _check(right, name, _got(x), need + (" (real and imaginary parts alternate)" if pairs else ""))
+        require(right, name, _got(x), need + (" (real and imaginary parts alternate)" if pairs else ""))
         x = x.unsqueeze(1) if x.dim() == 3 else x
         if pairs:
             x = torch.view_as_complex(x.to(p.dtype).unflatten(-1, (length, 2)))
-    _check(x.shape[1] > 0 and d % x.shape[1] == 0, name, f"{x.shape[1]} groups", f"a divisor of d = {d}")
+    require(x.shape[1] > 0 and d % x.shape[1] == 0, name, f"{x.shape[1]} groups", f"a divisor of d = {d}")
     if p.A.is_complex():
         return x.to(complex_dtype)
-    _check(x.dtype == p.u.dtype, name, str(x.dtype), f"the dtype of u, {p.u.dtype}")
+    require(x.dtype == p.u.dtype, name, str(x.dtype), f"the dtype of u, {p.u.dtype}")
     return x

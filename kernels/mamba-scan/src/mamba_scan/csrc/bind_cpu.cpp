@@ -16,10 +16,16 @@ using namespace pybind11::literals;
     namespace isa {                           \
     void scan_forward(const ScanArgs&);       \
     void scan_backward(const ScanArgs&);      \
+    void conv_forward(const ConvArgs&);       \
+    void conv_backward(const ConvArgs&);      \
     int scan_chunk();                         \
     }                                         \
     }
-#define KERNELS(isa) {#isa, scan::isa::scan_forward, scan::isa::scan_backward, scan::isa::scan_chunk}
+#define KERNELS(isa)                                                                                        \
+    {                                                                                                       \
+        #isa, scan::isa::scan_forward, scan::isa::scan_backward, scan::isa::conv_forward, scan::isa::conv_backward, \
+            scan::isa::scan_chunk                                                                           \
+    }
 
 DECLARE(portable)
 #ifdef FOOTFALL_HAS_AVX2
@@ -35,6 +41,8 @@ struct Kernels {
     const char* isa;
     void (*scan_forward)(const scan::ScanArgs&);
     void (*scan_backward)(const scan::ScanArgs&);
+    void (*conv_forward)(const scan::ConvArgs&);
+    void (*conv_backward)(const scan::ConvArgs&);
     int (*scan_chunk)();
 };
 
@@ -69,61 +77,88 @@ scan::Array array(const py::object& x) {
     return {pointer(t[0]), t[1].cast<int>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(), t[4].cast<int64_t>()};
 }
 
+// Numbers are always given; tensors may be left out.
+struct Reader {
+    const py::dict& x;
+    int64_t number(const char* name) const { return x[name].cast<int64_t>(); }
+    void* address(const char* name) const { return x.contains(name) ? pointer(x[name]) : nullptr; }
+    scan::Array strided(const char* name) const { return x.contains(name) ? array(x[name]) : scan::Array{}; }
+};
+
 scan::ScanArgs scan_args(const py::dict& x) {
     scan::ScanArgs a = {};
-    const auto number = [&](const char* name) { return x[name].cast<int64_t>(); };
-    const auto address = [&](const char* name) { return x.contains(name) ? pointer(x[name]) : nullptr; };
-    const auto strided = [&](const char* name) { return x.contains(name) ? array(x[name]) : scan::Array{}; };
-    a.double_precision = (int)number("double_precision");
-    a.complex = (int)number("complex");
-    a.softplus = (int)number("softplus");
-    a.variable_B = (int)number("variable_B");
-    a.variable_C = (int)number("variable_C");
-    a.save = (int)number("save");
-    a.threads = (int)number("threads");
-    a.segments = number("segments");
-    a.length = number("length");
-    a.channels = number("channels");
-    a.states = number("states");
-    a.groups = number("groups");
-    a.rows = number("rows");
-    a.offsets = static_cast<const int64_t*>(address("offsets"));
-    a.u = strided("u");
-    a.delta = strided("delta");
-    a.z = strided("z");
-    a.out = strided("out");
-    a.A = address("A");
-    a.D = address("D");
-    a.bias = address("bias");
-    a.B = address("B");
-    a.C = address("C");
-    a.initial = address("initial");
-    a.last = address("last");
-    a.saved = address("saved");
-    a.dout = strided("dout");
-    a.du = strided("du");
-    a.ddelta = strided("ddelta");
-    a.dz = strided("dz");
-    a.dlast = address("dlast");
-    a.dA = address("dA");
-    a.dD = address("dD");
-    a.dbias = address("dbias");
-    a.dB = address("dB");
-    a.dC = address("dC");
-    a.dinitial = address("dinitial");
+    const Reader r{x};
+    a.double_precision = (int)r.number("double_precision");
+    a.complex = (int)r.number("complex");
+    a.softplus = (int)r.number("softplus");
+    a.variable_B = (int)r.number("variable_B");
+    a.variable_C = (int)r.number("variable_C");
+    a.save = (int)r.number("save");
+    a.threads = (int)r.number("threads");
+    a.segments = r.number("segments");
+    a.length = r.number("length");
+    a.channels = r.number("channels");
+    a.states = r.number("states");
+    a.groups = r.number("groups");
+    a.rows = r.number("rows");
+    a.offsets = static_cast<const int64_t*>(r.address("offsets"));
+    a.u = r.strided("u");
+    a.delta = r.strided("delta");
+    a.z = r.strided("z");
+    a.out = r.strided("out");
+    a.A = r.address("A");
+    a.D = r.address("D");
+    a.bias = r.address("bias");
+    a.B = r.address("B");
+    a.C = r.address("C");
+    a.initial = r.address("initial");
+    a.last = r.address("last");
+    a.saved = r.address("saved");
+    a.dout = r.strided("dout");
+    a.du = r.strided("du");
+    a.ddelta = r.strided("ddelta");
+    a.dz = r.strided("dz");
+    a.dlast = r.address("dlast");
+    a.dA = r.address("dA");
+    a.dD = r.address("dD");
+    a.dbias = r.address("dbias");
+    a.dB = r.address("dB");
+    a.dC = r.address("dC");
+    a.dinitial = r.address("dinitial");
     return a;
 }
 
-void scan_forward(const py::kwargs& args) {
-    const scan::ScanArgs a = scan_args(args);
-    py::gil_scoped_release release;
-    kernels().scan_forward(a);
+scan::ConvArgs conv_args(const py::dict& x) {
+    scan::ConvArgs a = {};
+    const Reader r{x};
+    a.double_precision = (int)r.number("double_precision");
+    a.silu = (int)r.number("silu");
+    a.threads = (int)r.number("threads");
+    a.segments = r.number("segments");
+    a.length = r.number("length");
+    a.channels = r.number("channels");
+    a.width = r.number("width");
+    a.offsets = static_cast<const int64_t*>(r.address("offsets"));
+    a.documents = static_cast<const int32_t*>(r.address("documents"));
+    a.x = r.strided("x");
+    a.out = r.strided("out");
+    a.weight = r.address("weight");
+    a.bias = r.address("bias");
+    a.initial = r.address("initial");
+    a.final = r.address("final");
+    a.dout = r.strided("dout");
+    a.dx = r.strided("dx");
+    a.dfinal = r.address("dfinal");
+    a.dweight = r.address("dweight");
+    a.dbias = r.address("dbias");
+    a.dinitial = r.address("dinitial");
+    return a;
 }
 
-void scan_backward(const py::kwargs& args) {
-    const scan::ScanArgs a = scan_args(args);
+template <class Args>
+void run(void (*kernel)(const Args&), const Args& a) {
     py::gil_scoped_release release;
-    kernels().scan_backward(a);
+    kernel(a);
 }
 
 }  // namespace
@@ -132,6 +167,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of mamba_scan; see scan.h for the arguments.";
     m.def("isa", [] { return std::string(kernels().isa); }, "The instruction set in use.");
     m.def("scan_chunk", [] { return kernels().scan_chunk(); }, "Steps between two saved states.");
-    m.def("scan_forward", &scan_forward);
-    m.def("scan_backward", &scan_backward);
+    m.def("scan_forward", [](const py::kwargs& x) { run(kernels().scan_forward, scan_args(x)); });
+    m.def("scan_backward", [](const py::kwargs& x) { run(kernels().scan_backward, scan_args(x)); });
+    m.def("conv_forward", [](const py::kwargs& x) { run(kernels().conv_forward, conv_args(x)); });
+    m.def("conv_backward", [](const py::kwargs& x) { run(kernels().conv_backward, conv_args(x)); });
 }

@@ -610,12 +610,13 @@ static void backward_span(Work<R>& w, const ScanArgs& a, const Span& s, const R*
             // w.du has served: it takes dout, which the gate's own gradient needs.
             load_array<R>(w.du, a.dout, s, t, steps, w.lanes);
             for (int i = 0; i < steps; i++) {
-                const Vec<R> z = load<R>(w.z + i * W), gate = sigmoid<R>(z);
-                store<R>(w.z + i * W,
-                         load<R>(w.du + i * W) * load<R>(w.y + i * W) * gate * (R(1) + z * (R(1) - gate)));
+                const Vec<R> z = load<R>(w.z + i * W), gate = sigmoid<R>(z), y = load<R>(w.y + i * W);
+                store<R>(w.z + i * W, load<R>(w.du + i * W) * y * gate * (R(1) + z * (R(1) - gate)));
+                store<R>(w.y + i * W, y * z * gate);
             }
             store_array<R>(w.z, a.dz, s, t, steps, w.lanes);
         }
+        if (a.out.p) store_array<R>(w.y, a.out, s, t, steps, w.lanes);
         const Vec<R> bias = load<R>(w.lanes.bias);
         if (a.softplus) load_array<R>(w.z, a.delta, s, t, steps, w.lanes);
         for (int i = 0; i < steps; i++) {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mamba_scan import native
-from mamba_scan.problem import ScanProblem
+from mamba_scan.problem import ConvProblem, ScanProblem
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -30,28 +30,38 @@ def isa() -> str:
     return name
 
 
-def supports(p: ScanProblem) -> str | None:
+def supports(p: ScanProblem | ConvProblem) -> str | None:
     """Say why these tensors cannot be taken, or None."""
-    return None if p.u.device.type == "cpu" else f"u is on {p.u.device}, the CPU kernels need CPU tensors"
+    return None if p.device.type == "cpu" else f"they are on {p.device}, the CPU kernels need CPU tensors"
 
 
-def scan_forward(p: ScanProblem, saved: Tensor) -> tuple[Tensor, Tensor]:
-    """Scan; the state at every chunk start is left in ``saved`` where that has rows."""
+def scan_forward(p: ScanProblem, saved: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scan; the state at every chunk start is left in ``saved`` where that has rows.
+
+    The last state goes into ``last`` if given, which may be the initial state itself.
+    """
     out = torch.empty_like(p.u)
     args = _Arguments(p)
-    last = args.empty(p.segments, p.channels, p.states)
+    in_place = last is not None and last.is_contiguous() and last.dtype == p.dtype
+    state = last if last is not None and in_place else args.empty(p.segments, p.channels, p.states)
     _module().scan_forward(
         **args.common(),
         save=int(saved.shape[0] > 0),
         saved=saved.data_ptr(),
-        out=args.array(out),
-        last=last.data_ptr(),
+        out=_array(out, p.offsets),
+        last=state.data_ptr(),
     )
-    return out, args.from_planes(last)
+    state = args.from_planes(state)
+    return out, state if last is None or in_place else last.copy_(state)
 
 
-def scan_backward(p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Tensor | None) -> dict[str, Tensor]:
-    """Gradients of every tensor argument: chunks in reverse, each run forward again from its saved start."""
+def scan_backward(
+    p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Tensor | None, out: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Gradients of every tensor argument: chunks in reverse, each run forward again from its saved start.
+
+    The scan's output, which comes by on the way, goes into ``out`` if given.
+    """
     dout = torch.zeros_like(p.u) if dout is None else dout
     args = _Arguments(p)
     grads = {name: torch.empty_like(getattr(p, name)) for name in ("u", "delta")}
@@ -68,11 +78,12 @@ def scan_backward(p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Ten
         **args.common(),
         save=1,
         saved=saved.data_ptr(),
-        dout=args.array(dout),
+        out=_array(out, p.offsets),
+        dout=_array(dout, p.offsets),
         dlast=_address(dlast),
-        du=args.array(grads["u"]),
-        ddelta=args.array(grads["delta"]),
-        dz=args.array(grads.get("z")),
+        du=_array(grads["u"], p.offsets),
+        ddelta=_array(grads["delta"], p.offsets),
+        dz=_array(grads.get("z"), p.offsets),
         dA=_address(whole["A"]),
         dB=_address(whole["B"]),
         dC=_address(whole["C"]),
@@ -85,10 +96,63 @@ def scan_backward(p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Ten
             whole[name] = args.from_planes(whole[name])
     for name in ("B", "C"):
         whole[name] = whole[name].permute(0, 2, 3, 1) if getattr(p, name).dim() == 4 else whole[name]
-    for name, grad in whole.items():
-        x = getattr(p, name)
-        grads[name] = grad if grad.dtype == x.dtype and grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
-    return grads
+    return grads | {name: _as(grad, getattr(p, name)) for name, grad in whole.items()}
+
+
+def conv_forward(p: ConvProblem) -> tuple[Tensor, Tensor]:
+    """Convolve; also returns the last width - 1 rows of every segment."""
+    out = torch.empty_like(p.x)
+    final = torch.empty(p.segments, p.channels, p.width - 1, dtype=p.dtype)
+    args, _held = _conv_arguments(p)
+    _module().conv_forward(**args, out=_array(out, p.offsets), final=final.data_ptr())
+    return out, final
+
+
+def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
+    """Gradients of every tensor argument."""
+    dout = torch.zeros_like(p.x) if dout is None else dout
+    dfinal = None if dfinal is None else dfinal.to(p.dtype).contiguous()
+    grads = {"x": torch.empty_like(p.x), "weight": torch.empty(p.weight.shape, dtype=p.dtype)}
+    if p.bias is not None:
+        grads["bias"] = torch.empty(p.channels, dtype=p.dtype)
+    if p.initial_states is not None:
+        grads["initial_states"] = torch.empty(p.initial_states.shape, dtype=p.dtype)
+    args, _held = _conv_arguments(p)
+    _module().conv_backward(
+        **args,
+        dout=_array(dout, p.offsets),
+        dx=_array(grads["x"], p.offsets),
+        dfinal=_address(dfinal),
+        dweight=_address(grads["weight"]),
+        dbias=_address(grads.get("bias")),
+        dinitial=_address(grads.get("initial_states")),
+    )
+    return {name: _as(grad, getattr(p, name)) for name, grad in grads.items()}
+
+
+def _conv_arguments(p: ConvProblem) -> tuple[dict[str, Any], list[Tensor | None]]:
+    """The problem as pointers, and the converted tensors to hold alive for as long as the call lasts."""
+    weight, bias, initial = (
+        None if x is None else x.to(p.dtype).contiguous() for x in (p.weight, p.bias, p.initial_states)
+    )
+    documents = None if p.seq_idx is None else p.seq_idx.to(torch.int32).contiguous()
+    offsets = None if p.offsets is None else p.offsets.to(torch.int64).contiguous()
+    args = {
+        "double_precision": int(p.dtype == torch.float64),
+        "silu": int(p.silu),
+        "threads": _threads(p.rows * p.channels),
+        "segments": p.segments,
+        "length": 0 if p.offsets is not None else p.x.shape[2],
+        "channels": p.channels,
+        "width": p.width,
+        "offsets": _address(offsets),
+        "documents": _address(documents),
+        "x": _array(p.x, p.offsets),
+        "weight": _address(weight),
+        "bias": _address(bias),
+        "initial": _address(initial),
+    }
+    return args, [weight, bias, initial, documents, offsets]
 
 
 class _Arguments:
@@ -119,9 +183,9 @@ class _Arguments:
             "groups": p.groups,
             "rows": p.rows,
             "offsets": _address(self.offsets),
-            "u": self.array(p.u),
-            "delta": self.array(p.delta),
-            "z": self.array(p.z),
+            "u": _array(p.u, p.offsets),
+            "delta": _array(p.delta, p.offsets),
+            "z": _array(p.z, p.offsets),
             "A": self.A.data_ptr(),
             "B": self.B.data_ptr(),
             "C": self.C.data_ptr(),
@@ -130,15 +194,8 @@ class _Arguments:
             "initial": _address(self.initial),
         }
 
-    def array(self, x: Tensor | None) -> tuple[int, int, int, int, int] | None:
-        """Address, dtype and the strides of batch, time and channel."""
-        if x is None:
-            return None
-        batch, channel, time = (0, x.stride(1), x.stride(0)) if self.p.offsets is not None else x.stride()
-        return x.data_ptr(), _DTYPES[x.dtype], batch, time, channel
-
     def to_planes(self, x: Tensor) -> Tensor:
-        """What belongs to states as the kernels take it: complex numbers as a plane of real parts and one of imaginary."""
+        """What belongs to states as the kernels take it: of complex numbers, real parts first, then imaginary ones."""
         if not self.p.A.is_complex():
             return x.to(self.p.dtype).contiguous()
         return torch.view_as_real(x.to(self.p.state_dtype)).movedim(-1, 0).contiguous()
@@ -154,6 +211,19 @@ class _Arguments:
 def _threads(work: int) -> int:
     """Waking a thread costs about as much as this many state updates; no result depends on the number."""
     return max(1, min(torch.get_num_threads(), work // 20_000))
+
+
+def _array(x: Tensor | None, offsets: Tensor | None) -> tuple[int, int, int, int, int] | None:
+    """Address, dtype and the strides of batch, time and channel."""
+    if x is None:
+        return None
+    batch, channel, time = (0, x.stride(1), x.stride(0)) if offsets is not None else x.stride()
+    return x.data_ptr(), _DTYPES[x.dtype], batch, time, channel
+
+
+def _as(grad: Tensor, x: Tensor) -> Tensor:
+    """A gradient in the dtype and layout of what it is the gradient of."""
+    return grad if grad.dtype == x.dtype and grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
 
 def _address(x: Tensor | None) -> int:

@@ -1,10 +1,12 @@
 """The definition: every operation as one loop over time in plain torch. Slow, exact, any device, any dtype."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_scan.problem import ScanProblem
+from mamba_scan.problem import ConvProblem, ScanProblem
 
 
 def unavailable() -> str | None:
@@ -12,7 +14,7 @@ def unavailable() -> str | None:
     return None
 
 
-def supports(p: ScanProblem) -> str | None:
+def supports(p: ScanProblem | ConvProblem) -> str | None:
     """The reference takes every problem of the contract."""
     return None
 
@@ -32,7 +34,7 @@ def scan(p: ScanProblem) -> tuple[Tensor, Tensor]:
         return out, last
     outs, lasts = [], []
     bounds = p.offsets.tolist()
-    for s, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (begin, end) in enumerate(pairwise(bounds)):
         start = p.initial_state[s : s + 1] if p.initial_state is not None else p.A.new_zeros(1, *p.A.shape)
         row = slice(begin, end)
         z = None if p.z is None else p.z[row].mT[None]
@@ -44,26 +46,95 @@ def scan(p: ScanProblem) -> tuple[Tensor, Tensor]:
     return torch.cat([*outs, p.u[:0]]), last_state
 
 
-def scan_forward(p: ScanProblem, saved: Tensor) -> tuple[Tensor, Tensor]:
-    """Scan without a graph. Nothing is left in ``saved``: the backward pass runs the scan again."""
-    out, last = scan(p)
-    return torch.empty_like(p.u).copy_(out), last.clone()
+def scan_forward(p: ScanProblem, saved: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scan without a graph, the last state into ``last`` if given. Nothing goes into ``saved``: it is not needed."""
+    out, state = scan(p)
+    return torch.empty_like(p.u).copy_(out), state.clone() if last is None else last.copy_(state)
 
 
-def scan_backward(p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Tensor | None) -> dict[str, Tensor]:
-    """Gradients of every tensor argument, by autograd through the scan."""
+def scan_backward(
+    p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Tensor | None, out: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Gradients of every tensor argument, by autograd through the scan, which also goes into ``out`` if given."""
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     tensors = {name: x.detach().requires_grad_() for name in names if (x := getattr(p, name)) is not None}
     with torch.enable_grad():
-        out, last = scan(ScanProblem(**{**p.__dict__, **tensors}))
-        pairs = [(y, dy) for y, dy in ((out, dout), (last, dlast)) if dy is not None and y.requires_grad]
-        grads = torch.autograd.grad(
-            [y for y, _ in pairs], list(tensors.values()), [dy.to(y.dtype) for y, dy in pairs], allow_unused=True
-        )
+        outputs = scan(ScanProblem(**{**vars(p), **tensors}))
+        if out is not None:
+            out.copy_(outputs[0].detach())
+        return _gradients(tensors, outputs, (dout, dlast))
+
+
+def conv(p: ConvProblem) -> tuple[Tensor, Tensor]:
+    """Convolve every channel with its own filter over its own past; differentiable by autograd.
+
+    y_t = bias + sum over k of weight[:, width - 1 - k] * x_{t-k}, then silu if asked for. A tap counts only where
+    seq_idx is the same at both ends; rows of a negative seq_idx give zero.
+
+    Returns:
+        out, shaped as x and in its dtype, and the last width - 1 rows of every segment [S, d, width - 1].
+    """
+    kept = p.width - 1
+    start = p.x.new_zeros(p.segments, p.channels, kept) if p.initial_states is None else p.initial_states
+    if p.offsets is None:
+        return _conv_rows(p, p.x, p.seq_idx, start.to(p.dtype))
+    outs, finals = [], []
+    for s, (begin, end) in enumerate(pairwise(p.offsets.tolist())):
+        row = slice(begin, end)
+        index = None if p.seq_idx is None else p.seq_idx[row][None]
+        out, final = _conv_rows(p, p.x[row].mT[None], index, start[s : s + 1].to(p.dtype))
+        outs.append(out[0].mT)
+        finals.append(final)
+    final_states = torch.cat(finals) if finals else p.x.new_zeros(0, p.channels, kept, dtype=p.dtype)
+    return torch.cat([*outs, p.x[:0]]), final_states
+
+
+def conv_forward(p: ConvProblem) -> tuple[Tensor, Tensor]:
+    """Convolve without a graph."""
+    out, final = conv(p)
+    return torch.empty_like(p.x).copy_(out), final.contiguous()
+
+
+def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
+    """Gradients of every tensor argument, by autograd through the convolution."""
+    names = ("x", "weight", "bias", "initial_states")
+    tensors = {name: x.detach().requires_grad_() for name in names if (x := getattr(p, name)) is not None}
+    with torch.enable_grad():
+        return _gradients(tensors, conv(ConvProblem(**{**vars(p), **tensors})), (dout, dfinal))
+
+
+def _gradients(
+    tensors: dict[str, Tensor], outputs: tuple[Tensor, Tensor], directions: tuple[Tensor | None, Tensor | None]
+) -> dict[str, Tensor]:
+    pairs = [(y, dy.to(y.dtype)) for y, dy in zip(outputs, directions, strict=True) if dy is not None]
+    pairs = [(y, dy) for y, dy in pairs if y.requires_grad]
+    grads: tuple[Tensor | None, ...] = (None,) * len(tensors)
+    if pairs:
+        ys, dys = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(ys, list(tensors.values()), dys, allow_unused=True)
     return {
         name: torch.zeros_like(x) if grad is None else torch.empty_like(x).copy_(grad)
         for (name, x), grad in zip(tensors.items(), grads, strict=True)
     }
+
+
+def _conv_rows(p: ConvProblem, x: Tensor, seq_idx: Tensor | None, start: Tensor) -> tuple[Tensor, Tensor]:
+    length, kept = x.shape[2], p.width - 1
+    seen, weight = torch.cat([start, x.to(p.dtype)], dim=2), p.weight.to(p.dtype)
+    y = torch.zeros_like(x, dtype=p.dtype)
+    for tap in range(p.width):
+        term = seen[:, :, kept - tap : kept - tap + length] * weight[:, kept - tap, None]
+        if seq_idx is not None:
+            same = F.pad(seq_idx[:, tap:] == seq_idx[:, : max(length - tap, 0)], (min(tap, length), 0))
+            term = term * same[:, None]
+        y = y + term
+    if p.bias is not None:
+        y = y + p.bias.to(p.dtype)[:, None]
+    if p.silu:
+        y = F.silu(y)
+    if seq_idx is not None:
+        y = y * (seq_idx >= 0)[:, None]
+    return y.to(x.dtype), seen[:, :, length:]
 
 
 def _scan_rows(
