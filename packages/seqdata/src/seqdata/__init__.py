@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from seqdata.append import append, compact
 from seqdata.build import build
 from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Vector
 from seqdata.jagged import Jagged
@@ -30,7 +31,9 @@ __all__ = [
     "Vector",
     "View",
     "Vocabulary",
+    "append",
     "build",
+    "compact",
     "open_store",
 ]
 

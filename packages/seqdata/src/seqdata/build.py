@@ -90,7 +90,7 @@ def build(
         shards=shards,
         budget=budget,
     )
-    _check_items(items or {}, plan)
+    check_items(items or {}, plan)
     if resume and plan.signature() is None:
         raise ValueError("resume=True: needs sources on disk; a table or stream in memory cannot be recognised again")
     with layout.new_folder(out, overwrite, keep=resume) as folder:
@@ -170,7 +170,8 @@ def parse_bytes(limit: int | str | None) -> int:
     return int(limit)
 
 
-def _check_items(items: Mapping[str, ItemTable], plan: Plan) -> None:
+def check_items(items: Mapping[str, ItemTable], plan: Plan) -> None:
+    """Refuses an item table of a field that is not categorical."""
     for name in items:
         if not isinstance(plan.fields.get(name), Categorical):
             known = [field for field, spec in plan.fields.items() if isinstance(spec, Categorical)]

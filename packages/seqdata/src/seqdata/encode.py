@@ -64,9 +64,7 @@ class CategoricalCodec:
             )
         least, counted = spec.min_count, "counted"
         if self.known is not None:
-            entries.connection.register("known", pa.table({"value": pa.array(self.known, self.kind)}))
-            counted = "(SELECT value, coalesce(n, 0)::BIGINT AS n FROM known FULL JOIN counted USING (value))"
-            least = 0
+            counted, least = self._with_known(entries), 0
         limit = "" if spec.max_size is None else f"WHERE id < {first + spec.max_size}"
         ranked = (
             f"SELECT value, {first - 1} + row_number() OVER (ORDER BY n DESC, value) AS id, n FROM {counted} WHERE n >="
@@ -74,8 +72,13 @@ class CategoricalCodec:
         )
         return entries.assign(f"SELECT * FROM ({ranked}) {limit}", spec.oov_buckets)
 
+    def _with_known(self, entries: Entries) -> str:
+        entries.connection.register("known", pa.table({"value": pa.array(self.known, self.kind)}))
+        return "(SELECT value, coalesce(n, 0)::BIGINT AS n FROM known FULL JOIN counted USING (value))"
+
     def _extend(self, entries: Entries, previous: pa.Table, grow: bool) -> pa.Table:
         spec, size = self.spec, len(previous)
+        grow = grow or self.known is not None
         ids = np.arange(spec.first_value, spec.first_value + size)
         entries.connection.register("previous", previous.append_column("id", pa.array(ids)))
         old = "SELECT value, id, count + coalesce(n, 0)::BIGINT AS n FROM previous LEFT JOIN counted USING (value)"
@@ -86,9 +89,13 @@ class CategoricalCodec:
             if spec.max_size is None
             else spec.max_size
         )
+        counted, least = "counted", spec.min_count
+        if self.known is not None:
+            # table names are no data: a new one always gets an id
+            counted, least = self._with_known(entries), 0
         fresh = (
             f"SELECT value, {spec.first_value - 1 + size} + row_number() OVER (ORDER BY n DESC, value) AS id, n"
-            f" FROM counted ANTI JOIN previous USING (value) WHERE n >= {spec.min_count}"
+            f" FROM {counted} ANTI JOIN previous USING (value) WHERE n >= {least}"
         )
         return entries.assign(
             f"{old} UNION ALL SELECT * FROM ({fresh}) WHERE id < {spec.first_value + max(room, size)}", spec.oov_buckets

@@ -70,6 +70,55 @@ def _write_table(folder: Path, field: str, table: ItemTable, schema: dict[str, A
     }
 
 
+def extend_items(
+    folder: Path, store: Any, items: Mapping[str, ItemTable], schema: dict[str, Any], budget: int
+) -> dict[str, Any]:
+    """The item tables of a store, longer by its new ids; their properties come from `items`, coded as the old ones."""
+    described = {}
+    (folder / "items").mkdir(exist_ok=True)
+    for field, table in store.schema["items"].items():
+        entry = schema["fields"][field]
+        vocabulary = Vocabulary(folder / "vocabularies" / f"{entry['file']}.arrow", entry)
+        old = len(store.vocabulary(field))
+        ids, values = np.zeros(0, np.int32), dict[str, pa.Array]()
+        if field in items:
+            where = f"items[{field!r}]"
+            parts = open_source(items[field].source, where, budget // 2)
+            _specs(where, ItemTable(None, items[field].key, {}), parts)
+            names = [name for name in table["columns"] if any(name in part.schema.names for part in parts)]
+            ids, values, _ = _read(parts, [items[field].key, *names], vocabulary, where)
+        fresh = ids >= old
+        for name, column in table["columns"].items():
+            made = store.item_column(field, name)
+            fill = np.nan if column["kind"] == "numeric" and made.dtype.kind == "f" else 0
+            made = np.concatenate([made, np.full((len(vocabulary) - old, *made.shape[1:]), fill, made.dtype)])
+            if name in values and fresh.any():
+                given = values[name].filter(pa.array(fresh))
+                made[ids[fresh]] = _code_again(store, f"{field}.{name}", column, given)
+            layout.write_array(folder / "items" / f"{column['file']}.npy", made)
+            if column["kind"] == "categorical":
+                layout.write_table(
+                    folder / "vocabularies" / f"{column['file']}.arrow", store.vocabulary(f"{field}.{name}").table
+                )
+        described[field] = table
+    for field in items:
+        if field not in described:
+            raise KeyError(f"items: the store has no item table of {field!r}; it has {list(described)}")
+    return described
+
+
+def _code_again(store: Any, name: str, column: dict[str, Any], values: pa.Array) -> np.ndarray:
+    place = f"item column {name!r}"
+    if column["kind"] in ("categorical", "hashed"):
+        vocabulary = store.vocabulary(name)
+        return vocabulary.encode(plain(values, vocabulary.kind, place))
+    if column["kind"] == "numeric":
+        return numbers(values, np.dtype(column["dtype"]), len(values), place)
+    spec = Vector(column["width"], column["dtype"])
+    made, _ = _vectors(spec, np.arange(len(values)), values, len(values), place)
+    return made
+
+
 def _specs(where: str, table: ItemTable, parts: list[Part]) -> dict[str, Field]:
     columns: dict[str, pa.DataType] = {}
     for part in parts:

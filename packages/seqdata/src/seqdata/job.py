@@ -160,7 +160,8 @@ class Job:
             return stack.enter_context(layout.ArrayWriter(out / "users.npy", np.int64)).append
         names = layout.read_table(self.work / "users.arrow").column("user")
         schema = pa.schema([("user", pa.string())])
-        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(open(out / "users.arrow", "wb")), schema))
+        file = stack.enter_context(pa.OSFile(str(out / "users.arrow"), "wb"))
+        writer = stack.enter_context(pa.ipc.new_file(file, schema))
         return lambda ranks: writer.write_table(pa.table([names.take(pa.array(ranks))], schema=schema))
 
     def schema(

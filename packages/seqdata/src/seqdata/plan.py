@@ -71,16 +71,21 @@ def make_plan(
     fields: Mapping[str, Any] | None,
     event_field: str | None,
     types: Mapping[str, str],
+    kinds: Mapping[str, str] | None = None,
+    text_users: bool | None = None,
     **options: Any,
 ) -> Plan:
-    """Checks columns and types of all tables and settles every field; `event_field` is None for one unnamed table."""
+    """Checks columns and types of all tables and settles every field; `event_field` is None for one unnamed table.
+
+    kinds, text_users: what a store that is appended to settled long ago; its fields may lack a column then.
+    """
     casts = {}
     for column, name in types.items():
         if name not in CASTS:
             raise ValueError(f"types={{{column!r}: {name!r}}}: needs one of {sorted(CASTS)}")
         casts[column] = CASTS[name]
     seen = _columns(tables, user, time, casts, event_field)
-    for column in types:
+    for column in types if kinds is None else ():
         if column not in seen:
             raise KeyError(f"types: column {column!r} is in no table; there are {list(seen)}")
     if event_field in seen:
@@ -99,7 +104,7 @@ def make_plan(
             if column in (user, time):
                 role = "user" if column == user else "time"
                 raise ValueError(f"fields: {column!r} is the {role} column, which is always kept")
-            if column not in seen:
+            if column not in seen and kinds is None:
                 raise KeyError(f"fields: column {column!r} is in no table; there are {others}")
     if "timestamp" in chosen:
         raise ValueError(
@@ -108,17 +113,22 @@ def make_plan(
     for kind in seen[user]:
         if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
             raise ValueError(f"user column {user!r} has type {kind}; needs integers or text")
-    kinds = {column: _kind(column, spec, seen[column]) for column, spec in chosen.items()}
+    settled = {
+        column: (
+            CASTS[kinds[column]] if kinds is not None and column in kinds else _kind(column, spec, seen.get(column, []))
+        )
+        for column, spec in chosen.items()
+    }
     if event_field is not None:
         chosen = {event_field: Categorical(), **chosen}
-        kinds[event_field] = pa.string()
+        settled[event_field] = pa.string()
     return Plan(
         parts=[(table, part) for table, parts in tables.items() for part in parts],
         user=user,
         time=time,
-        text_users=any(is_text(kind) for kind in seen[user]),
+        text_users=any(is_text(kind) for kind in seen[user]) if text_users is None else text_users,
         fields=chosen,
-        kinds=kinds,
+        kinds=settled,
         event_field=event_field,
         types=casts,
         tables=list(tables),

@@ -143,7 +143,9 @@ def _sorted(spools: list[Spool]) -> Run:
 
 def _splitters(spools: list[Spool], rows: int, ranges: int) -> np.ndarray:
     step = max(rows // SAMPLE, 1)
-    sample = np.sort(np.concatenate([batch["user"][::step] for spool in spools for batch in spool.batches("user")]))
+    sample = np.sort(
+        np.concatenate([batch["user"][::step].copy() for spool in spools for batch in spool.batches("user")])
+    )
     return np.unique(sample[np.arange(1, ranges) * len(sample) // ranges])
 
 
