@@ -160,7 +160,7 @@ class TrainingConfig:
         chunk_size: rows in memory at once while streaming; results do not depend on it
         n_folds: folds of the out-of-fold predictions the stack is fitted on
         cache_features: keep the feature matrices as Parquet files below <run_dir>/processed
-        max_rows: most rows the trees are grown on; null = all
+        max_rows: most training rows, drawn by hash; null = all
     """
 
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -178,8 +178,11 @@ class ModelsConfig:
     Args:
         model: which model the revenue columns come from
         estimand: what they mean: "log1p" is what MSLE asks for, "mean" what a bid asks for; or "median", "quantile:0.9"
-        sampling: rebalancing of the rows by the rarity of their revenue, undone by calibration
+        sampling: rebalancing by the rarity of the revenue, undone afterwards: none, or histos, histus, histos_weights,
+            histus_weights joined by "+"; histos shapes the buyer model's rows, histus those of the amounts
+        quantiles: levels put out beside the estimand, e.g. [0.5, 0.9]
         intervals: level of the conformal intervals; null = none
+        calibration: calibration of the money on held-out rows
         calibrate_by: column whose values get a calibration of their own; null = one calibration
         buyer_classifier: LightGBM parameters of the buyer model, n_estimators included
         revenue_regressor: LightGBM parameters of the revenue models
@@ -190,10 +193,12 @@ class ModelsConfig:
         threads: threads of LightGBM; 0 = all cores
     """
 
-    model: Literal["log1p", "tweedie", "two_stage", "stack", "ziln", "odmn", "optdist"] = "log1p"
+    model: Literal["log1p", "tweedie", "two_stage", "document", "stack", "ziln", "odmn", "optdist"] = "log1p"
     estimand: str = "log1p"
-    sampling: Literal["none", "histos", "histus", "histos_weights", "histus_weights"] = "none"
+    sampling: str = "none"
+    quantiles: list[float] = field(default_factory=list)
     intervals: float | None = 0.9
+    calibration: Literal["none", "isotonic", "bucket"] = "none"
     calibrate_by: str | None = None
     buyer_classifier: dict[str, Any] = field(default_factory=dict)
     revenue_regressor: dict[str, Any] = field(default_factory=dict)
@@ -291,8 +296,8 @@ class Comparison:
     """What is lined up.
 
     Args:
-        variants: models to fit on the same rows, each below <run_dir>/<variant>: log1p, tweedie, two_stage,
-            two_stage_document, stack, ziln, odmn, optdist, and for transactions btyd and btyd_recalibrated
+        variants: models to fit on the same rows, each below <run_dir>/<variant>: log1p, tweedie, two_stage, document,
+            document_sampled, stack, ziln, odmn, optdist, and for transactions btyd and btyd_recalibrated
         runs: finished run directories to read instead
         metric: column the rows are ordered by, lowest first (gini: highest first)
         horizon: horizon that column is read at

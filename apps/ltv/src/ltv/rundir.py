@@ -23,6 +23,7 @@ import yaml
 from ltv.config import Config
 
 VERSIONS = ("ltv", "ltv-stack", "lightgbm", "numpy", "pandas", "pyarrow", "scikit-learn", "xgboost", "torch")
+LOGGED = ("ltv", "ltv_stack")
 log = logging.getLogger("ltv")
 
 
@@ -50,7 +51,10 @@ class Run:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.folder / "logs" / f"{name}.log", mode="w")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
+        loggers = [logging.getLogger(one) for one in LOGGED]
+        for logger in loggers:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(handler)
         facts: dict[str, Any] = {}
         began = time.perf_counter()
         try:
@@ -62,7 +66,8 @@ class Run:
             log.error("%s failed: %s", name, error)
             raise
         finally:
-            logging.getLogger().removeHandler(handler)
+            for logger in loggers:
+                logger.removeHandler(handler)
             handler.close()
 
     def write_config(self, config: Config) -> None:

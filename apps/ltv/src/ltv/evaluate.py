@@ -1,0 +1,147 @@
+"""`ltv evaluate` and `ltv validate`: how good the saved pipeline is on rows whose outcome is known."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
+
+from ltv.config import Config, Slice
+from ltv.predict import check_order, load_pipeline
+from ltv.rundir import Run, temporary_directory, write_json
+from ltv.slices import engine_of, open_slice, schema_of
+from ltv_stack import Dataset, Evaluation, LTVPipeline, audit, revenue_metrics, write_report
+from ltv_stack import evaluate as evaluate_pipeline
+
+log = logging.getLogger("ltv.evaluate")
+EXPLAINED_ROWS = 2000
+
+
+def evaluate_split(config: Config, rows: Slice) -> dict[str, Any]:
+    """Score one slice; write its report, plots, tables and predictions to ``<run_dir>/evaluation/<split>``.
+
+    Returns:
+        the metrics, which also go into ``metrics.json``: per horizon, of the buyer probability, and interval coverage.
+    """
+    run = Run(config.run_dir)
+    pipe = load_pipeline(run)
+    with run.command("evaluate", config) as facts:
+        data = open_slice(config, rows)
+        with engine_of(config) as engine:
+            result = evaluate_pipeline(pipe, data, engine=engine, segments=pipe.schema.segments)
+        assert result.predictions is not None
+        check_order(result.predictions, pipe.horizons)
+        metrics: dict[str, Any] = {**result.metrics, "coverage": result.coverage}
+        with temporary_directory(run.folder / "evaluation" / rows.split) as folder:
+            importance = pipe.importance(data)
+            drift = pipe.drift(data)
+            title = f"{run.folder.name}: {rows.split}"
+            write_report(result, pipe, folder, title=title, drift=drift, importance=importance)
+            pq.write_table(result.predictions, folder / "predictions.parquet")
+            importance.to_csv(folder / "importance.csv", index=False)
+            drift.to_csv(folder / "drift.csv", index=False)
+            for name, table in result.tables.items():
+                table.to_csv(folder / f"{name.replace(':', '_')}.csv", index=False)
+            pq.write_table(_explained(data), folder / "rows.parquet")
+        run.add_metrics(rows.split, metrics)
+        facts |= {"split": rows.split, "rows": data.num_rows, "partitions": len(data.partitions)}
+        log_table(result)
+    return metrics
+
+
+def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
+    """Check the data and the three stages on train and validation rows; log it to ``logs/validation_<name>.log``.
+
+    Returns:
+        findings of the leakage audit, row and buyer counts, and the metrics of each stage per split. Numbers only:
+        whether they are good enough is the reader's judgement. They also go into ``validation.json``.
+    """
+    run = Run(config.run_dir)
+    pipe = load_pipeline(run)
+    with run.command(f"validation_{name}", config) as facts:
+        report: dict[str, Any] = {"name": name, "splits": {}}
+        for split in ("train", "val"):
+            data = open_slice(config, _of_split(rows, split))
+            if split == "train":
+                findings = audit(data, schema_of(config), seed=config.seed)
+                report["findings"] = [f"{f.column}: {f.kind} ({f.detail})" for f in findings]
+                for line in report["findings"] or ["no column leaks"]:
+                    log.info("audit: %s", line)
+            with engine_of(config) as engine:
+                predictions = evaluate_pipeline(pipe, data, engine=engine).predictions
+            assert predictions is not None
+            report["splits"][split] = _stages(predictions, pipe)
+            for stage, values in report["splits"][split].items():
+                numbers = ", ".join(f"{key} {value:.5g}" for key, value in values.items())
+                log.info("%s %s: %s", split, stage, numbers)
+        facts |= {"findings": len(report["findings"])}
+        write_json(run.folder / "validation.json", report)
+    return report
+
+
+def log_table(result: Evaluation) -> None:
+    """Log one line a horizon: rows, the errors, the ranking, the money."""
+    log.info("%-8s %10s %9s %9s %9s %9s %8s %8s", "horizon", "rows", "MSLE", "RMSLE", "RMSE", "MAE", "Gini", "coverage")
+    for horizon in result.horizons:
+        values = result.metrics[horizon]
+        covered = result.coverage.get(horizon, {}).get("overall", float("nan"))
+        log.info(
+            "%-8s %10d %9.5f %9.5f %9.3f %9.4f %8.4f %8.4f",
+            horizon,
+            values["rows"],
+            values["msle"],
+            values["rmsle"],
+            values["rmse"],
+            values["mae"],
+            values["gini"],
+            covered,
+        )
+    buyers = result.metrics.get("buyer", {})
+    log.info("buyers   %s", ", ".join(f"{key} {value:.5g}" for key, value in buyers.items()))
+
+
+def _explained(data: Dataset) -> pa.Table:
+    """The first rows of the slice as they are in the files, for the dashboard's explanations."""
+    batches, held = [], 0
+    for batch in data:
+        batches.append(batch.slice(0, EXPLAINED_ROWS - held))
+        held += batches[-1].num_rows
+        if held == EXPLAINED_ROWS:
+            break
+    return pa.Table.from_batches(batches) if batches else data.schema.empty_table()
+
+
+def _of_split(rows: Slice, split: str) -> Slice:
+    limits = {key: value for key, value in vars(rows).items() if key not in ("split", "start_dt", "end_dt")}
+    return Slice(split, **limits)  # type: ignore[arg-type]
+
+
+def _stages(predictions: pa.Table, pipe: LTVPipeline) -> dict[str, dict[str, float]]:
+    """Return the numbers of the buyer model, of the amounts of all rows and of the amounts among buyers."""
+    frame = predictions.to_pandas()
+    stages: dict[str, dict[str, float]] = {}
+    for horizon in pipe.horizons:
+        known = frame[frame[f"true_{horizon}"].notna()]
+        for name, rows in ((f"amounts_{horizon}", known), (f"buyers_{horizon}", known[known[f"true_{horizon}"] > 0])):
+            if len(rows):
+                money, predicted = (rows[f"{kind}_{horizon}"].to_numpy() for kind in ("true", "revenue"))
+                stages[name] = revenue_metrics(money, predicted)
+    known = frame[frame["true_buyer"].notna()]
+    bought, probability = known["true_buyer"].to_numpy() > 0, known["buyer_probability"].to_numpy()
+    stages["data"] = {"rows": float(len(bought)), "buyers": float(bought.sum()), "buyer_rate": float(bought.mean())}
+    if bought.any() and not bought.all():
+        # As many rows are called buyers as there are: a threshold that no metric was tuned on.
+        called = probability >= np.sort(probability)[-int(bought.sum())]
+        precision, recall, f1, _ = precision_recall_fscore_support(bought, called, average="binary", zero_division=0)
+        stages["buyer"] = {
+            "accuracy": float(accuracy_score(bought, called)),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "roc_auc": float(roc_auc_score(bought, probability)),
+        }
+    return stages

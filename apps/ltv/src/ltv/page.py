@@ -1,0 +1,297 @@
+"""The dashboard's page; Streamlit runs this file with the folder of runs as its argument."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import streamlit as st
+
+from ltv import dashboard
+from ltv.dashboard import Evaluated
+from ltv_stack import LTVPipeline, buyer_metrics, calibration_table, decile_table, lift_table, revenue_metrics
+
+BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#9a9a9a"
+
+
+@st.cache_resource(show_spinner="loading the models")
+def pipeline(folder: str, stamp: float) -> LTVPipeline:
+    return dashboard.pipeline_of(Path(folder))
+
+
+@st.cache_data(show_spinner="reading the predictions")
+def evaluated_run(folder: str, split: str, stamp: float) -> Evaluated:
+    return dashboard.load_evaluated(Path(folder), split)
+
+
+def main(runs: str) -> None:
+    """Draw the page."""
+    st.set_page_config(page_title="ltv", layout="wide")
+    found = dashboard.find_runs(runs)
+    if not found:
+        st.error(f"No run with an evaluation below {runs}: run `ltv train` or `ltv evaluate` first.")
+        return
+    with st.sidebar:
+        st.title("Revenue predictions")
+        folder = found[st.selectbox("Run", list(found))]
+        split = st.selectbox("Split", dashboard.splits_of(folder), index=0)
+        stamp = (folder / "evaluation" / split / "predictions.parquet").stat().st_mtime
+        data = evaluated_run(str(folder), split, stamp)
+        pipe = pipeline(str(folder), stamp)
+        horizon = st.selectbox("Horizon", list(pipe.horizons), index=min(1, len(pipe.horizons) - 1))
+        segments = [name for name in pipe.schema.segments if name in data.predictions]
+        column = st.selectbox("Slice by", ["(all rows)", *segments])
+        chosen: list[str] = []
+        if column != "(all rows)":
+            values = data.predictions[column].astype(str).value_counts().index.tolist()
+            chosen = st.multiselect(f"{column} is one of", values, default=values[:1])
+        st.caption(f"{folder}")
+    rows = dashboard.within(data.predictions, None if column == "(all rows)" else column, chosen)
+    amount = f"true_{horizon}"
+    rows = rows[rows[amount].notna()] if amount in rows else rows[:0]
+    if rows.empty:
+        st.warning(f"The slice holds no rows whose amount at {horizon} is known: choose another horizon or slice.")
+        return
+    truth, predicted = rows[amount].to_numpy(float), rows[f"revenue_{horizon}"].to_numpy(float)
+    probability = rows["buyer_probability"].to_numpy(float)
+    headline(rows, truth, predicted, probability, horizon)
+    names = [
+        "Distributions",
+        "Probability and revenue",
+        "Deciles, lift, calibration",
+        "One user",
+        "Features and drift",
+        "Run",
+    ]
+    distributions, scatter, deciles, user, features, about = st.tabs(names)
+    with distributions:
+        draw_distributions(truth, predicted, probability, horizon)
+    with scatter:
+        draw_scatter(rows, amount, horizon)
+    with deciles:
+        draw_deciles(rows, truth, predicted, horizon, None if column == "(all rows)" else column)
+    with user:
+        draw_user(data, pipe, horizon)
+    with features:
+        draw_features(data)
+    with about:
+        st.json({"metadata": data.run.metadata(), "metrics": data.metrics})
+
+
+def headline(
+    rows: pd.DataFrame, truth: np.ndarray, predicted: np.ndarray, probability: np.ndarray, horizon: str
+) -> None:
+    """The numbers of the slice."""
+    money, buyers = revenue_metrics(truth, predicted), buyer_metrics((truth > 0).astype(float), probability)
+    cells = {
+        "rows": f"{len(rows):,}",
+        "buyers": f"{buyers['base_rate']:.2%}",
+        f"MSLE {horizon}": f"{money['msle']:.4f}",
+        "RMSLE": f"{money['rmsle']:.4f}",
+        "AUC": f"{buyers['auc']:.3f}",
+        "Gini": f"{money['gini']:.3f}",
+        "predicted / true money": f"{money['bias_ratio']:.2f}",
+    }
+    low, high = f"revenue_{horizon}_lo", f"revenue_{horizon}_hi"
+    if low in rows:
+        inside = (truth >= rows[low].to_numpy()) & (truth <= rows[high].to_numpy())
+        cells["in the interval"] = f"{inside.mean():.1%}"
+    for place, (name, value) in zip(st.columns(len(cells)), cells.items(), strict=True):
+        place.metric(name, value)
+
+
+def draw_distributions(truth: np.ndarray, predicted: np.ndarray, probability: np.ndarray, horizon: str) -> None:
+    """Histograms of true and predicted amounts and of the buyer probability."""
+    left, right = st.columns(2)
+    table = dashboard.log_histogram({"true": truth, "predicted": predicted})
+    zeros = table[table["to"] == 0].set_index("series")["rows"]
+    bars = table[(table["to"] > 0) & (table["rows"] > 0)].assign(
+        middle=lambda t: np.sqrt((1 + t["from"]) * (1 + t["to"]))
+    )
+    chart = alt.Chart(bars).mark_line(interpolate="step", strokeWidth=2)
+    chart = chart.encode(
+        x=alt.X("middle:Q", scale=alt.Scale(type="log"), title=f"1 + revenue by {horizon} (currency of the data)"),
+        y=alt.Y("rows:Q", scale=alt.Scale(type="log"), title="rows (log scale)"),
+        color=alt.Color("series:N", scale=alt.Scale(domain=["true", "predicted"], range=[GREY, BLUE]), title=None),
+    )
+    left.subheader("Amounts above zero")
+    left.altair_chart(chart, width="stretch")
+    left.caption(f"Exactly zero, and not drawn: {zeros['true']:,} true, {zeros['predicted']:,} predicted.")
+    counts, edges = np.histogram(probability, 40)
+    bought, _ = np.histogram(probability[truth > 0], edges)
+    shares = pd.DataFrame({"from": edges[:-1], "to": edges[1:], "all rows": counts, "buyers": bought})
+    shares = shares.melt(["from", "to"], var_name="series", value_name="rows").query("rows > 0")
+    chart = (
+        alt.Chart(shares)
+        .mark_bar(opacity=0.75)
+        .encode(
+            x=alt.X("from:Q", title="buyer probability"),
+            x2="to:Q",
+            y=alt.Y("rows:Q", scale=alt.Scale(type="log"), title="rows (log scale)", stack=None),
+            color=alt.Color(
+                "series:N", scale=alt.Scale(domain=["all rows", "buyers"], range=[GREY, ORANGE]), title=None
+            ),
+        )
+    )
+    right.subheader("Buyer probability")
+    right.altair_chart(chart, width="stretch")
+
+
+def draw_scatter(rows: pd.DataFrame, amount: str, horizon: str) -> None:
+    """Buyer probability against predicted revenue, true buyers marked."""
+    shown = dashboard.points(rows)
+    table = pd.DataFrame(
+        {
+            "buyer probability": shown["buyer_probability"].to_numpy(),
+            "predicted": 1 + shown[f"revenue_{horizon}"].to_numpy(),
+            "true": shown[amount].to_numpy(),
+            "bought": np.where(shown[amount].to_numpy() > 0, "bought", "did not buy"),
+        }
+    ).sort_values("true", kind="stable")
+    chart = (
+        alt.Chart(table)
+        .mark_circle(size=28, opacity=0.6)
+        .encode(
+            x=alt.X("buyer probability:Q"),
+            y=alt.Y("predicted:Q", scale=alt.Scale(type="log"), title=f"1 + predicted revenue by {horizon}"),
+            color=alt.Color(
+                "bought:N", scale=alt.Scale(domain=["did not buy", "bought"], range=[GREY, ORANGE]), title=None
+            ),
+            tooltip=["buyer probability", "predicted", "true"],
+        )
+    )
+    st.subheader("Who is likely to buy, and for how much")
+    st.altair_chart(chart.properties(height=460), width="stretch")
+    st.caption(f"{len(shown):,} of {len(rows):,} rows.")
+
+
+def draw_deciles(
+    rows: pd.DataFrame, truth: np.ndarray, predicted: np.ndarray, horizon: str, segment: str | None
+) -> None:
+    """Decile chart, lift curve and calibration of the slice, computed from its rows."""
+    left, right = st.columns(2)
+    deciles = decile_table(truth, predicted)
+    bars = deciles.melt("bin", ["mean_true", "mean_predicted"], "series", "mean").replace(
+        {"mean_true": "true", "mean_predicted": "predicted"}
+    )
+    chart = (
+        alt.Chart(bars)
+        .mark_bar()
+        .encode(
+            x=alt.X("bin:O", title="tenth of the rows by prediction, highest first"),
+            xOffset="series:N",
+            y=alt.Y("mean:Q", title=f"mean revenue by {horizon}"),
+            color=alt.Color("series:N", scale=alt.Scale(domain=["true", "predicted"], range=[GREY, BLUE]), title=None),
+        )
+    )
+    left.subheader("Deciles")
+    left.altair_chart(chart, width="stretch")
+    left.dataframe(deciles, hide_index=True, width="stretch")
+    lift = lift_table(truth, predicted, np.r_[0.005, np.linspace(0.01, 1, 100)])
+    lines = lift.melt("fraction", ["revenue_share", "buyer_share"], "series", "share").replace(
+        {"revenue_share": "of the revenue", "buyer_share": "of the buyers"}
+    )
+    chart = (
+        alt.Chart(lines)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("fraction:Q", title="share of the rows, highest predictions first", axis=alt.Axis(format="%")),
+            y=alt.Y("share:Q", title="share found", axis=alt.Axis(format="%")),
+            color=alt.Color("series:N", scale=alt.Scale(range=[ORANGE, BLUE]), title=None),
+        )
+    )
+    chance = alt.Chart(pd.DataFrame({"x": [0, 1]})).mark_line(strokeDash=[4, 4], color=GREY).encode(x="x:Q", y="x:Q")
+    right.subheader("Lift")
+    right.altair_chart(chart + chance, width="stretch")
+    right.subheader(f"Money by {segment}" if segment else "Money by decile")
+    table = calibration_table(truth, predicted, rows[segment].astype(str).tolist() if segment else None)
+    right.dataframe(table, hide_index=True, width="stretch")
+
+
+def draw_user(data: Evaluated, pipe: LTVPipeline, horizon: str) -> None:
+    """One row: prediction, what moved it, and what another value would do."""
+    ids = [str(value) for value in data.rows[str(pipe.schema.id)].to_pylist()]
+    scored = data.predictions[f"revenue_{horizon}"].to_numpy()[: len(ids)]
+    order = np.argsort(-scored, kind="stable")
+    st.caption(f"The first {len(ids):,} rows of the split, highest predicted revenue first.")
+    number = st.selectbox("User", order.tolist(), format_func=lambda i: f"{ids[i]}  ({scored[i]:.2f})")
+    row = data.rows.slice(number, 1)
+    said = dashboard.predict_row(pipe, row)
+    true = data.predictions.iloc[number]
+    lines = []
+    for name in pipe.horizons:
+        low, high = said.get(f"revenue_{name}_lo"), said.get(f"revenue_{name}_hi")
+        lines.append(
+            {
+                "horizon": name,
+                "predicted": said[f"revenue_{name}"],
+                "from": low,
+                "to": high,
+                "true": true.get(f"true_{name}"),
+            }
+        )
+    left, right = st.columns([2, 3])
+    left.subheader("Prediction")
+    left.metric("buyer probability", f"{said['buyer_probability']:.2%}")
+    left.dataframe(pd.DataFrame(lines), hide_index=True, width="stretch")
+    right.subheader(f"What moved {horizon}")
+    table = dashboard.contributions(pipe, row, horizon)
+    table["sign"] = np.where(table["contribution"] >= 0, "up", "down")
+    table["label"] = table["feature"] + table["value"].map(lambda v: "" if pd.isna(v) else f" = {v:.4g}")
+    chart = (
+        alt.Chart(table)
+        .mark_bar()
+        .encode(
+            x=alt.X("contribution:Q", title="contribution, in the scale of the model"),
+            y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=340)),
+            color=alt.Color("sign:N", scale=alt.Scale(domain=["up", "down"], range=[BLUE, ORANGE]), legend=None),
+        )
+    )
+    right.altair_chart(chart, width="stretch")
+    st.subheader("What if")
+    columns = dashboard.scalar_columns(data.rows, pipe)
+    changed = st.multiselect("Change", columns, key="changed", help="columns of the raw row that the model reads")
+    values = {}
+    for name in changed:
+        values[name] = ask_value(data.rows, row, name)
+    if values:
+        other = dashboard.predict_row(pipe, dashboard.with_values(row, values))
+        names = ["buyer_probability", *(f"revenue_{name}" for name in pipe.horizons)]
+        table = pd.DataFrame({"": names, "now": [said[n] for n in names], "what if": [other[n] for n in names]})
+        table["change"] = table["what if"] - table["now"]
+        st.dataframe(table, hide_index=True, width="stretch")
+
+
+def ask_value(rows: pa.Table, row: pa.Table, name: str) -> object:
+    """Ask for another value of one column: a number, or one of the texts its column holds."""
+    kind, now = rows.schema.field(name).type, row[name][0].as_py()
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        start = float(now) if now is not None else 0.0
+        value = st.number_input(f"{name} (now {now})", value=start, key=f"value_{name}")
+        return int(value) if pa.types.is_integer(kind) else value
+    known = sorted({str(value) for value in rows[name].to_pylist() if value is not None})
+    return st.selectbox(f"{name} (now {now})", known, key=f"value_{name}")
+
+
+def draw_features(data: Evaluated) -> None:
+    """Importance and drift, as the evaluation measured them."""
+    left, right = st.columns(2)
+    importance, drift = (dashboard.table_of(data, name) for name in ("importance", "drift"))
+    left.subheader("Importance")
+    if importance is None:
+        left.info("The evaluation wrote no importance.csv.")
+    else:
+        left.dataframe(importance, hide_index=True, width="stretch", height=520)
+    right.subheader("Drift against the training rows")
+    if drift is None:
+        right.info("The evaluation wrote no drift.csv.")
+    else:
+        right.dataframe(drift, hide_index=True, width="stretch", height=520)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs")

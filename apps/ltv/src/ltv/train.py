@@ -1,0 +1,102 @@
+"""`ltv train`: fit the pipeline on the train window, save it, and score the validation window."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from ltv.config import Config, Slice
+from ltv.evaluate import evaluate_split
+from ltv.rundir import Run, fingerprint, read_json, write_json
+from ltv.slices import closed_before, engine_of, features_of, open_slice, schema_of
+from ltv_stack import LTVConfig, LTVPipeline
+
+log = logging.getLogger("ltv.train")
+
+
+def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
+    """Fit and save the models of ``<run_dir>/models``, then evaluate the validation window where one is set.
+
+    Rows are streamed: one pass fits the feature builder, one writes the feature matrices to
+    ``<run_dir>/processed``, and the trees are grown from those. With `resume`, models that the same settings and the
+    same data already gave are kept; an interrupted fit starts again. The result is the same either way.
+
+    Returns:
+        the metrics of the validation window, empty where there is none.
+    """
+    run = Run(config.run_dir)
+    with run.command("train", config) as facts:
+        run.write_config(config)
+        data = open_slice(config, rows)
+        settings = {k: v for k, v in asdict(config).items() if k not in ("run_dir", "inference", "engine")}
+        identity = {
+            "config": fingerprint(settings),
+            "data": fingerprint([(p.name, p.total, p.rows) for p in data.partitions]),
+            "slice": fingerprint(asdict(rows) | {"chunk_size": None}),
+        }
+        if resume and read_json(run.models / "trained.json") == identity:
+            log.info("models in %s are from these settings and data: kept", run.models)
+            facts["resumed"] = "models"
+        else:
+            _warn_of_open_labels(config)
+            pipe = LTVPipeline(schema_of(config), ltv_config(config, run))
+            with engine_of(config) as engine:
+                pipe.fit(data, engine=engine)
+            pipe.save(run.models)
+            write_json(run.models / "trained.json", identity)
+            facts["fit"] = pipe.report_
+        facts |= {"rows": data.num_rows, "partitions": len(data.partitions), "data_fingerprint": identity["data"]}
+        facts["skipped_files"] = list(data.skipped)
+    if config.data.val_start is None:
+        log.info("data.val_start is not set: nothing is held out, no metrics")
+        return {}
+    return evaluate_split(config, Slice("val", chunk_size=rows.chunk_size))
+
+
+def ltv_config(config: Config, run: Run) -> LTVConfig:
+    """Translate the app's settings into the pipeline's."""
+    models, training = config.models, config.training
+    settings: dict[str, Any] = {
+        "model": models.model,
+        "estimand": models.estimand,
+        "sampling": models.sampling,
+        "quantiles": models.quantiles,
+        "intervals": models.intervals,
+        "calibration": models.calibration,
+        "calibrate_by": models.calibrate_by,
+        "stack_bases": models.stacking_bases,
+        "split": training.split.strategy,
+        "calibration_frac": training.split.val_share,
+        "embargo": f"{training.split.embargo_hours}h",
+        "folds": training.n_folds,
+        "guard": models.guard,
+        "max_rows": training.max_rows,
+        "num_threads": models.threads,
+        "seed": config.seed,
+        "classifier": models.buyer_classifier,
+        "regressor": models.revenue_regressor,
+        "meta": models.stacking_meta,
+        "deep": models.deep,
+        "features": features_of(config),
+        "cache_dir": str(run.processed) if training.cache_features else None,
+        "keep_cache": training.cache_features,
+    }
+    return LTVConfig.from_dict(settings)
+
+
+def _warn_of_open_labels(config: Config) -> None:
+    """Say so when train labels reach into the hours the validation rows come from."""
+    data = config.data
+    if data.val_start is None or data.train_end is None or config.training.split.strategy != "temporal":
+        return
+    longest = max(int(name.removeprefix("d")) for name in data.horizons)
+    if data.train_end > closed_before(data.val_start, longest):
+        log.warning(
+            "train rows up to %s have d%d labels that end after the time of the validation rows (%s): fine to compare "
+            "models, but a live system could not know them; closed labels need data.train_end <= %s",
+            data.train_end,
+            longest,
+            data.val_start,
+            closed_before(data.val_start, longest),
+        )

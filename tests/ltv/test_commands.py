@@ -1,0 +1,293 @@
+"""The commands on a small log: what they leave behind, that it repeats, and what they say when something is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pyarrow.csv as pa_csv
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from ltv.cli import main
+
+HORIZONS = ("d7", "d14", "d28")
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+def predictions(folder):
+    return ds.dataset(sorted(folder.glob("*.parquet"))).to_table()
+
+
+def test_train_leaves_the_documented_files(trained):
+    for name in (
+        "config.yaml",
+        "metadata.json",
+        "metrics.json",
+        "models/buyer_classifier.txt",
+        *(f"models/revenue_{h}.txt" for h in HORIZONS),
+        "models/pipeline.json",
+        "logs/train.log",
+        "logs/evaluate.log",
+        "logs/predict.log",
+        "evaluation/val/report.html",
+        "evaluation/val/predictions.parquet",
+        "evaluation/val/rows.parquet",
+        "evaluation/val/importance.csv",
+        "submissions/submission.csv",
+    ):
+        assert (trained / name).stat().st_size > 0, name
+    assert sorted(trained.glob("processed/**/*.parquet"))
+    assert len(sorted(trained.glob("evaluation/val/*.png"))) >= 3
+    assert not [p for p in trained.rglob("*") if p.name.endswith(".tmp") or p.suffix == ".pkl"]
+
+
+def test_metadata_says_what_was_run(trained):
+    metadata = json.loads((trained / "metadata.json").read_text())
+    assert metadata["seed"] == 42 and metadata["versions"]["python"] and metadata["machine"]
+    train, predict = metadata["commands"]["train"], metadata["commands"]["predict"]
+    assert train["wall_seconds"] > 0 and train["peak_memory_mb"] > 50 and train["data_fingerprint"]
+    assert train["rows"] + metadata["commands"]["evaluate"]["rows"] == 6000
+    assert predict["rows"] == 700 and predict["ms_per_row"] > 0
+    log = (trained / "logs" / "predict.log").read_text()
+    assert "ms per row" in log and "peak memory" in log
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
+    assert settings["models"]["buyer_classifier"]["n_estimators"] == 12 and settings["data"]["layout"] == "advertising"
+
+
+def test_metrics_cover_every_fitted_horizon_and_d1_is_skipped_aloud(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())["val"]
+    assert all(0 < metrics[h]["msle"] < 2 and metrics[h]["rows"] > 1000 for h in HORIZONS)
+    assert "d1" not in metrics and metrics["buyer"]["auc"] > 0.6
+    assert "horizon d1 skipped" in (trained / "logs" / "train.log").read_text()
+
+
+def test_predictions_are_ordered_complete_and_the_submission_follows_them(trained, advertising_log):
+    table = predictions(trained / "predictions" / "test")
+    asked = ds.dataset(sorted((advertising_log / "test" / "test").rglob("*.parquet"))).to_table(columns=["row_id"])
+    assert table["row_id"].to_pylist() == asked["row_id"].to_pylist()
+    for end in ("", "_lo", "_hi"):
+        for before, after in pairwise(table[f"revenue_{h}{end}"].to_numpy() for h in HORIZONS):
+            assert (before <= after).all()
+    submission = pa_csv.read_csv(trained / "submissions" / "submission.csv")
+    assert submission.column_names == ["row_id", "iap_revenue_d7"] and submission.num_rows == 700
+    assert submission["row_id"].to_pylist() == asked["row_id"].to_pylist()
+    assert np.allclose(submission["iap_revenue_d7"].to_numpy(), table["revenue_d7"].to_numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 97, 100_000])
+def test_predictions_do_not_depend_on_the_chunk_size(trained, settings, tmp_path, chunk):
+    shutil.copytree(trained / "models", tmp_path / "models")
+    limit = ("--limit-rows", 60) if chunk == 1 else ()
+    assert run("predict", "--config", settings, "--run-dir", tmp_path, "--chunk-size", chunk, *limit) == 0
+    once, again = predictions(trained / "predictions" / "test"), predictions(tmp_path / "predictions" / "test")
+    assert again.num_rows == (60 if limit else 700)
+    for name in once.column_names:
+        assert once[name].slice(0, again.num_rows).to_pylist() == again[name].to_pylist(), name
+
+
+def test_slices_choose_rows(trained, settings, tmp_path):
+    def rows(*words):
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        shutil.copytree(trained / "models", tmp_path / "models")
+        assert run("predict", "--config", settings, "--run-dir", tmp_path, *words) == 0
+        folder = next((tmp_path / "predictions").iterdir())
+        return [pq.read_metadata(p).num_rows for p in sorted(folder.glob("*.parquet"))], folder.name
+
+    whole, name = rows()
+    assert len(whole) == 3 and name == "test"
+    assert rows("--max-partitions", 2)[0] == whole[:2]
+    assert rows("--start-dt", "2025-10-02-03-00", "--end-dt", "2025-10-02-03-00")[0] == whole[1:2]
+    half = sum(rows("--sample-frac", 0.5)[0])
+    assert 280 < half < 420
+    assert sum(rows("--split", "val", "--limit-rows", 123)[0]) == 123
+
+
+def test_an_interrupted_predict_resumes_to_the_same_files(trained, settings, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    folder = tmp_path / "run" / "predictions" / "test"
+    before = predictions(folder)
+    parts = sorted(folder.glob("*.parquet"))
+    kept = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    parts[2].unlink()
+    (tmp_path / "run" / "submissions" / "submission.csv").unlink()
+    assert run("predict", "--config", settings, "--run-dir", tmp_path / "run", "--resume") == 0
+    assert parts[0].stat().st_mtime_ns == kept
+    assert predictions(folder).equals(before)
+    metadata = json.loads((tmp_path / "run" / "metadata.json").read_text())["commands"]["predict"]
+    assert metadata["kept_partitions"] == 1 and metadata["submission_rows"] == 700
+    # Another slice is another request: nothing is kept.
+    assert run("predict", "--config", settings, "--run-dir", tmp_path / "run", "--resume", "--max-partitions", 1) == 0
+    assert len(list(folder.glob("*.parquet"))) == 1
+
+
+def test_train_resumes_from_the_same_models_only(trained, settings, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    model = tmp_path / "run" / "models" / "buyer_classifier.txt"
+    text = model.read_text()
+    assert run("train", "--config", settings, "--run-dir", tmp_path / "run", "--resume") == 0
+    log = (tmp_path / "run" / "logs" / "train.log").read_text()
+    assert "kept" in log and model.read_text() == text
+    words = (
+        "--config",
+        settings,
+        "--run-dir",
+        tmp_path / "run",
+        "--resume",
+        "--models.buyer_classifier.n_estimators",
+        5,
+    )
+    assert run("train", *words) == 0
+    assert model.read_text() != text
+    # Trained again from nothing, the first settings give the first models.
+    assert run("train", "--config", settings, "--run-dir", tmp_path / "again") == 0
+    assert (tmp_path / "again" / "models" / "buyer_classifier.txt").read_text() == text
+
+
+def test_evaluate_and_validate_report_what_they_read(trained, settings, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    words = ("--config", settings, "--run-dir", tmp_path / "run")
+    assert run("evaluate", *words, "--split", "train", "--limit-rows", 1500) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["train"]["d7"]["rows"] == 1500 and metrics["val"]["d7"]["rows"] > 1000
+    assert run("validate", *words, "--limit-rows", 1500) == 0
+    report = json.loads((tmp_path / "run" / "validation.json").read_text())
+    assert set(report["splits"]) == {"train", "val"}
+    stages = report["splits"]["val"]
+    assert 0 <= stages["buyer"]["precision"] <= 1 and stages["buyer"]["roc_auc"] > 0.5
+    assert stages["buyers_d7"]["rows"] == stages["data"]["buyers"] < stages["data"]["rows"] == 1500
+    assert "audit:" in (tmp_path / "run" / "logs" / "validation_small.log").read_text()
+
+
+def test_compare_orders_models_by_the_metric(settings, tmp_path):
+    words = ("--config", settings, "--run-dir", tmp_path, "--data.train_start", "2025-10-01-12-00")
+    assert run("compare", *words, "--variants", "log1p", "document") == 0
+    text = (tmp_path / "compare.md").read_text()
+    assert "| log1p | d7 |" in text and "| document | d7 |" in text and "seed 42" in text
+    found = json.loads((tmp_path / "compare.json").read_text())["models"]
+    best = min(found, key=lambda name: found[name]["d7"]["msle"])
+    assert text.index(f"| {best} | d7 |") == min(text.index(f"| {name} | d7 |") for name in found)
+    assert run("compare", *words, "--runs", tmp_path / "log1p", tmp_path / "document") == 0
+    assert run("compare", *words) == 2
+    assert run("compare", *words, "--variants", "log1p", "nonsense") == 2
+    assert run("compare", *words, "--variants", "btyd") == 2
+
+
+def test_submit_checks_and_aligns(trained, settings, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--dry-run")
+    file = tmp_path / "run" / "submissions" / "submission.csv"
+    assert run("submit", *words) == 0
+    lines = file.read_text().splitlines()
+    sample = tmp_path / "sample.csv"
+    sample.write_text("\n".join([lines[0], *(line.split(",")[0] + ",0" for line in reversed(lines[1:]))]) + "\n")
+    assert run("submit", *words, "--sample-submission", sample, "--align-order") == 0
+    aligned = file.read_text().splitlines()
+    assert [row.split(",")[0] for row in aligned[1:]] == [row.split(",")[0] for row in reversed(lines[1:])]
+    assert sorted(aligned[1:]) == sorted(lines[1:])
+    bad = {
+        "missing": lines[:-1],
+        "repeated": [*lines, lines[1]],
+        "not asked for": [*lines, "someone,1.0"],
+        "without an amount": [*lines[:-1], lines[-1].split(",")[0] + ",-1.0"],
+    }
+    for reason, content in bad.items():
+        file.write_text("\n".join(content) + "\n")
+        assert run("submit", *words) == 2
+        assert reason in capsys.readouterr().err
+    file.write_text("\n".join(lines) + "\n")
+    assert run("submit", *words[:-1]) == (2 if shutil.which("kaggle") is None else 0)
+
+
+def test_a_truncated_file_is_named_or_skipped_but_never_passed_over_in_silence(trained, settings, tmp_path, capsys):
+    shutil.copytree(trained / "models", tmp_path / "run" / "models")
+    source = yaml.safe_load(settings.read_text())["data"]["root"]
+    shutil.copytree(f"{source}/test", tmp_path / "raw" / "test")
+    broken = sorted((tmp_path / "raw" / "test").rglob("*.parquet"))[1]
+    broken.write_bytes(broken.read_bytes()[:-100])
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw")
+    assert run("predict", *words) == 2
+    assert str(broken) in capsys.readouterr().err
+    assert run("predict", *words, "--data.on_error", "skip") == 0
+    assert str(broken) in (tmp_path / "run" / "logs" / "predict.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("train", "--data.root", "/nowhere"), "ltv generate"),
+        (("predict", "--run-dir", "/nowhere/run"), "ltv train"),
+        (("submit", "--run-dir", "/nowhere/run"), "ltv predict"),
+        (("evaluate", "--data.val_start", "last tuesday"), "YYYY-MM-DD-HH-MM"),
+        (("train", "--start-dt", "2031-01-01-00-00"), "2025-10-01"),
+        (("train", "--models.estimand", "mode"), "quantile:0.9"),
+        (("dashboard", "--runs", "/nowhere"), "ltv train"),
+        (("import", "--source", "kdd98", "--path", ".", "--data-dir", "/nowhere/x"), "cdnow"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(trained, settings, tmp_path, capsys, words, says):
+    config = () if words[0] in ("dashboard", "import") else ("--config", settings)
+    if words[0] == "evaluate":
+        shutil.copytree(trained / "models", tmp_path / "models")
+    place = () if words[0] in ("dashboard", "import") else ("--run-dir", tmp_path)
+    assert run(words[0], *config, *place, *words[1:]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ltv ")]
+    assert len(error) == 1 and says in error[0]
+
+
+def test_a_window_without_buyers_is_an_error_that_counts_them(advertising_log, settings, tmp_path, capsys):
+    root = tmp_path / "raw" / "train" / "train"
+    for folder in sorted((advertising_log / "train" / "train").iterdir())[:2]:
+        table = pq.ParquetFile(next(folder.glob("*.parquet"))).read()
+        (root / folder.name).mkdir(parents=True)
+        pq.write_table(table.filter(np.asarray(table["buyer_d28"]) == 0), root / folder.name / "part-0.parquet")
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw")
+    assert run("train", *words) == 2
+    assert "training rows have an amount" in capsys.readouterr().err
+
+
+def test_a_leaking_column_is_refused_by_name(advertising_log, settings, tmp_path, capsys):
+    root = tmp_path / "raw" / "train" / "train"
+    for folder in sorted((advertising_log / "train" / "train").iterdir())[:8]:
+        table = pq.ParquetFile(next(folder.glob("*.parquet"))).read()
+        place = table.schema.get_field_index("release_msrp")
+        table = table.set_column(place, "release_msrp", table["iap_revenue_d7"])
+        (root / folder.name).mkdir(parents=True)
+        pq.write_table(table, root / folder.name / "part-0.parquet")
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw")
+    assert run("train", *words, "--models.guard", "strict") == 2
+    assert "release_msrp" in capsys.readouterr().err
+
+
+def test_shipped_configs_are_found_by_name_and_share_one_schema(capsys):
+    found = {}
+    for name in ("config/config.yaml", "config/config_test.yaml"):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--config", name, "--print_config"])
+        assert not stop.value.code
+        found[name] = yaml.safe_load(capsys.readouterr().out)
+    first, second = found.values()
+
+    def keys(node, path=()):
+        inside = isinstance(node, dict) and path[-1:] not in (("buyer_classifier",), ("revenue_regressor",))
+        return {k for key, value in node.items() for k in keys(value, (*path, key))} if inside else {path}
+
+    assert keys(first) == keys(second) and first != second
+
+
+@pytest.mark.parametrize("command", ["", "generate", "train", "predict", "compare", "dashboard"])
+def test_help_teaches(command):
+    words = [sys.executable, "-m", "ltv.cli", *([command] if command else []), "--help"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert len(text.splitlines()) > 8
+    for flag in ("--limit-rows", "--sample-frac", "--max-partitions", "--chunk-size", "--start-dt", "--end-dt"):
+        assert (flag in text) == (command in ("train", "predict", "compare"))
+    for line in text.split("options:")[1].splitlines() if command else []:
+        assert not line.strip().endswith("(type: str)"), f"no explanation: {line}"
