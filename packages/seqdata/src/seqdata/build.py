@@ -37,6 +37,7 @@ def build(
     time_format: str | None = None,
     types: Mapping[str, str] | None = None,
     engine: str = "duckdb",
+    scheduler: str | None = None,
     memory_limit: int | str | None = None,
     shards: int = 1,
     progress: bool = True,
@@ -61,8 +62,10 @@ def build(
     time_unit: unit of integer times: "s", "ms", "us" or "ns".
     time_format: strptime format of text times, or of integers such as 20060410.
     types: {column: "int64" | "string" | "float64"}: casts applied before anything else.
-    engine: "duckdb", the embedded engine.
-    memory_limit: bytes or text such as "512MB" that the build's buffers stay within; default 512 MB.
+    engine: "duckdb", the embedded engine, or "dask" to ingest parts and sort shards on the workers of a cluster; the
+        bytes written are the same.
+    scheduler: address of the Dask scheduler; None starts a local cluster.
+    memory_limit: bytes or text such as "512MB" that the buffers of each building process stay within; default 512 MB.
     shards: number of shards that users are dealt to by hash.
     progress: draw a progress bar when standard error is a terminal.
     overwrite: replace an existing store, atomically, once the new one is complete.
@@ -71,8 +74,10 @@ def build(
     Raises ValueError, KeyError, TypeError, FileNotFoundError or FileExistsError naming the argument, column, value or
     row at fault, and OSError when the disk is full.
     """
-    if engine != "duckdb":
-        raise ValueError(f"engine={engine!r}: needs 'duckdb'")
+    if engine not in ("duckdb", "dask"):
+        raise ValueError(f"engine={engine!r}: needs 'duckdb' or 'dask'")
+    if scheduler is not None and engine != "dask":
+        raise ValueError(f"scheduler={scheduler!r}: only engine='dask' has one")
     if shards < 1 or shards > 4096:
         raise ValueError(f"shards={shards}: needs an integer from 1 to 4096")
     budget = parse_bytes(memory_limit)
@@ -96,7 +101,12 @@ def build(
     with layout.new_folder(out, overwrite, keep=resume) as folder:
         job = Job(plan, folder)
         job.prepare(resume)
-        schema = run_local(job, progress)
+        if engine == "dask":
+            from seqdata.scale import run_dask
+
+            schema = run_dask(job, scheduler, progress)
+        else:
+            schema = run_local(job, progress)
         schema["items"] = write_items(job.fitted, items or {}, schema, budget)
         if shards > 1:
             folders = [folder / "shards" / shard["folder"] for shard in schema["shards"]]

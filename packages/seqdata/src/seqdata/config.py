@@ -14,7 +14,7 @@ from seqdata.sources import Sql
 
 KEYS = (
     "sources", "out", "user", "time", "fields", "items", "event_field", "fit_before", "null_user", "time_unit",
-    "time_format", "types", "engine", "memory_limit", "shards", "progress", "overwrite", "resume",
+    "time_format", "types", "engine", "scheduler", "memory_limit", "shards", "progress", "overwrite", "resume",
 )  # fmt: skip
 
 

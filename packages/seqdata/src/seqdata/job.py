@@ -6,6 +6,7 @@ in other processes or on other machines that see the folder. The result does not
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,6 +84,18 @@ class Job:
         if (done := _read(marker)) is not None:
             return done
         _check_zones(self.plan, parts)
+        try:
+            described = self._fit(parts)
+        except duckdb.IOException as error:
+            # the fit spills to disk, and a full one has no errno here
+            raise OSError(errno.ENOSPC, f"fitting the vocabularies: {error}") from None
+        for number in range(len(parts)):
+            for path in (self.work / "parts" / f"{number:05d}").glob("*.parquet"):
+                path.unlink()
+        layout.write_json(marker, described)
+        return described
+
+    def _fit(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         connection = connect(self.plan.budget // 2, self.work)
         described: dict[str, Any] = {}
         for i, (name, codec) in enumerate(self.codecs.items()):
@@ -108,10 +122,6 @@ class Job:
             table = users.fit(self._entries(connection, "user", parts))
             layout.write_table(self.work / "users.arrow", pa.table({"user": table.column(0)}))
         connection.close()
-        for number in range(len(parts)):
-            for path in (self.work / "parts" / f"{number:05d}").glob("*.parquet"):
-                path.unlink()
-        layout.write_json(marker, described)
         return described
 
     def sort(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,11 @@ class Plan:
     def user_codec(self) -> UserCodec | None:
         """Codes text ids; None where ids are integers."""
         return UserCodec(self.user) if self.text_users else None
+
+    def without(self, numbers: list[int]) -> Plan:
+        """This plan with empty stand-ins for some parts, so that what lives in memory need not travel."""
+        parts = [(table, Part() if i in numbers else part) for i, (table, part) in enumerate(self.parts)]
+        return replace(self, parts=parts)
 
     def signature(self) -> dict[str, Any] | None:
         """What a resumed build must share with the interrupted one; None where a part is not on disk."""
