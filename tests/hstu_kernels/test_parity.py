@@ -1,13 +1,16 @@
 """All backends give one answer: drawn configurations of the whole contract, inputs of scale 1, every gradient."""
 
 import os
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hstu_kernels import available_backends, hstu_attention
+from hstu_kernels import available_backends, hstu_attention, ops
+from hstu_kernels.impl import reference
 
 OUT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 GRAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -108,8 +111,8 @@ def drawn(examples):
     return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-@drawn(200)
-@given(config=configurations(longest=150, max_batch=4), dtype=st.sampled_from(list(OUT_TOLERANCE)))
+@drawn(150)
+@given(config=configurations(longest=100, max_batch=4), dtype=st.sampled_from(list(OUT_TOLERANCE)))
 def test_cpu_equals_reference(config, dtype):
     config.check("cpu", dtype)
 
@@ -126,8 +129,8 @@ def test_triton_and_cpu_equal_reference(config, dtype):
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
-@drawn(40)
-@given(config=configurations(longest=100, max_batch=3), dtype=st.sampled_from(list(OUT_TOLERANCE)))
+@drawn(30)
+@given(config=configurations(longest=70, max_batch=3), dtype=st.sampled_from(list(OUT_TOLERANCE)))
 def test_other_instruction_sets_equal_reference(isa, config, dtype):
     before = os.environ.get("FOOTFALL_ISA")
     os.environ["FOOTFALL_ISA"] = isa
@@ -229,3 +232,42 @@ def test_triton_tables_do_not_depend_on_order_in_deterministic_mode():
             torch.use_deterministic_algorithms(False)
     for a, b in zip(*found.values(), strict=True):
         assert relative_error(b, a.double()) < 1e-5
+
+
+# Each is the reference with one mistake; the comparison above must notice it.
+MUTANTS = {
+    "x/2 for SiLU": ("sigmoid = torch.sigmoid(s.scores)", "sigmoid = torch.full_like(s.scores, 0.5)"),
+    "x/2 for SiLU, forward": ("torch.sigmoid(s.scores) * s.scale, s.v", "0.5 * s.scale, s.v"),
+    "mask off by one": ("mask = distance > 0", "mask = distance > 1"),
+    "diagonal left out": ("mask = mask | (i[:, None] == j[None, :])", "pass"),
+    "window off by one": ("distance <= p.max_attn_len", "distance < p.max_attn_len"),
+    "full rows off by one": ("last_id - p.min_full_attn_len)", "last_id - p.min_full_attn_len + 1)"),
+    "ignored target mask": ("int(p.num_targets[b])", "0"),
+    "ignored contextual rows": ("int(p.num_contextual[b])", "0"),
+    "bias scaled like q·k": ("self.scores + p.position_weight", "self.scores + p.alpha * p.position_weight"),
+    "table gradient of the wrong sign": ("index.flatten(), summed", "index.flatten(), -summed"),
+    "time shift ignored": ("i + p.time_shift", "i"),
+    "bucket edge on the wrong side": ("edges, right=True", "edges, right=False"),
+    "dropout without its scale": ("/ (1.0 - p.dropout)", ""),
+    "divisor of the wrong rows": ("p.row_divisor[rows]", "p.row_divisor[rows].flip(0)"),
+    "head forgotten in dropout": ("heads[:, None, None]", "0 * heads[:, None, None]"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_noticed(name, monkeypatch):
+    right, wrong = MUTANTS[name]
+    source = Path(reference.__file__).read_text()
+    assert right in source
+    mutant = ModuleType("mutant")
+    exec(compile(source.replace(right, wrong), "mutant", "exec"), mutant.__dict__)
+    implementation = ops._implementation
+    monkeypatch.setattr(ops, "_implementation", lambda backend: mutant if backend == "cpu" else implementation(backend))
+
+    @settings(drawn(150), phases=[Phase.generate])
+    @given(config=configurations(longest=20, max_batch=3))
+    def compare(config):
+        config.check("cpu", torch.float32)
+
+    with pytest.raises(AssertionError):
+        compare()

@@ -1,6 +1,7 @@
 """Jagged HSTU attention with fused relative position and time bias; see ``hstu_attention``."""
 
 from hstu_kernels.api import available_backends, hstu_attention
+from hstu_kernels.cache import RaggedKVCache
 from hstu_kernels.layer import HSTU, HSTULayer
 
-__all__ = ["HSTU", "HSTULayer", "available_backends", "hstu_attention"]
+__all__ = ["HSTU", "HSTULayer", "RaggedKVCache", "available_backends", "hstu_attention"]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hstu_kernels.api import hstu_attention
+from hstu_kernels.cache import CacheStep, RaggedKVCache
 
 
 class HSTULayer(nn.Module):
@@ -53,7 +54,12 @@ class HSTULayer(nn.Module):
         self.time_weight = None if time_buckets is None else _table(time_buckets + 1)
 
     def forward(
-        self, x: Tensor, offsets: Tensor, max_seqlen: int | None = None, timestamps: Tensor | None = None
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        max_seqlen: int | None = None,
+        timestamps: Tensor | None = None,
+        cache: RaggedKVCache | None = None,
     ) -> Tensor:
         """Return the layer's output [T, d_model].
 
@@ -62,16 +68,37 @@ class HSTULayer(nn.Module):
             offsets: int32 or int64 [B + 1].
             max_seqlen: bound on the lengths of this batch, at most the layer's own, which is the default.
             timestamps: int64 seconds [T]; without them the time bias is left out.
+            cache: past rows of each user; x then holds only the new ones, which are appended.
+
+        Raises:
+            ValueError: as ``hstu_attention``; a cache with time_shift=1, where a row looks at the next row's time.
         """
+        return _run([self], x, offsets, max_seqlen, timestamps, cache)
+
+    def _attend(
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        max_seqlen: int | None,
+        timestamps: Tensor | None,
+        step: CacheStep | None,
+        at: int,
+    ) -> Tensor:
         wide_v, wide_qk = self.num_heads * self.d_v, self.num_heads * self.d_qk
         uvqk = F.silu(self.uvqk(self.input_norm(x)))
         u, v, q, k = uvqk.split([wide_v, wide_v, wide_qk, wide_qk], dim=-1)
+        q, k = (y.unflatten(-1, (self.num_heads, self.d_qk)) for y in (q, k))
+        v, q_offsets = v.unflatten(-1, (self.num_heads, self.d_v)), None
+        if step is not None:
+            k, v = step.append(at, k, v)
+            offsets, q_offsets, timestamps = step.offsets, step.q_offsets, step.timestamps
         attention = hstu_attention(
-            q.unflatten(-1, (self.num_heads, self.d_qk)),
-            k.unflatten(-1, (self.num_heads, self.d_qk)),
-            v.unflatten(-1, (self.num_heads, self.d_v)),
+            q,
+            k,
+            v,
             offsets,
             self.max_seqlen if max_seqlen is None else max_seqlen,
+            q_offsets=q_offsets,
             divisor=self.max_seqlen,
             position_weight=self.position_weight,
             timestamps=timestamps,
@@ -126,12 +153,38 @@ class HSTU(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, offsets: Tensor, max_seqlen: int | None = None, timestamps: Tensor | None = None
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        max_seqlen: int | None = None,
+        timestamps: Tensor | None = None,
+        cache: RaggedKVCache | None = None,
     ) -> Tensor:
         """Return the output of the last layer [T, d_model]; arguments as in ``HSTULayer.forward``."""
-        for layer in self.layers:
-            x = layer(x, offsets, max_seqlen, timestamps)
-        return x
+        return _run(list(self.layers), x, offsets, max_seqlen, timestamps, cache)
+
+
+def _run(
+    layers: list[nn.Module],
+    x: Tensor,
+    offsets: Tensor,
+    max_seqlen: int | None,
+    timestamps: Tensor | None,
+    cache: RaggedKVCache | None,
+) -> Tensor:
+    step = None
+    if cache is not None:
+        if any(layer.time_shift for layer in layers):
+            raise ValueError(
+                "cache: got one with time_shift=1, need time_shift=0 (a row would change with the next one)"
+            )
+        step = cache.begin(offsets, timestamps)
+    for at, layer in enumerate(layers):
+        assert isinstance(layer, HSTULayer)
+        x = layer._attend(x, offsets, max_seqlen, timestamps, step, at)
+    if step is not None:
+        step.commit()
+    return x
 
 
 def _table(width: int) -> nn.Parameter:

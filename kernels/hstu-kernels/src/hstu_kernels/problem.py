@@ -138,15 +138,14 @@ def check_contents(p: Problem) -> None:
 
 def _check_offsets(name: str, offsets: list[int], total: int, of: str) -> list[int]:
     if offsets[0] != 0:
-        raise ValueError(f"{name}: first element is {offsets[0]}, need 0")
+        raise ValueError(f"{name}: got {offsets[0]} as first element, need 0")
     lengths = [after - before for before, after in pairwise(offsets)]
     for b, length in enumerate(lengths):
         if length < 0:
-            raise ValueError(
-                f"{name}: falls from {offsets[b]} to {offsets[b + 1]} at index {b + 1}, need non-decreasing"
-            )
+            fall = f"a fall from {offsets[b]} to {offsets[b + 1]} at index {b + 1}"
+            raise ValueError(f"{name}: got {fall}, need a sequence that never falls")
     if offsets[-1] != total:
-        raise ValueError(f"{name}: last element is {offsets[-1]}, need the number of rows of {of}, {total}")
+        raise ValueError(f"{name}: got {offsets[-1]} as last element, need the number of rows of {of}, {total}")
     return lengths
 
 
