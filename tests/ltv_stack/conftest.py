@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from ltv_stack import Column, Horizon, LTVConfig, Schema
 
 START = datetime(2025, 10, 1)
@@ -76,7 +77,9 @@ def make_schema() -> Schema:
 
 FEATURES = {
     "categorical": {"min_count": 5},
-    "interactions": {"terms": [{"name": "spend_fresh", "op": "product", "left": "spend__sum", "right": "last_buy__decay"}]},
+    "interactions": {
+        "terms": [{"name": "spend_fresh", "op": "product", "left": "spend__sum", "right": "last_buy__decay"}]
+    },
     "local_distribution": {"by": ["country"], "features": ["spend__sum", "age"], "min_rows": 50},
 }
 SMALL = {"n_estimators": 30, "num_leaves": 15, "min_data_in_leaf": 40, "learning_rate": 0.1}

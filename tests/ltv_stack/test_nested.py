@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ltv_stack.nested import ALL_STATISTICS, column_numbers, nested_lookup, nested_recency, nested_statistics
 
 VALUES = st.one_of(

@@ -7,6 +7,7 @@ from .data import Dataset, Partition, from_table, open_partitions
 from .drift import drift_table
 from .engine import DaskEngine, LocalEngine, make_engine
 from .errors import LeakageError, PartitionError
+from .evaluation import Evaluation, compare, evaluate
 from .features import FeatureBuilder, FeatureConfig
 from .guard import Finding, audit
 from .metrics import (
@@ -23,6 +24,7 @@ from .metrics import (
 from .nested import flatten_nested, nested_lookup, nested_recency, nested_statistics
 from .order import project_order
 from .pipeline import LTVPipeline, predict_table
+from .report import model_card, write_report
 from .sampling import Histogram, histos, histos_weights, histus, histus_weights, undo_weights
 from .schema import Column, Horizon, Schema
 from .smadex import smadex_features, smadex_schema
@@ -33,6 +35,7 @@ __all__ = [
     "ConformalIntervals",
     "DaskEngine",
     "Dataset",
+    "Evaluation",
     "FeatureBuilder",
     "FeatureConfig",
     "Finding",
@@ -49,8 +52,10 @@ __all__ = [
     "audit",
     "buyer_metrics",
     "calibration_table",
+    "compare",
     "decile_table",
     "drift_table",
+    "evaluate",
     "flatten_nested",
     "from_table",
     "histos",
@@ -61,6 +66,7 @@ __all__ = [
     "lift_table",
     "lorenz",
     "make_engine",
+    "model_card",
     "mutual_gini",
     "nested_lookup",
     "nested_recency",
@@ -73,4 +79,5 @@ __all__ = [
     "smadex_features",
     "smadex_schema",
     "undo_weights",
+    "write_report",
 ]

@@ -80,7 +80,8 @@ class FeatureCache:
 
     def dataset(self, rows: Ints, parameters: dict[str, Any]) -> lgb.Dataset:
         """A LightGBM data set of these rows, ascending, binned by the sample and streamed shard by shard."""
-        settings = dict(parameters) | {"verbosity": -1}
+        # Models with smaller leaves than those the bins were made for share this data.
+        settings = dict(parameters) | {"verbosity": -1, "feature_pre_filter": False}
         chosen = np.flatnonzero(np.isin(self.sample, rows))
         reference = lgb.Dataset(
             self.sample_matrix[chosen],

@@ -153,6 +153,9 @@ class LTVPipeline:
         absent = [name for name in keep if name not in batch.schema.names]
         if absent:
             raise ValueError(f"keep: the data has no columns {absent}")
+        clash = [name for name in keep if name in self.output_columns]
+        if clash:
+            raise ValueError(f"keep: {clash} are names of predicted columns too")
         segment = None
         if self.config.calibrate_by:
             if self.config.calibrate_by not in batch.schema.names:
@@ -163,7 +166,7 @@ class LTVPipeline:
         if self.schema.id and self.schema.id in batch.schema.names:
             arrays[self.schema.id] = batch.column(self.schema.id)
         arrays |= {name: pa.array(column) for name, column in columns.items()}
-        arrays |= {name: batch.column(name) for name in keep if name not in arrays}
+        arrays |= {name: batch.column(name) for name in keep}
         return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
     def explain(self, batch: pa.RecordBatch, horizon: str | None = None) -> tuple[list[str], Floats]:
@@ -510,6 +513,9 @@ class LTVPipeline:
         settings, rounds = stages.parameters(
             base, dict(self.config.regressor), self.config.seed, self.config.num_threads
         )
+        classifier = {**stages.CLASSIFIER, **self.config.classifier}
+        if any(settings.get(key) != classifier.get(key) for key in stages.BINNING):
+            data = cache.dataset(train, settings)
         boosters = {}
         for name in self.horizons:
             y = self._revenue(cache, name)[train]

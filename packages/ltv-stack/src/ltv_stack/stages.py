@@ -30,6 +30,8 @@ CLASSIFIER: dict[str, Any] = {
     "max_bin": 127,
 }
 _FEW_ROWS = 30_000
+# Settings that shape the bins: models that differ in them cannot share a data set.
+BINNING = ("max_bin", "min_data_in_bin", "enable_bundle", "use_missing", "zero_as_missing", "max_bin_by_feature")
 REGRESSOR: dict[str, Any] = CLASSIFIER | {"objective": "regression"}
 
 
@@ -72,7 +74,14 @@ def parameters(base: dict[str, Any], overrides: dict[str, Any], seed: int, threa
     """LightGBM parameters and the number of trees; the same data gives the same trees."""
     merged = base | overrides
     rounds = int(merged.pop("n_estimators"))
-    fixed = {"verbosity": -1, "deterministic": True, "force_col_wise": True, "seed": seed, "num_threads": threads}
+    fixed = {
+        "verbosity": -1,
+        "feature_pre_filter": False,
+        "deterministic": True,
+        "force_col_wise": True,
+        "seed": seed,
+        "num_threads": threads,
+    }
     return merged | fixed, rounds
 
 

@@ -1,0 +1,116 @@
+"""The leakage guard refuses by name: future-dated and label-derived columns, copies of labels, shuffled labels."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ltv_stack import (
+    Column,
+    Dataset,
+    LeakageError,
+    LTVConfig,
+    LTVPipeline,
+    Schema,
+    audit,
+    from_table,
+    open_partitions,
+)
+
+
+@pytest.fixture(scope="module")
+def plain(world: Path) -> pa.Table:
+    return open_partitions(world).read()
+
+
+def kinds(data: Dataset, schema: Schema) -> dict[str, str]:
+    return {finding.column: finding.kind for finding in audit(data, schema, num_threads=1)}
+
+
+def with_column(plain: pa.Table, name: str, values: object) -> Dataset:
+    return from_table(plain.append_column(name, pa.array(values, from_pandas=True)))
+
+
+def test_honest_columns_pass(plain: pa.Table, schema: Schema) -> None:
+    assert kinds(from_table(plain), schema) == {}
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_future_dated_column_is_refused_by_name(plain: pa.Table, schema: Schema, declared: bool) -> None:
+    now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e6
+    rng = np.random.default_rng(0)
+    stamp = np.where(rng.random(len(now)) < 0.1, now + rng.uniform(7200, 7 * 86400, len(now)), now - 86400)
+    data = with_column(plain, "next_buy", stamp)
+    column = Column("next_buy", kind="unix_seconds" if declared else "number")
+    assert kinds(data, schema.with_columns(column)) == {"next_buy": "future_dated"}
+
+
+def test_future_times_inside_a_map_are_seen(plain: pa.Table, schema: Schema) -> None:
+    now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e6
+    rows = [[("a", t - 5), ("b", t + 86400)] if i % 20 == 0 else None for i, t in enumerate(now)]
+    data = from_table(plain.append_column("buys", pa.array(rows, pa.map_(pa.string(), pa.float64()))))
+    assert kinds(data, schema.with_columns(Column("buys", kind="nested_time"))) == {"buys": "future_dated"}
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda y, rng: y,
+        lambda y, rng: np.log1p(y) * 3 + 1,
+        lambda y, rng: -np.sqrt(y),
+        lambda y, rng: (y > 0).astype(float),
+        lambda y, rng: y * rng.lognormal(0, 0.02, len(y)),
+    ],
+    ids=["copy", "log", "negative root", "flag", "noisy"],
+)
+def test_a_label_derived_column_is_refused_by_name(plain: pa.Table, schema: Schema, derive: Callable) -> None:
+    leak = derive(plain["revenue_d7"].to_numpy(), np.random.default_rng(0))
+    found = kinds(with_column(plain, "innocent_name", leak), schema.with_columns(Column("innocent_name")))
+    assert found.keys() == {"innocent_name"}
+    assert found["innocent_name"] in ("label_derived", "label_copy")
+
+
+def test_a_shuffled_copy_of_a_label_is_refused_by_name(plain: pa.Table, schema: Schema) -> None:
+    shuffled = np.random.default_rng(0).permutation(plain["revenue_d7"].to_numpy())
+    found = kinds(with_column(plain, "revenue_elsewhere", shuffled), schema.with_columns(Column("revenue_elsewhere")))
+    assert found == {"revenue_elsewhere": "label_copy"}
+
+
+def test_a_shuffled_label_is_refused_by_name(plain: pa.Table, schema: Schema) -> None:
+    order = np.random.default_rng(0).permutation(plain.num_rows)
+    names = ("revenue_d1", "revenue_d7", "revenue_d14", "buyer_d7")
+    table = plain
+    for name in names:
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, plain[name].take(pa.array(order)))
+    assert kinds(from_table(table), schema) == dict.fromkeys(names, "unpredictable_label")
+
+
+def test_declarations_refuse_without_looking_at_values(schema: Schema) -> None:
+    late = Column("later", available_at=timedelta(days=3))
+    child = Column("a", derived_from=("b",))
+    parent = Column("b", role="ignore", derived_from=("revenue_d7",))
+    empty = from_table(pa.table({"x": pa.array([], pa.float64())}))
+    found = audit(empty, schema.with_columns(late, child, parent))
+    assert [(f.column, f.kind) for f in found] == [("later", "declared_future"), ("a", "label_derived")]
+    with pytest.raises(ValueError, match="are labels of a horizon and cannot be features"):
+        schema.with_columns(Column("revenue_d7", role="feature"))
+
+
+def test_fit_refuses_all_leaks_at_once_unless_told_to_report(
+    plain: pa.Table, schema: Schema, config: Callable[..., LTVConfig]
+) -> None:
+    y = plain["revenue_d7"].to_numpy()
+    now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e6
+    table = plain.append_column("later", pa.array(now + 86400)).append_column("spoiler", pa.array(y * 2))
+    leaky = schema.with_columns(Column("later", kind="unix_seconds"), Column("spoiler"))
+    pipe = LTVPipeline(leaky, config())
+    with pytest.raises(LeakageError, match=r"(?s)later: future_dated.*spoiler: label_derived"):
+        pipe.fit(from_table(table))
+    assert not pipe.fitted
+    reported = LTVPipeline(leaky, config(guard="report")).fit(from_table(table))
+    assert [leak.split(":")[0] for leak in reported.report_["leaks"]] == ["later", "spoiler"]
+    assert LTVPipeline(leaky.without("later", "spoiler"), config()).fit(from_table(table)).fitted

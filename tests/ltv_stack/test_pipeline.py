@@ -1,0 +1,307 @@
+"""The pipeline: streams, the same result for every chunk size, ordered outputs, honest errors."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ltv_stack import (
+    Column,
+    Dataset,
+    Horizon,
+    LTVConfig,
+    LTVPipeline,
+    Schema,
+    evaluate,
+    from_table,
+    open_partitions,
+    predict_table,
+    project_order,
+)
+
+Config = Callable[..., LTVConfig]
+
+
+@pytest.fixture(scope="module")
+def train(world: Path) -> Dataset:
+    return open_partitions(world, end="2025-10-01-08-00", chunk_size=700)
+
+
+@pytest.fixture(scope="module")
+def later(world: Path) -> Dataset:
+    return open_partitions(world, start="2025-10-01-09-00")
+
+
+@pytest.fixture(scope="module")
+def fitted(train: Dataset, schema: Schema, config: Config) -> LTVPipeline:
+    return LTVPipeline(schema, config(quantiles=[0.5, 0.9])).fit(train)
+
+
+def values(table: pa.Table, pattern: str, horizons: tuple[str, ...] = ("d1", "d7", "d14")) -> np.ndarray:
+    return np.column_stack([table[pattern.format(h)].to_numpy() for h in horizons])
+
+
+MODELS = ["log1p", "tweedie", "two_stage", "document", "stack"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_output_is_ordered_and_bit_equal_for_every_chunk_size_after_a_round_trip(
+    model: str, train: Dataset, later: Dataset, schema: Schema, config: Config, tmp_path: Path
+) -> None:
+    pytest.importorskip("xgboost") if model == "stack" else None
+    settings = config(model=model, quantiles=[0.5, 0.9], calibration="bucket", calibrate_by="country")
+    pipe = LTVPipeline(schema, settings).fit(train)
+    whole = predict_table(pipe, later.with_options(chunk_size=None))
+    for pattern in (
+        "revenue_{}",
+        "revenue_{}_lo",
+        "revenue_{}_hi",
+        "revenue_{}_buyer_hi",
+        "revenue_{}_q50",
+        "revenue_{}_q90",
+    ):
+        found = values(whole, pattern)
+        assert np.isfinite(found).all() and (found >= 0).all()
+        assert (np.diff(found, axis=1) >= 0).all(), pattern
+    assert (values(whole, "revenue_{}_q50") <= values(whole, "revenue_{}_q90")).all()
+    assert (values(whole, "revenue_{}_lo") <= values(whole, "revenue_{}_hi")).all()
+    loaded = LTVPipeline.load(pipe.save(tmp_path / "model"))
+    for chunk in (1000, 50_000, 333):
+        batches = list(loaded.predict(later.with_options(chunk_size=chunk)))
+        again = pa.Table.from_batches(batches)
+        assert again.equals(whole.cast(again.schema))
+        for name in pipe.output_columns:
+            assert again[name].to_numpy().tobytes() == whole[name].to_numpy().tobytes(), (chunk, name)
+    one = next(iter(later.with_options(chunk_size=1)))
+    assert loaded.predict_batch(one).column("revenue_d7")[0] == whole["revenue_d7"][0]
+
+
+def test_the_fit_does_not_depend_on_the_chunk_size(
+    world: Path, fitted: LTVPipeline, schema: Schema, later: Dataset
+) -> None:
+    data = open_partitions(world, end="2025-10-01-08-00", chunk_size=None)
+    again = LTVPipeline(schema, fitted.config).fit(data)
+    assert predict_table(again, later).equals(predict_table(fitted, later))
+
+
+def test_predictions_are_better_than_chance_and_the_constant(fitted: LTVPipeline, later: Dataset) -> None:
+    found = evaluate(fitted, later)
+    assert found.metrics["buyer"]["auc"] > 0.72
+    for horizon in fitted.horizons:
+        truth = found.predictions[f"true_{horizon}"].to_numpy()
+        constant = np.var(np.log1p(truth))
+        assert found.metrics[horizon]["msle"] < 0.95 * constant
+        assert 0.86 <= found.coverage[horizon]["informative"] <= 0.94
+        assert found.coverage[f"{horizon}:buyer"]["overall"] > 0.85
+
+
+def test_projection_does_not_raise_the_summed_error_of_the_raw_model(fitted: LTVPipeline, later: Dataset) -> None:
+    batch = later.read().combine_chunks().to_batches()[0]
+    scores = fitted._raw(fitted.builder.transform(batch))
+    raw = np.column_stack([np.expm1(scores[f"s_{h}"]) for h in fitted.horizons])
+    truth = np.column_stack([batch.column(f"revenue_{h}").to_numpy() for h in fitted.horizons])
+    error = [((np.log1p(x) - np.log1p(truth)) ** 2).sum(axis=1) for x in (raw, project_order(raw))]
+    assert (np.diff(raw, axis=1) < 0).any()
+    assert (error[1] <= error[0] + 1e-12).all()
+
+
+@pytest.mark.parametrize("model", ["log1p", "tweedie", "two_stage", "stack"])
+def test_the_mean_estimand_adds_up_and_the_log_estimand_does_not(
+    model: str, train: Dataset, later: Dataset, schema: Schema, config: Config
+) -> None:
+    bases = ["elastic_net", "random_forest"]
+    mean = evaluate(LTVPipeline(schema, config(model=model, estimand="mean", stack_bases=bases)).fit(train), later)
+    log = evaluate(LTVPipeline(schema, config(model=model, estimand="log1p", stack_bases=bases)).fit(train), later)
+    for horizon in ("d7", "d14"):
+        assert 0.8 < mean.metrics[horizon]["bias_ratio"] < 1.25
+        assert log.metrics[horizon]["bias_ratio"] < 0.6
+        assert log.metrics[horizon]["msle"] < mean.metrics[horizon]["msle"]
+
+
+def test_median_and_quantile_estimands(train: Dataset, later: Dataset, schema: Schema, config: Config) -> None:
+    for estimand, level in (("median", 0.5), ("quantile:0.95", 0.95)):
+        found = predict_table(LTVPipeline(schema, config(estimand=estimand)).fit(train), later)
+        truth = later.read(["revenue_d7"])["revenue_d7"].to_numpy()
+        below = (truth <= found["revenue_d7"].to_numpy()).mean()
+        assert below >= level - 0.02
+        assert estimand == "median" or below <= 0.98
+
+
+def test_a_horizon_without_amounts_is_skipped_with_a_log_line(
+    train: Dataset, schema: Schema, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = [Horizon("d0", None, "buyer_d7"), Horizon("d3", "revenue_d3"), *schema.horizons]
+    wider = Schema(schema.columns, flags, schema.time, schema.id)
+    with caplog.at_level(logging.INFO):
+        pipe = LTVPipeline(wider, config()).fit(train)
+    assert pipe.horizons == ["d1", "d7", "d14"]
+    assert pipe.skipped_horizons == {
+        "d0": "no column of amounts is declared",
+        "d3": "the data has no column revenue_d3",
+    }
+    assert "horizon d0 skipped" in caplog.text and "horizon d3 skipped" in caplog.text
+
+
+def test_a_window_without_buyers_is_a_clear_error_and_predicts_without_one(
+    world: Path, fitted: LTVPipeline, schema: Schema, config: Config
+) -> None:
+    table = open_partitions(world, max_partitions=3).read()
+    for name in ("revenue_d1", "revenue_d7", "revenue_d14", "buyer_d7"):
+        zeros = pa.array(np.zeros(table.num_rows))
+        table = table.set_column(table.column_names.index(name), name, zeros)
+    with pytest.raises(ValueError, match=r"no horizon can be trained .*d7: 0 of 2000 training rows have an amount"):
+        LTVPipeline(schema, config()).fit(from_table(table))
+    found = evaluate(fitted, from_table(table))
+    assert np.isnan(found.metrics["buyer"]["auc"]) and np.isnan(found.metrics["d7"]["gini"])
+    assert found.metrics["d7"]["msle"] > 0
+
+
+def test_null_labels_are_left_out_and_counted(world: Path, schema: Schema, config: Config, fitted: LTVPipeline) -> None:
+    table = open_partitions(world).read()
+    hole = np.random.default_rng(0).random(table.num_rows) < 0.3
+    column = pa.array(table["revenue_d14"].to_numpy(), mask=hole)
+    table = table.set_column(table.column_names.index("revenue_d14"), "revenue_d14", column)
+    found = evaluate(LTVPipeline(schema, config()).fit(from_table(table)), from_table(table))
+    assert found.metrics["d14"]["rows"] == (~hole).sum()
+    assert found.metrics["d7"]["rows"] == len(hole)
+    assert found.metrics["d14"]["bias_ratio"] > 0.2
+
+
+def test_unseen_categories_all_null_columns_and_missing_labels_predict(fitted: LTVPipeline, later: Dataset) -> None:
+    table = later.read().drop_columns(["revenue_d1", "revenue_d7", "revenue_d14", "buyer_d7"])
+    normal = predict_table(fitted, from_table(table))
+    for name in ("spend", "last_buy", "noise", "country"):
+        nulls = pa.nulls(table.num_rows, table[name].type)
+        table = table.set_column(table.column_names.index(name), name, nulls)
+    strange = pa.array(["never seen"] * table.num_rows)
+    found = predict_table(fitted, from_table(table.set_column(table.column_names.index("bundle"), "bundle", strange)))
+    assert found.num_rows == normal.num_rows
+    assert np.isfinite(found["revenue_d7"].to_numpy()).all()
+    with pytest.raises(ValueError, match="column 'noise' is missing"):
+        predict_table(fitted, from_table(table.drop_columns(["noise"])))
+
+
+def test_the_largest_payer_reaches_every_stage(
+    world: Path, schema: Schema, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ltv_stack import stages
+
+    table = open_partitions(world, max_partitions=6).read()
+    y = table["revenue_d14"].to_numpy().copy()
+    y[17] = 1e6
+    table = table.set_column(table.column_names.index("revenue_d14"), "revenue_d14", pa.array(y))
+    seen: list[float] = []
+    train_in_memory = stages.train_in_memory
+
+    def spy(matrix: np.ndarray, label: np.ndarray, *rest: object, **more: object) -> object:
+        seen.append(float(label.max()))
+        return train_in_memory(matrix, label, *rest, **more)
+
+    monkeypatch.setattr(stages, "train_in_memory", spy)
+    for sampling in ("none", "histus", "histus_weights", "histos+histus"):
+        seen.clear()
+        LTVPipeline(schema, config(sampling=sampling)).fit(from_table(table))
+        assert max(seen) == pytest.approx(np.log1p(1e6)), sampling
+
+
+@pytest.mark.parametrize("sampling", ["histos", "histos_weights", "histus", "histus_weights", "histos+histus"])
+def test_sampling_is_undone_by_calibration(
+    sampling: str, train: Dataset, later: Dataset, schema: Schema, config: Config
+) -> None:
+    found = evaluate(LTVPipeline(schema, config(sampling=sampling)).fit(train), later)
+    buyer = found.metrics["buyer"]
+    said = found.predictions["buyer_probability"].to_numpy().mean()
+    assert said == pytest.approx(buyer["base_rate"], rel=0.12)
+    assert buyer["auc"] > 0.72
+
+
+def test_split_embargo_and_row_cap(
+    train: Dataset, schema: Schema, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = LTVPipeline(schema, config(embargo="2h", max_rows=3000)).fit(train)
+    facts = pipe.report_
+    assert facts["held_out_rows"] == 2000 and facts["rows_in_embargo"] == 2000
+    assert facts["training_rows"] == 3000 and facts["rows_over_the_cap"] == 2000
+    assert "max_rows: 3000 of 5000 training rows are used" in caplog.text
+    drawn = LTVPipeline(schema, config(split="stratified_random")).fit(train)
+    assert drawn.report_["held_out_rows"] == pytest.approx(1800, abs=2)
+    assert "held-out rows are drawn at random" in caplog.text
+
+
+def test_the_cache_goes_and_stays_as_asked(train: Dataset, schema: Schema, config: Config, tmp_path: Path) -> None:
+    LTVPipeline(schema, config(cache_dir=str(tmp_path / "a"))).fit(train)
+    assert not list((tmp_path / "a").rglob("*.parquet"))
+    LTVPipeline(schema, config(cache_dir=str(tmp_path / "b"), keep_cache=True)).fit(train)
+    assert len(list((tmp_path / "b").rglob("*.parquet"))) == 9
+
+
+def test_stages_may_differ_in_leaves_and_bins(train: Dataset, schema: Schema, config: Config) -> None:
+    trees = {"n_estimators": 10, "learning_rate": 0.1}
+    settings = config(classifier={**trees, "min_data_in_leaf": 200}, regressor={**trees, "max_bin": 31})
+    assert LTVPipeline(schema, settings).fit(train).horizons == ["d1", "d7", "d14"]
+
+
+def test_explanations_sum_to_the_score(fitted: LTVPipeline, later: Dataset) -> None:
+    batch = next(iter(later.with_options(chunk_size=20)))
+    names, parts = fitted.explain(batch, "d7")
+    score = fitted._raw(fitted.builder.transform(batch))["s_d7"]
+    np.testing.assert_allclose(np.maximum(parts.sum(axis=1), 0), score, atol=1e-6)
+    assert names == [*fitted.builder.names, "(base)"] and parts.shape == (20, len(names))
+    table = fitted.importance(later, rows=200)
+    assert set(table["model"]) == {"buyer", "d1", "d7", "d14"} and (table["shap"] >= 0).all()
+    assert table.query("model == 'd7'").iloc[0]["feature"] != "noise"
+
+
+def test_drift_names_the_feature_that_moved(fitted: LTVPipeline, later: Dataset) -> None:
+    table = later.read()
+    moved = pa.array(table["noise"].to_numpy() + 3)
+    table = table.set_column(table.column_names.index("noise"), "noise", moved)
+    found = fitted.drift(from_table(table)).set_index("feature")
+    assert found.loc["noise", "psi"] > 1 and found.loc["noise", "ks"] > 0.8
+    assert found.loc["age", "psi"] < 0.1 and found.loc["spend__sum", "psi"] < 0.1
+
+
+def test_keep_passes_columns_on_and_refuses_names_of_outputs(fitted: LTVPipeline, later: Dataset) -> None:
+    found = predict_table(fitted, later, keep=["country", "spend"])
+    assert found.column_names[:3] == ["row_id", "buyer_probability", "revenue_d1"]
+    assert found["country"].to_pylist() == later.read()["country"].to_pylist()
+    with pytest.raises(ValueError, match="keep: \\['revenue_d7'\\] are names of predicted columns"):
+        predict_table(fitted, later, keep=["revenue_d7"])
+    with pytest.raises(ValueError, match="keep: the data has no columns \\['nothing'\\]"):
+        predict_table(fitted, later, keep=["nothing"])
+
+
+def test_flat_data_without_time_or_id(config: Config) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=4000)
+    y = np.where(rng.random(4000) < 1 / (1 + np.exp(-x)), np.exp(x + rng.normal(0, 0.3, 4000)), 0.0)
+    table = pa.table({"x": x, "y": y})
+    schema = Schema([Column("x")], [Horizon("year", "y")], time=None, id=None)
+    pipe = LTVPipeline(schema, config(features={})).fit(from_table(table))
+    found = predict_table(pipe, from_table(table))
+    assert found.column_names[0] == "buyer_probability"
+    assert np.corrcoef(found["revenue_year"].to_numpy(), x)[0, 1] > 0.5
+
+
+def test_errors_name_the_setting(fitted: LTVPipeline, schema: Schema, tmp_path: Path, train: Dataset) -> None:
+    with pytest.raises(ValueError, match="model: got 'magic'"):
+        LTVConfig(model="magic")
+    with pytest.raises(ValueError, match="estimand: got 'mode'"):
+        LTVConfig(estimand="mode")
+    with pytest.raises(ValueError, match="sampling: got 'smote'"):
+        LTVConfig(sampling="histos+smote")
+    with pytest.raises(ValueError, match="embargo: got 'soon'"):
+        LTVConfig(embargo="soon")
+    with pytest.raises(ValueError, match="config: got \\['lerning_rate'\\]"):
+        LTVConfig.from_dict({"lerning_rate": 1})
+    with pytest.raises(ValueError, match="calibrate_by: needs calibration"):
+        LTVConfig(calibrate_by="country")
+    with pytest.raises(ValueError, match="not fitted"):
+        next(LTVPipeline(schema).predict(train))
+    with pytest.raises(ValueError, match=r"holds no pipeline\.json"):
+        LTVPipeline.load(tmp_path)
+    with pytest.raises(ValueError, match="main_horizon: got 'd9'"):
+        LTVPipeline(schema, LTVConfig(main_horizon="d9", num_threads=1)).fit(train)
