@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from seqdata import labels
 from seqdata.append import append, compact
 from seqdata.build import build
+from seqdata.clock import log_bucket, time_features
 from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Vector
 from seqdata.jagged import Jagged
 from seqdata.layout import StoreError
+from seqdata.negatives import Negatives
 from seqdata.sources import Sql
 from seqdata.store import Store, open_store
 from seqdata.view import Batch, View
@@ -22,6 +25,7 @@ __all__ = [
     "Hashed",
     "ItemTable",
     "Jagged",
+    "Negatives",
     "Numeric",
     "SequenceDataset",
     "SequenceLoader",
@@ -34,7 +38,10 @@ __all__ = [
     "append",
     "build",
     "compact",
+    "labels",
+    "log_bucket",
     "open_store",
+    "time_features",
 ]
 
 

@@ -14,9 +14,11 @@ from seqdata.view import Batch, Gather, View
 class SequenceDataset(IterableDataset):
     """The batches of a view as torch tensors, dealt out to ranks and worker processes.
 
-    view: which events of which users. batch_size, max_tokens, shuffle, seed, fields, max_len, drop_empty: as in
-    `View.batches`. transform: called on every torch Batch, in the worker. rank, world_size: rank r gets the batches
-    r, r + world_size, ... of the one global order, so no user is seen twice or left out.
+    view: which events of which users.
+    batch_size, max_tokens, shuffle, seed, fields, max_len, drop_empty, length_pool: as in `View.batches`.
+    transform: called on every torch Batch, in the worker.
+    rank, world_size: rank r gets the batches r, r + world_size, ... of the one global order, so no user is seen twice
+        or left out.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class SequenceDataset(IterableDataset):
         fields: Sequence[str] | None = None,
         max_len: int | None = None,
         drop_empty: bool = False,
+        length_pool: int | None = None,
         transform: Callable[[Batch], Any] | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -47,6 +50,7 @@ class SequenceDataset(IterableDataset):
             "seed": seed,
             "max_len": max_len,
             "drop_empty": drop_empty,
+            "length_pool": length_pool,
         }
         self.epoch = self.start = 0
         # a wrong field fails here and not in a worker

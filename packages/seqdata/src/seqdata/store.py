@@ -164,7 +164,7 @@ class Store:
 
     def all(self) -> View:
         """Every event of every user."""
-        return View(self, None, None)
+        return View(self)
 
     def as_of(self, cutoff: Any) -> View:
         """Every user's events before `cutoff`: a datetime, ISO text or integer microseconds; UTC unless it says."""

@@ -158,6 +158,18 @@ def parse_cutoff(value: object, name: str = "cutoff") -> int:
     raise TypeError(f"{name}={value!r}: needs a datetime, an ISO string or integer microseconds")
 
 
+def parse_span(value: object, name: str) -> int:
+    """int64 microseconds of a timedelta or of integer microseconds; needs to be more than nothing."""
+    span = value
+    if isinstance(value, np.timedelta64):
+        span = int(value.astype("timedelta64[us]").astype(np.int64))
+    elif isinstance(value, dt.timedelta):
+        span = value // dt.timedelta(microseconds=1)
+    if isinstance(span, bool) or not isinstance(span, int | np.integer) or span <= 0:
+        raise ValueError(f"{name}={value!r}: needs a timedelta or integer microseconds > 0")
+    return int(span)
+
+
 def format_time(microseconds: int) -> str:
     """ISO text of int64 microseconds UTC."""
     return str(np.datetime64(int(microseconds), "us")).removesuffix(".000000") + "Z"

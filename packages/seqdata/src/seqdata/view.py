@@ -12,7 +12,7 @@ import numpy as np
 
 from seqdata.jagged import Jagged, to_tensor
 from seqdata.order import Order
-from seqdata.times import parse_cutoff
+from seqdata.times import parse_cutoff, parse_span
 
 if TYPE_CHECKING:
     from seqdata.store import Store
@@ -45,10 +45,23 @@ class Batch:
 
 
 class View:
-    """Events with start <= time < end of some users; made by `Store.as_of`, `Store.all`, `window` and `select`."""
+    """Some events of some users, by time, by place in the sequence or by value; nothing is copied.
 
-    def __init__(self, store: Store, start: int | None, end: int | None, rows: np.ndarray | None = None) -> None:
-        self.store, self.start, self.end, self._rows = store, start, end, rows
+    Made by `Store.as_of`, `Store.all` and the methods here; every method gives a new view.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        start: int | None = None,
+        end: int | None = None,
+        rows: np.ndarray | None = None,
+        cut: tuple[np.ndarray, np.ndarray] | None = None,
+        kept: np.ndarray | None = None,
+    ) -> None:
+        # kept: the positions of the chosen events where they do not lie side by side; cut: first and one-past-last
+        # place of every user's events, among `kept` if that is given, else in the store
+        self.store, self.start, self.end, self._rows, self._cut, self._kept = store, start, end, rows, cut, kept
 
     def __repr__(self) -> str:
         return f"View({self.store.path.name!r}, start={self.start}, end={self.end}, users={len(self):,})"
@@ -79,10 +92,82 @@ class View:
 
     def select(self, users: Iterable[Any]) -> View:
         """The same view of these user ids only, in this order; an unknown id is a KeyError."""
-        rows = self.store.index_of(users)
-        if self._rows is not None and not np.isin(rows, self._rows).all():
-            raise KeyError(f"user id {self.store.users[rows[~np.isin(rows, self._rows)][0]]!r} is not in this view")
-        return View(self.store, self.start, self.end, rows)
+        index = self.store.index_of(users)
+        if self._rows is None:
+            return self.at(index)
+        order = np.argsort(self._rows, kind="stable")
+        place = np.minimum(np.searchsorted(self._rows, index, sorter=order), len(order) - 1)
+        rows = order[place] if len(order) else np.zeros(len(index), np.int64)
+        wrong = self._rows[rows] != index if len(order) else np.ones(len(index), bool)
+        if wrong.any():
+            raise KeyError(f"user id {self.store.users[index[np.argmax(wrong)]]!r} is not in this view")
+        return self.at(rows)
+
+    def at(self, rows: np.ndarray) -> View:
+        """The same view of its users at `rows`, positions [u] or a mask [U]."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        cut = None if self._cut is None else (self._cut[0][rows], self._cut[1][rows])
+        return View(self.store, self.start, self.end, self.user_index[rows], cut, self._kept)
+
+    def at_least(self, events: int) -> View:
+        """Only users with that many events in this view."""
+        return self.at(self.lengths() >= events)
+
+    def where(self, field: str, values: Iterable[Any]) -> View:
+        """Only events whose field, or item property "field.column", has one of these values."""
+        ids = self.ids_of(field, values)
+        gather = Gather(self.store, [field])
+        return self._masked(np.isin(gather.values(self.positions())[field], ids))
+
+    def k_core(self, field: str, k: int) -> View:
+        """Only users and ids of a field that keep at least `k` events each, as often removed as it takes.
+
+        Events whose field is missing or unknown go first.
+        """
+        if self.store.entry(field)["kind"] not in ("categorical", "hashed"):
+            raise ValueError(f"k_core: {field!r} is {self.store.entry(field)['kind']}; needs a categorical field")
+        if k < 1:
+            raise ValueError(f"k_core: k={k}; needs an integer >= 1")
+        vocabulary = self.store.vocabulary(field)
+        least = 2 if vocabulary.hashed is not None else vocabulary.first_value
+        view = self._masked(self.store.take(field, self.positions()) >= least)
+        while True:
+            counts = view.lengths()
+            ids = self.store.take(field, view.positions())
+            often = np.bincount(ids, minlength=len(vocabulary)) >= k
+            users = counts >= k
+            if users.all() and often[ids].all():
+                return view
+            view = view._masked(np.repeat(users, counts) & often[ids]).at_least(1)
+
+    def leave_last(self, events: int = 1) -> tuple[View, View]:
+        """(all but the last events of every user, the last events); a user with fewer has all of them in the second."""
+        first, last = self.bounds
+        middle = np.maximum(last - events, first)
+        return self._sliced(first, middle), self._sliced(middle, last)
+
+    def ratio(self, *shares: float) -> tuple[View, ...]:
+        """Views of successive shares of every user's events, such as ratio(0.8, 0.1, 0.1); borders are rounded down."""
+        if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+            raise ValueError(f"ratio{shares}: needs shares >= 0 that sum to 1")
+        first, last = self.bounds
+        # a hair more than the sum, so that 0.1 + 0.2 of ten events are three
+        borders = [
+            first + np.floor((last - first) * min(share + 1e-12, 1)).astype(np.int64) for share in np.cumsum(shares)
+        ]
+        borders[-1] = last
+        return tuple(self._sliced(low, high) for low, high in zip([first, *borders], borders, strict=False))
+
+    def rolling(self, start: Any, end: Any, step: Any, horizon: Any = None) -> Iterator[tuple[View, View]]:
+        """Back-tests: (events before the cutoff, events in the horizon after it) for cutoffs start, start + step, ...
+
+        The last horizon ends by `end`. step, horizon: timedelta or integer microseconds; horizon is one step if None.
+        """
+        low, high = parse_cutoff(start, "start"), parse_cutoff(end, "end")
+        every = parse_span(step, "step")
+        ahead = every if horizon is None else parse_span(horizon, "horizon")
+        for cutoff in range(low, high - ahead + 1, every):
+            yield self.as_of(cutoff), self.window(cutoff, cutoff + ahead)
 
     def lengths(self) -> np.ndarray:
         """[U] int64 events per user."""
@@ -94,14 +179,36 @@ class View:
 
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """First and one-past-last event position of every user of the view, int64 [U] each."""
+        """First and one-past-last place of every user's events, int64 [U] each; `positions` are what lies between."""
         offsets = self.store.offsets
-        low, high = (
-            (offsets[:-1], offsets[1:]) if self._rows is None else (offsets[self._rows], offsets[self._rows + 1])
-        )
-        first = low if self.start is None else _bisect(self.store.time, low, high, self.start)
-        last = high if self.end is None else _bisect(self.store.time, first, high, self.end)
+        if self._cut is not None:
+            low, high = self._cut
+        elif self._rows is None:
+            low, high = offsets[:-1], offsets[1:]
+        else:
+            low, high = offsets[self._rows], offsets[self._rows + 1]
+        time = self.store.time
+        first = low if self.start is None else _bisect(time, low, high, self.start, self._kept)
+        last = high if self.end is None else _bisect(time, first, high, self.end, self._kept)
         return np.asarray(first), np.asarray(last)
+
+    def positions(self, rows: np.ndarray | None = None, max_len: int | None = None) -> np.ndarray:
+        """Places in the store's columns [T] of the events of the users at `rows`, one user after the other."""
+        first, last = self.bounds if rows is None else (self.bounds[0][rows], self.bounds[1][rows])
+        if max_len is not None:
+            first = np.maximum(first, last - max_len)
+        lengths = last - first
+        starts = np.cumsum(lengths) - lengths
+        places = np.repeat(first - starts, lengths) + np.arange(int(lengths.sum()))
+        return places if self._kept is None else self._kept[places]
+
+    def values_at(self, fields: Sequence[str], positions: np.ndarray) -> dict[str, np.ndarray]:
+        """{field: [n, ...]} at positions [n] of the store's columns."""
+        return Gather(self.store, fields).values(positions)
+
+    def gather(self, fields: Sequence[str]) -> Jagged:
+        """Fields of all events of all users of the view at once."""
+        return Gather(self.store, fields)(self.positions(), self.lengths())
 
     def batches(
         self,
@@ -114,6 +221,7 @@ class View:
         fields: Sequence[str] | None = None,
         max_len: int | None = None,
         drop_empty: bool = False,
+        length_pool: int | None = None,
         start: int = 0,
     ) -> Iterator[Batch]:
         """Jagged batches of the view's users, the same ones every time for the same arguments.
@@ -123,6 +231,8 @@ class View:
         fields: names to gather, item properties as "field.column"; None takes every event field. "timestamp", int64
             seconds [T], is always there.
         max_len: keeps the last events of longer sequences. drop_empty: leaves users without events out.
+        length_pool: users that are put in order of length before they are cut into batches, so that a batch holds
+            sequences of like length; the batches of a pool come in random order.
         start: number of batches to skip, which costs no gathering.
         """
         gather = Gather(self.store, fields)
@@ -134,80 +244,128 @@ class View:
             epoch=epoch,
             max_len=max_len,
             drop_empty=drop_empty,
+            length_pool=length_pool,
             start=start,
         ):
             yield self.batch(rows, gather, max_len)
 
     def batch(self, rows: np.ndarray, gather: Gather, max_len: int | None = None) -> Batch:
         """The batch of the view's users at `rows` [B]."""
-        first, last = self.bounds[0][rows], self.bounds[1][rows]
-        if max_len is not None:
-            first = np.maximum(first, last - max_len)
+        lengths = self.bounds[1][rows] - self.bounds[0][rows]
         index = rows if self._rows is None else self._rows[rows]
-        return Batch(self.store.users[index], index, gather(first, last))
+        jagged = gather(self.positions(rows, max_len), lengths if max_len is None else np.minimum(lengths, max_len))
+        return Batch(self.store.users[index], index, jagged)
 
     def plan(
         self,
-        batch_size: int | None,
+        batch_size: int | None = None,
         *,
-        max_tokens: int | None,
-        shuffle: bool,
-        seed: int,
-        epoch: int,
-        max_len: int | None,
-        drop_empty: bool,
+        max_tokens: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        max_len: int | None = None,
+        drop_empty: bool = False,
+        length_pool: int | None = None,
         start: int = 0,
     ) -> Iterator[np.ndarray]:
-        """Rows of the view that make each batch, without touching an event."""
-        _positive(batch_size=batch_size, max_tokens=max_tokens, max_len=max_len)
+        """Rows of the view that make each batch, without touching an event; arguments as for `batches`."""
+        _positive(batch_size=batch_size, max_tokens=max_tokens, max_len=max_len, length_pool=length_pool)
         if batch_size is None and max_tokens is None:
             raise ValueError("batches: needs batch_size (users) or max_tokens (events)")
         rows = np.flatnonzero(self.lengths()) if drop_empty else None
         order = Order(len(self) if rows is None else len(rows), seed, epoch, shuffle)
-        if max_tokens is not None:
-            lengths = self.lengths() if max_len is None else np.minimum(self.lengths(), max_len)
-            yield from islice(self._by_tokens(order, rows, lengths, batch_size, max_tokens), start, None)
-        elif batch_size is not None:
-            yield from self._by_count(order, rows, batch_size, start)
-
-    def _by_count(self, order: Order, rows: np.ndarray | None, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
-        for begin in range(start * batch_size, len(order), batch_size):
-            picked = order(begin, min(begin + batch_size, len(order)))
-            yield picked if rows is None else rows[picked]
-
-    def _by_tokens(
-        self, order: Order, rows: np.ndarray | None, lengths: np.ndarray, batch_size: int | None, max_tokens: int
-    ) -> Iterator[np.ndarray]:
-        if len(lengths) and lengths.max() > max_tokens:
+        if max_tokens is None and length_pool is None:
+            yield from self._by_count(order, rows, batch_size or 1, start)
+            return
+        lengths = self.lengths() if max_len is None else np.minimum(self.lengths(), max_len)
+        if max_tokens is not None and len(lengths) and lengths.max() > max_tokens:
             longest = int(np.argmax(lengths))
             raise ValueError(
                 f"max_tokens={max_tokens}: user {self.users[longest]} alone has {int(lengths[longest])} events; raise"
                 f" it or pass max_len <= {max_tokens}"
             )
+        if length_pool is None:
+            pieces = self._by_tokens(order, rows, lengths, batch_size, max_tokens)
+        else:
+            pieces = self._by_length(order, rows, lengths, batch_size, max_tokens, length_pool, (seed, epoch))
+        yield from islice(pieces, start, None)
+
+    def _by_count(self, order: Order, rows: np.ndarray | None, batch_size: int, start: int) -> Iterator[np.ndarray]:
+        for begin in range(start * batch_size, len(order), batch_size):
+            picked = order(begin, min(begin + batch_size, len(order)))
+            yield picked if rows is None else rows[picked]
+
+    def _by_tokens(
+        self,
+        order: Order,
+        rows: np.ndarray | None,
+        lengths: np.ndarray,
+        batch_size: int | None,
+        max_tokens: int | None,
+    ) -> Iterator[np.ndarray]:
         held = np.zeros(0, np.int64)
         for begin in range(0, len(order), CHUNK):
             picked = order(begin, min(begin + CHUNK, len(order)))
             held = np.concatenate([held, picked if rows is None else rows[picked]])
-            ends = np.cumsum(lengths[held])
-            at, final = 0, begin + CHUNK >= len(order)
-            while at < len(held):
-                stop = int(np.searchsorted(ends, (ends[at - 1] if at else 0) + max_tokens, "right"))
-                if batch_size is not None:
-                    stop = min(stop, at + batch_size)
+            final = begin + CHUNK >= len(order)
+            at = 0
+            for stop in _cuts(lengths[held], batch_size, max_tokens):
                 if stop == len(held) and not final:
                     break
                 yield held[at:stop]
                 at = stop
             held = held[at:]
 
+    def _by_length(
+        self,
+        order: Order,
+        rows: np.ndarray | None,
+        lengths: np.ndarray,
+        batch_size: int | None,
+        max_tokens: int | None,
+        pool: int,
+        key: tuple[int, int],
+    ) -> Iterator[np.ndarray]:
+        for number, begin in enumerate(range(0, len(order), pool)):
+            picked = order(begin, min(begin + pool, len(order)))
+            held = picked if rows is None else rows[picked]
+            held = held[np.argsort(lengths[held], kind="stable")]
+            stops = list(_cuts(lengths[held], batch_size, max_tokens))
+            pieces = [held[low:high] for low, high in zip([0, *stops], stops, strict=False)]
+            mixed = Order(len(pieces), key[0] + 1_000_003 * number, key[1], order.shuffle)
+            for place in mixed(0, len(pieces)):
+                yield pieces[place]
+
     def _narrow(self, start: int | None, end: int | None) -> View:
         low = self.start if start is None else start if self.start is None else max(start, self.start)
         high = self.end if end is None else end if self.end is None else min(end, self.end)
-        return View(self.store, low, high, self._rows)
+        return View(self.store, low, high, self._rows, self._cut, self._kept)
+
+    def _sliced(self, first: np.ndarray, last: np.ndarray) -> View:
+        return View(self.store, self.start, self.end, self._rows, (first, last), self._kept)
+
+    def _masked(self, mask: np.ndarray) -> View:
+        positions, lengths = self.positions(), self.lengths()
+        counts = np.bincount(np.repeat(np.arange(len(self)), lengths)[mask], minlength=len(self)).astype(np.int64)
+        ends = np.cumsum(counts)
+        return View(self.store, self.start, self.end, self._rows, (ends - counts, ends), positions[mask])
+
+    def ids_of(self, field: str, values: Iterable[Any]) -> np.ndarray:
+        """Stored values of given values of a field or item property; one that the vocabulary lacks is a KeyError."""
+        wanted = list(values)
+        if self.store.entry(field)["kind"] == "numeric":
+            return np.asarray(wanted)
+        vocabulary = self.store.vocabulary(field)
+        ids = vocabulary.encode(wanted)
+        if vocabulary.hashed is None and (ids < vocabulary.first_value).any():
+            unknown = wanted[int(np.argmax(ids < vocabulary.first_value))]
+            raise KeyError(f"{field!r} has no value {unknown!r} in its vocabulary")
+        return ids
 
 
 class Gather:
-    """Takes events out of a store: a call with first and last positions [B] gives a Jagged of the chosen fields."""
+    """Takes events out of a store: a call with positions [T] and lengths [B] gives a Jagged of the chosen fields."""
 
     def __init__(self, store: Store, fields: Sequence[str] | None = None) -> None:
         self.store = store
@@ -216,12 +374,14 @@ class Gather:
             if name != "timestamp":
                 store.entry(name)
 
-    def __call__(self, first: np.ndarray, last: np.ndarray) -> Jagged:
-        store = self.store
-        lengths = np.maximum(last - first, 0)
+    def __call__(self, positions: np.ndarray, lengths: np.ndarray) -> Jagged:
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        positions = np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Jagged(self.values(positions), offsets)
+
+    def values(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """{field: [T, ...]} at positions [T] of the store's columns."""
+        store = self.store
         values: dict[str, np.ndarray] = {}
         keys: dict[str, np.ndarray] = {}
         for name in self.fields:
@@ -237,16 +397,30 @@ class Gather:
                     keys[field] = store.take(field, positions)
                 values[name] = store.item_column(field, column)[keys[field]]
         values["timestamp"] = store.time[positions] // 1_000_000
-        return Jagged(values, offsets)
+        return values
 
 
-def _bisect(time: np.ndarray, low: np.ndarray, high: np.ndarray, limit: int) -> np.ndarray:
+def _cuts(lengths: np.ndarray, batch_size: int | None, max_tokens: int | None) -> Iterator[int]:
+    """Ends of successive batches that hold as many sequences as fit."""
+    ends = np.cumsum(lengths)
+    at = 0
+    while at < len(lengths):
+        stop = len(lengths)
+        if max_tokens is not None:
+            stop = int(np.searchsorted(ends, (ends[at - 1] if at else 0) + max_tokens, "right"))
+        if batch_size is not None:
+            stop = min(stop, at + batch_size)
+        yield stop
+        at = stop
+
+
+def _bisect(time: np.ndarray, low: np.ndarray, high: np.ndarray, limit: int, kept: np.ndarray | None) -> np.ndarray:
     """For every range low:high of sorted times the first position with time >= limit."""
     low, high = np.array(low), np.array(high)
     active = np.flatnonzero(low < high)
     while len(active):
         middle = (low[active] + high[active]) >> 1
-        before = time[middle] < limit
+        before = time[middle if kept is None else kept[middle]] < limit
         low[active[before]] = middle[before] + 1
         high[active[~before]] = middle[~before]
         active = active[low[active] < high[active]]

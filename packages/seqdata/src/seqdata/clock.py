@@ -1,0 +1,44 @@
+"""Features of time: gaps, hours, weekdays, seasons, recency."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from seqdata.jagged import Jagged
+from seqdata.times import parse_cutoff
+
+DAY = 86_400
+
+
+def time_features(jagged: Jagged, cutoff: Any = None, buckets: int = 128) -> dict[str, np.ndarray]:
+    """Features [T] of the timestamps of a numpy Jagged, in UTC.
+
+    gap_bucket: log bucket of the seconds since the sequence's previous event, 0 for its first; int32.
+    hour 0..23, weekday 0..6 (Monday is 0), month 0..11; int32. season: place in the year from 0 to 1; float32.
+    recency_bucket: log bucket of the seconds from the event to `cutoff`, only with one; int32.
+    buckets: ids of the log buckets are clamped below it; the scale is that of `log_bucket`.
+    """
+    seconds, offsets = jagged["timestamp"], jagged.offsets
+    gaps = np.diff(seconds, prepend=seconds[:1])
+    gaps[offsets[:-1][jagged.lengths > 0]] = 0
+    days = seconds // DAY
+    dates = days.astype("datetime64[D]")
+    year = dates.astype("datetime64[Y]")
+    features = {
+        "gap_bucket": log_bucket(gaps, buckets),
+        "hour": (seconds % DAY // 3600).astype(np.int32),
+        # the epoch was a Thursday
+        "weekday": ((days + 3) % 7).astype(np.int32),
+        "month": (dates.astype("datetime64[M]") - year.astype("datetime64[M]")).astype(np.int32),
+        "season": ((dates - year.astype("datetime64[D]")).astype(np.int64) / 366).astype(np.float32),
+    }
+    if cutoff is not None:
+        features["recency_bucket"] = log_bucket(parse_cutoff(cutoff) // 1_000_000 - seconds, buckets)
+    return features
+
+
+def log_bucket(seconds: np.ndarray, buckets: int = 128) -> np.ndarray:
+    """int32 floor(ln(max(|seconds|, 1)) / 0.301), below `buckets`: the time buckets of the published HSTU."""
+    return np.minimum(np.log(np.maximum(np.abs(seconds), 1)) / 0.301, buckets - 1).astype(np.int32)

@@ -1,0 +1,95 @@
+"""Labels of users from the events of a window: what happened, how often, how much, what came next.
+
+Every function takes a view of the window, as in `store.all().window(cutoff, cutoff + horizon)`, narrowed by `where` to
+the events that count, and gives one row per user of that view, in its order. Nothing loops over users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from seqdata.fields import MISSING
+from seqdata.jagged import Jagged
+from seqdata.times import parse_cutoff, parse_span
+from seqdata.view import View
+
+
+def any_event(future: View) -> np.ndarray:
+    """bool [U]: has the user an event in the window?"""
+    return future.lengths() > 0
+
+
+def churn(history: View, future: View) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [n] of the users active in the history, and bool [n]: 1 if they have no event in the window.
+
+    Both views have the same users and are narrowed to the event that counts, such as purchases; the definition of the
+    RecSys Challenge 2025's churn task.
+    """
+    if not np.array_equal(history.user_index, future.user_index):
+        raise ValueError("churn: history and future need the same users in the same order")
+    rows = np.flatnonzero(history.lengths())
+    return rows, future.lengths()[rows] == 0
+
+
+def multi_hot(future: View, field: str, values: Iterable[Any]) -> np.ndarray:
+    """bool [U, len(values)]: has the user an event with that value of a field or item property "field.column"?
+
+    With the list of the hundred categories or items to predict, the propensity targets of the RecSys Challenge 2025.
+    """
+    ids = future.ids_of(field, values)
+    found = future.gather([field])
+    order = np.argsort(ids, kind="stable")
+    at = np.minimum(np.searchsorted(ids, found[field], sorter=order), len(ids) - 1)
+    hit = ids[order[at]] == found[field]
+    out = np.zeros((len(future), len(ids)), bool)
+    out[_rows(future)[hit], order[at][hit]] = True
+    return out
+
+
+def counts(view: View, start: Any, horizons: Sequence[Any]) -> np.ndarray:
+    """int64 [U, H] events with start <= time < start + horizon, for every horizon (timedelta or microseconds)."""
+    low = parse_cutoff(start, "start")
+    return np.stack([view.window(low, low + parse_span(span, "horizon")).lengths() for span in horizons], axis=1)
+
+
+def sums(view: View, field: str, start: Any, horizons: Sequence[Any]) -> np.ndarray:
+    """float64 [U, H] sum of a numeric field or item property over those windows; missing values count nothing."""
+    if view.store.entry(field)["kind"] != "numeric":
+        raise ValueError(f"sums: {field!r} is {view.store.entry(field)['kind']}; needs a numeric field")
+    low = parse_cutoff(start, "start")
+    out = np.empty((len(view), len(horizons)))
+    for i, span in enumerate(horizons):
+        window = view.window(low, low + parse_span(span, "horizon"))
+        numbers = np.nan_to_num(window.gather([field])[field].astype(np.float64), nan=0.0)
+        out[:, i] = np.bincount(_rows(window), numbers, minlength=len(view))
+    return out
+
+
+def next_event(future: View, field: str) -> np.ndarray:
+    """[U] stored value of the first event of the window; users without one get 0 (NaN of a float field)."""
+    has = np.flatnonzero(future.lengths())
+    first = future.positions()[np.cumsum(future.lengths())[has] - future.lengths()[has]]
+    values = future.values_at([field], first)[field]
+    missing = np.nan if values.dtype.kind == "f" else MISSING
+    out = np.full((len(future), *values.shape[1:]), missing, values.dtype)
+    out[has] = values
+    return out
+
+
+def next_basket(future: View, field: str, basket: str = "timestamp") -> Jagged:
+    """Values of the window's events that share the first one's basket: a field, or the second they happened in."""
+    found = future.gather([field, basket])
+    lengths = future.lengths()
+    has = lengths > 0
+    first = np.zeros(len(future), found[basket].dtype)
+    first[has] = found[basket][found.offsets[:-1][has]]
+    same = found[basket] == np.repeat(first, lengths)
+    kept = np.bincount(_rows(future)[same], minlength=len(future))
+    return Jagged({field: found[field][same]}, np.append(np.int64(0), np.cumsum(kept)))
+
+
+def _rows(view: View) -> np.ndarray:
+    return np.repeat(np.arange(len(view)), view.lengths())

@@ -1,0 +1,151 @@
+"""Negative items for training: uniform, by popularity, of the positive's category, or the rest of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from seqdata.jagged import Jagged
+from seqdata.store import Store
+
+TRIES = 20
+
+
+class Negatives:
+    """Draws ids of a categorical field, fresh for every (epoch, step), the same for the same seed.
+
+    store, field: whose ids to draw; their counts are those before the fit cutoff, so popularity leaks nothing.
+    alpha: an id is drawn in proportion to count ** alpha; 0 is uniform.
+    category: item property "field.column"; a share `within` of the draws stays inside the positive's category.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        field: str,
+        *,
+        alpha: float = 0.0,
+        category: str | None = None,
+        within: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        vocabulary = store.vocabulary(field)
+        if vocabulary.hashed is not None or not len(vocabulary.values):
+            raise ValueError(f"Negatives: {field!r} has no values to draw from")
+        if not 0 <= within <= 1:
+            raise ValueError(f"Negatives: within={within}; needs a share from 0 to 1")
+        self.seed, self.within, self.size, self.first = seed, within, len(vocabulary), vocabulary.first_value
+        weight = np.zeros(self.size)
+        weight[self.first :] = np.maximum(vocabulary.counts, 1).astype(np.float64) ** alpha
+        with np.errstate(divide="ignore"):
+            # float32 [ids]: log of the chance of each id, -inf for ids that are never drawn
+            self.log_q = np.log(weight / weight.sum()).astype(np.float32)
+        self._category = None
+        if category is not None:
+            owner, column = store.item_columns.get(category, (None, ""))
+            if owner != field:
+                raise KeyError(
+                    f"Negatives: category={category!r} is no item column of {field!r}; there are"
+                    f" {list(store.item_columns)}"
+                )
+            self._category = store.item_column(field, column).astype(np.int64)
+            self._sizes = np.bincount(self._category, weight > 0)
+        self._weighted = _Bins(self._category, weight)
+        self._even = _Bins(self._category, (weight > 0).astype(np.float64))
+
+    def draw(
+        self,
+        positives: np.ndarray,
+        count: int,
+        *,
+        epoch: int = 0,
+        step: int = 0,
+        avoid: Jagged | None = None,
+        rows: Any = None,
+    ) -> np.ndarray:
+        """int32 [T, count] ids, none of them the positive of its row.
+
+        positives: ids [T]. avoid: a Jagged of one field of ids that the draws of a sequence must not contain; rows [T]
+        says which sequence each positive belongs to. Where what is to be avoided is nearly everything, a few may stay.
+        """
+        if count < 1:
+            raise ValueError(f"draw: count={count}; needs an integer >= 1")
+        positives = np.asarray(positives, np.int64)
+        if len(positives) and (positives.min() < 0 or positives.max() >= self.size):
+            raise ValueError(f"draw: positives hold ids {positives.min()}..{positives.max()}; needs 0..{self.size - 1}")
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, step]))
+        known = self._known(avoid, rows, positives)
+        wanted = np.repeat(positives, count)
+        sequence = np.repeat(np.zeros(len(positives), np.int64) if rows is None else np.asarray(rows, np.int64), count)
+        drawn = np.zeros(len(wanted), np.int64)
+        again = np.arange(len(wanted))
+        group = self._group(wanted, rng)
+        for turn in range(2 * TRIES):
+            # a sequence that holds nearly all popular ids would be refused for ever: then all ids have one chance
+            bins = self._weighted if turn < TRIES else self._even
+            drawn[again] = bins.draw(group[again], rng)
+            bad = drawn[again] == wanted[again]
+            if known is not None:
+                bad |= _inside(known, sequence[again] * self.size + drawn[again])
+            again = again[bad]
+            if not len(again):
+                break
+        return drawn.reshape(len(positives), count).astype(np.int32)
+
+    def in_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(log of the chance of each id [B], bool [B, B] that is True where another row holds the same id).
+
+        For a softmax over the batch: subtract the first from the logits' columns, mask the second.
+        """
+        ids = np.asarray(ids)
+        same = ids[:, None] == ids[None, :]
+        np.fill_diagonal(same, False)
+        return self.log_q[ids], same
+
+    def _group(self, positives: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The group to draw each negative from: 0 is everything, 1 + c the category c."""
+        if self._category is None:
+            return np.zeros(len(positives), np.int64)
+        category = self._category[positives]
+        # a category of one item, or none, has no negative of its own
+        inside = (self._sizes[category] > 1) & (category > 0) & (rng.random(len(positives)) < self.within)
+        return np.where(inside, 1 + category, 0)
+
+    def _known(self, avoid: Jagged | None, rows: Any, positives: np.ndarray) -> np.ndarray | None:
+        if avoid is None:
+            return None
+        if rows is None or len(rows) != len(positives):
+            raise ValueError("draw: avoid needs rows [T], the sequence of every positive")
+        if len(avoid.values) != 1:
+            raise ValueError(f"draw: avoid holds {list(avoid.values)}; needs one field")
+        ids = np.asarray(next(iter(avoid.values.values())), np.int64)
+        lengths = np.asarray(avoid.lengths)
+        return np.unique(np.repeat(np.arange(len(lengths)), lengths) * self.size + ids)
+
+
+class _Bins:
+    """Weighted ids end to end, all and then category by category: one uniform number picks an id of a group."""
+
+    def __init__(self, category: np.ndarray | None, weight: np.ndarray) -> None:
+        everything = np.arange(len(weight))
+        self._ids, border = everything, np.array([0, len(weight)])
+        if category is not None:
+            order = np.argsort(category, kind="stable")
+            self._ids = np.append(everything, order)
+            inner = np.searchsorted(category[order], np.arange(int(category.max()) + 2))
+            border = np.append(0, len(weight) + inner)
+        self._ends = np.cumsum(weight[self._ids])
+        ends = np.append(0.0, self._ends)[border]
+        self._low, self._high, self._last = ends[:-1], ends[1:], border[1:] - 1
+
+    def draw(self, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        low, high = self._low[group], self._high[group]
+        at = np.searchsorted(self._ends, low + (high - low) * rng.random(len(group)), "right")
+        return self._ids[np.minimum(at, self._last[group])]
+
+
+def _inside(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    return known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
