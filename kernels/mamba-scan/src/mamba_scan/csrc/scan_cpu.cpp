@@ -697,15 +697,16 @@ static R* chain_backward(const ScanArgs& a, const Spans& spans) {
     return ends;
 }
 
-// out[i] = the sum over the parts in their order; parts lie `count` apart.
+// out[i] = the sum over the parts in their order; parts lie `count` apart. Shared by the threads of a parallel region.
 template <class R>
-static void add_parts(R* out, const R* parts, int64_t number, int64_t count, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < (count + 255) / 256; i++) {
-        const int64_t end = min64(count, (i + 1) * 256);
-        for (int64_t j = i * 256; j < end; j++) out[j] = number > 0 ? parts[j] : R(0);
+static void add_parts(R* out, const R* parts, int64_t number, int64_t count) {
+    if (!out) return;
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < (count + 1023) / 1024; i++) {
+        const int64_t end = min64(count, (i + 1) * 1024);
+        for (int64_t j = i * 1024; j < end; j++) out[j] = number > 0 ? parts[j] : R(0);
         for (int64_t p = 1; p < number; p++)
-            for (int64_t j = i * 256; j < end; j++) out[j] += parts[p * count + j];
+            for (int64_t j = i * 1024; j < end; j++) out[j] += parts[p * count + j];
     }
 }
 
@@ -768,23 +769,19 @@ static void backward_typed(const ScanArgs& a) {
         }
         free(w.memory);
     }
-    R* sum = zeros<R>(state_sums);
-    add_parts<R>(sum, dA, parts, state_sums, a.threads);
+    R* sum = zeros<R>(3 * state_sums);
+    R *sum_B = sum + state_sums, *sum_C = sum_B + state_sums;
+#pragma omp parallel num_threads(a.threads)
+    {
+        add_parts<R>(dB ? static_cast<R*>(a.dB) : sum_B, dB ? dB : dBc, dB ? per_group : parts, dB ? row_sums : state_sums);
+        add_parts<R>(dC ? static_cast<R*>(a.dC) : sum_C, dC ? dC : dCc, dC ? per_group : parts, dC ? row_sums : state_sums);
+        add_parts<R>(sum, dA, parts, state_sums);
+        add_parts<R>(static_cast<R*>(a.dD), dD, parts, d);
+        add_parts<R>(static_cast<R*>(a.dbias), dbias, parts, d);
+    }
     transpose_states<R>(a.dA, sum, a);
-    if (dB) {
-        add_parts<R>(static_cast<R*>(a.dB), dB, per_group, row_sums, a.threads);
-    } else {
-        add_parts<R>(sum, dBc, parts, state_sums, a.threads);
-        transpose_states<R>(a.dB, sum, a);
-    }
-    if (dC) {
-        add_parts<R>(static_cast<R*>(a.dC), dC, per_group, row_sums, a.threads);
-    } else {
-        add_parts<R>(sum, dCc, parts, state_sums, a.threads);
-        transpose_states<R>(a.dC, sum, a);
-    }
-    if (a.dD) add_parts<R>(static_cast<R*>(a.dD), dD, parts, d, a.threads);
-    if (a.dbias) add_parts<R>(static_cast<R*>(a.dbias), dbias, parts, d, a.threads);
+    if (!dB) transpose_states<R>(a.dB, sum_B, a);
+    if (!dC) transpose_states<R>(a.dC, sum_C, a);
     void* temporary[] = {sum, dB, dC, dA, dBc, dCc, dD, dbias, part_begin, ends, spans.list};
     for (void* p : temporary) free(p);
 }
