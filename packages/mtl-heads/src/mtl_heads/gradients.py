@@ -22,7 +22,7 @@ def task_gradients(
     :param present: bool [K].
     :param scaler: the GradScaler in use, or None.
     """
-    factor = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
+    factor = loss_scale(scaler, losses.device)
     rows: list[list[Tensor]] = []
     for loss, here in zip(losses, present.tolist(), strict=True):
         grads: Sequence[Tensor | None] = [None] * len(shared)
@@ -36,6 +36,12 @@ def task_gradients(
         )
     matrices = [torch.stack(column) for column in zip(*rows, strict=True)]
     return [all_reduce_mean(m) for m in matrices] if world_size() > 1 else matrices
+
+
+def loss_scale(scaler: torch.amp.GradScaler | None, device: torch.device) -> float:
+    """The factor a loss scaler puts on losses; 1 without one."""
+    # Only scale() makes a fresh scaler ready: get_scale() would leave its step() unusable.
+    return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=device)))
 
 
 def gramian(matrices: Sequence[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..balancing import Balancer
-from ..gradients import gramian, task_gradients
+from ..gradients import gramian, loss_scale, task_gradients
 from ..tasks import TaskLosses
 
 
@@ -60,7 +60,7 @@ class GradientAggregator(Balancer):
         with torch.no_grad():
             weights = self._weights(matrices[: len(params)], present)
             static = torch.where(present, self.static, 0.0)
-            factor = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
+            factor = loss_scale(scaler, values.device)
             for i, (p, matrix) in enumerate(zip([*params, *own], matrices, strict=True)):
                 chosen = weights if i < len(params) else static
                 grad = (chosen.to(matrix.dtype) @ matrix).view_as(p) * factor

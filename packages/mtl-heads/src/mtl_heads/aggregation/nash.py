@@ -74,6 +74,6 @@ def nash_mtl_weights(gramian: Tensor) -> Tensor:
         decrement = math.sqrt(max(-sum(s * d for s, d in zip(slope, step, strict=True)), 0.0))
         size = 1 / (1 + decrement) if decrement > 0.25 else 1.0
         m = [x + size * d for x, d in zip(m, step, strict=True)]
-        if decrement < 1e-12:
+        if decrement < 1e-8:
             break
     return torch.tensor(m, dtype=gramian.dtype)

@@ -148,7 +148,7 @@ class RankingMetrics(Metric):
             hit = (ranks < k).double()
             gain = per_row.index_add(0, place, hit / torch.log2(ranks + 2))
             hits = per_row.index_add(0, place, hit)
-            best = per_row.index_reduce(0, place, hit / (ranks + 1), "amax") if size else per_row
+            best = per_row.scatter_reduce(0, place, hit / (ranks + 1), "amax")
             ideal = (1 / torch.log2(torch.arange(k, device=ranks.device, dtype=torch.float64) + 2)).cumsum(0)
             top = ideal[relevant.clamp_max(k).long() - 1] if size else per_row
             values = [gain / top, hits / relevant, best, (hits > 0).double()]
