@@ -142,7 +142,7 @@ def _main() -> None:
 
 def _compilers(module: str) -> dict[str, str]:
     named = os.environ.get("CXX")
-    cxx = named or next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+    cxx = named or next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     if cxx is None or shutil.which(cxx.split()[0]) is None:
         raise BuildError(
             f"no C++ compiler found (looked for {'$CXX=' + named if named else 'c++, g++, clang++ on PATH'}). "
