@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqdata import labels
 from seqdata.append import append, compact
+from seqdata.audit import Report, audit
 from seqdata.build import build
 from seqdata.clock import log_bucket, time_features
 from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Vector
@@ -27,6 +28,7 @@ __all__ = [
     "Jagged",
     "Negatives",
     "Numeric",
+    "Report",
     "SequenceDataset",
     "SequenceLoader",
     "Sql",
@@ -36,6 +38,7 @@ __all__ = [
     "View",
     "Vocabulary",
     "append",
+    "audit",
     "build",
     "compact",
     "labels",

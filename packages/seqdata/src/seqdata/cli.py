@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seqdata.append import append, compact
+from seqdata.audit import audit
 from seqdata.build import build
 from seqdata.config import load_config, shipped
+from seqdata.exchange import to_parquet, to_recbole
 from seqdata.store import Store, open_store
 from seqdata.times import format_time
 
@@ -73,7 +76,111 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("info", help="say what a store holds", description="Says what a store holds.")
     show.add_argument("store", type=Path)
     show.set_defaults(run=_info)
+    look = commands.add_parser(
+        "audit",
+        help="look for leaks and rot in a store",
+        description=(
+            "Looks for leaks across a cutoff and for rot in the data. Ends with 1 if it finds what --fail-on names."
+        ),
+    )
+    look.add_argument("store", type=Path)
+    look.add_argument("--cutoff", help="time that training must not look past; the store's fit cutoff if left out")
+    look.add_argument("--labels", nargs=2, metavar=("START", "END"), help="window that the labels come from")
+    look.add_argument("--inputs-before", help="time up to which the inputs reach; left out, they are the whole store")
+    look.add_argument(
+        "--statistic",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "TIME"),
+        help="something else that was fitted, and up to when",
+    )
+    look.add_argument("--html", type=Path, help="write the report with plots to this file")
+    look.add_argument("--fail-on", choices=["warning", "error", "never"], default="error")
+    look.set_defaults(run=_audit)
+    more = commands.add_parser(
+        "append",
+        help="add new events to a store",
+        description=(
+            "Adds the sources of a YAML file to a store; columns and options are those the store was built with."
+        ),
+    )
+    more.add_argument("store", type=Path)
+    more.add_argument("--config", required=True, help="YAML file with sources, and items and fit_before if wanted")
+    more.add_argument("--fit-before", help="values seen before this time join the vocabularies")
+    more.add_argument("--memory-limit", help="what the build's buffers stay within, such as 512MB")
+    more.add_argument("--no-progress", action="store_true", help="draw no progress bar")
+    more.set_defaults(run=_append)
+    one = commands.add_parser(
+        "compact", help="rewrite a store of many shards as one", description="Rewrites a store as one shard."
+    )
+    one.add_argument("store", type=Path)
+    one.set_defaults(run=_compact)
+    give = commands.add_parser(
+        "export",
+        help="write a store, or what it holds before a cutoff, for other tools",
+        description=(
+            "Writes sequences for other tools: Parquet with one row of lists per user, or RecBole's .inter and .item."
+        ),
+    )
+    give.add_argument("store", type=Path)
+    give.add_argument(
+        "out", type=Path, help="a .parquet file, or the folder of a RecBole data set, named as the data set"
+    )
+    give.add_argument("--format", choices=["parquet", "recbole"], default="parquet")
+    give.add_argument("--before", help="only events before this time")
+    give.add_argument(
+        "--fields", nargs="*", help="fields to write, item properties as field.column; all fields if left out"
+    )
+    give.add_argument("--ids", action="store_true", help="write ids instead of values")
+    give.set_defaults(run=_export)
     return parser
+
+
+def _audit(options: argparse.Namespace) -> int:
+    report = audit(
+        open_store(options.store),
+        cutoff=options.cutoff,
+        labels=options.labels,
+        inputs_before=options.inputs_before,
+        statistics=dict(options.statistic),
+    )
+    print(report.to_text())
+    if options.html is not None:
+        report.to_html(options.html)
+        print(f"\nreport with plots: {options.html}")
+    failing = {"never": (), "error": ("error",), "warning": ("warning", "error")}[options.fail_on]
+    return int(report.worst in failing)
+
+
+def _append(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
+    given = {"items": config.get("items"), "fit_before": options.fit_before or config.get("fit_before")}
+    store = open_store(options.store)
+    before = store.num_events
+    store = append(
+        store, config["sources"], memory_limit=options.memory_limit, progress=not options.no_progress, **given
+    )
+    print(
+        f"added {store.num_events - before:,} events to {store.path}: {store.num_users:,} users, {store.num_events:,}"
+        " events"
+    )
+    return 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    store = compact(open_store(options.store))
+    print(f"{store.path} is one shard: {store.num_users:,} users, {store.num_events:,} events")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    store = open_store(options.store)
+    view = store.all() if options.before is None else store.as_of(options.before)
+    write = to_parquet if options.format == "parquet" else to_recbole
+    rows = write(view, options.out, fields=options.fields, ids=options.ids)
+    print(f"wrote {rows:,} rows to {options.out}")
+    return 0
 
 
 def _build(options: argparse.Namespace) -> int:

@@ -1,0 +1,401 @@
+"""Leaks and rot in a store, found in one pass over it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqdata.fields import MISSING
+from seqdata.hashing import mix
+from seqdata.store import Store
+from seqdata.times import format_time, parse_cutoff
+
+CHUNK = 1 << 20
+DAY = 86_400_000_000
+LEVELS = ("ok", "note", "warning", "error")
+SPARKS = " ▁▂▃▄▅▆▇█"
+MOST_DAYS = 200_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of one check: its level ("ok", "note", "warning", "error"), what was found, and the share or count."""
+
+    level: str
+    check: str
+    message: str
+    value: float = 0.0
+
+
+@dataclass
+class Report:
+    """What an audit found; `worst` is the highest level."""
+
+    title: str
+    findings: list[Finding] = field(default_factory=list)
+    per_day: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    first_day: int = 0
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    nulls: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> str:
+        return max((finding.level for finding in self.findings), key=LEVELS.index, default="ok")
+
+    def of(self, check: str) -> list[Finding]:
+        """The findings of one check."""
+        return [finding for finding in self.findings if finding.check == check]
+
+    def to_text(self) -> str:
+        """The report for a terminal."""
+        lines = [self.title, ""]
+        for finding in sorted(self.findings, key=lambda one: -LEVELS.index(one.level)):
+            lines.append(f"  {finding.level:<8} {finding.check:<18} {finding.message}")
+        lines += ["", f"  events per day   {_sparks(self.per_day)}  {self._days()}"]
+        lines += [f"  events per user  {_sparks(self.lengths)}  1, 2, 4, 8, ... events"]
+        return "\n".join(lines)
+
+    def to_html(self, path: Path) -> None:
+        """The report as one HTML file, plots included."""
+        rows = "".join(
+            f'<tr class="{one.level}"><td>{one.level}</td><td>{html.escape(one.check)}</td>'
+            f"<td>{html.escape(one.message)}</td></tr>"
+            for one in sorted(self.findings, key=lambda one: -LEVELS.index(one.level))
+        )
+        bins = [f"{1 << i}" for i in range(len(self.lengths))]
+        plots = _bars("Events per day", f"day, {self._days()}", "events", _thin(self.per_day, 120), None)
+        plots += _bars("Users by number of events", "events per user, up to", "users", self.lengths, bins)
+        shares = np.array(list(self.nulls.values()))
+        plots += _bars("Missing values", "field", "share of events", shares, list(self.nulls)) if self.nulls else ""
+        text = (
+            "<!doctype html><html><head><meta"
+            f" charset='utf-8'><title>{html.escape(self.title)}</title><style>body{{font:15px/1.5"
+            " system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0"
+            " 1em}table{border-collapse:collapse;width:100%}td{padding:.3em .6em;border-bottom:1px solid"
+            " #ddd;vertical-align:top}.error td:first-child{color:#b00020;font-weight:600}.warning"
+            " td:first-child{color:#9a6700;font-weight:600}.ok"
+            " td:first-child{color:#1a7f37}svg{display:block;margin:1.5em"
+            f" 0}}</style></head><body><h1>{html.escape(self.title)}</h1><table>{rows}</table>{plots}</body></html>\n"
+        )
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+    def _days(self) -> str:
+        last = self.first_day + len(self.per_day) - 1
+        return f"{np.datetime64(self.first_day, 'D')} .. {np.datetime64(last, 'D')}"
+
+
+def audit(
+    store: Store,
+    *,
+    cutoff: Any = None,
+    labels: tuple[Any, Any] | None = None,
+    inputs_before: Any = None,
+    statistics: Mapping[str, Any] | None = None,
+) -> Report:
+    """Checks a store for leaks across a cutoff and for rot in the data; reads it once, in bounded memory.
+
+    cutoff: time that training must not look past; the store's own fit cutoff if None.
+    labels: (start, end) of the window the labels come from.
+    inputs_before: time up to which the model's inputs reach; None says that they are the whole store.
+    statistics: {name: time} of other things that were fitted, and the time up to which they saw events.
+
+    Errors are leaks: something fitted or fed as input that reaches past the cutoff or into the label window. Warnings
+    are rot: duplicates, clock jumps, unknown or missing values that are most of a field. The rest are notes.
+    """
+    edge = store.schema["fit_before"] if cutoff is None else parse_cutoff(cutoff)
+    report = Report(f"Audit of {store.path.name}: {store.num_events:,} events of {store.num_users:,} users")
+    scan = _Scan(store, edge)
+    for first, last in _chunks(store):
+        scan.add(first, last)
+    report.per_day, report.first_day, report.lengths = scan.per_day, scan.day, _powers(store.all().lengths())
+    report.nulls = {name: count / store.num_events for name, count in scan.missing.items()}
+    report.findings += _fitted(store, edge, scan, statistics or {})
+    report.findings += _labels(store, labels, inputs_before)
+    report.findings += _cold(store, edge, scan)
+    report.findings += _rows(store, scan)
+    report.findings += _clock(store, scan)
+    report.findings += _nulls(store, scan)
+    return report
+
+
+class _Scan:
+    """Counts that need every event."""
+
+    def __init__(self, store: Store, edge: int | None) -> None:
+        self.store, self.edge = store, edge
+        low = min(shard["time_min"] for shard in store.schema["shards"])
+        high = max(shard["time_max"] for shard in store.schema["shards"])
+        self.day = low // DAY
+        days = high // DAY - self.day + 1
+        # a single event in the year 9999 must not cost memory
+        self.per_day = np.zeros(min(days, MOST_DAYS), np.int64)
+        self.low, self.high = low, high
+        self.duplicates = self.ties = self.after = 0
+        self.missing = dict.fromkeys(store.fields, 0)
+        self.unknown_after = dict.fromkeys(store.fields, 0)
+        self.filled_after = dict.fromkeys(store.fields, 0)
+        self.counts: dict[str, np.ndarray] = {}
+        for name, entry in store.schema["fields"].items():
+            if entry["kind"] == "categorical":
+                self.counts[name] = np.zeros(entry["size"], np.int64)
+        self.busiest, self.busiest_at = 0, 0
+
+    def add(self, first: int, last: int) -> None:
+        store = self.store
+        places = np.arange(first, last)
+        time = store.time[first:last]
+        owner = np.searchsorted(store.offsets, places, "right")
+        same = (owner[1:] == owner[:-1]) & (time[1:] == time[:-1])
+        self.ties += int(same.sum())
+        days = np.minimum(time // DAY - self.day, len(self.per_day) - 1)
+        self.per_day += np.bincount(days, minlength=len(self.per_day))
+        moments, counts = np.unique(time, return_counts=True)
+        if len(counts) and counts.max() > self.busiest:
+            self.busiest, self.busiest_at = int(counts.max()), int(moments[np.argmax(counts)])
+        fit = None if store.schema["fit_before"] is None else time < store.schema["fit_before"]
+        after = None if self.edge is None else time >= self.edge
+        self.after += 0 if after is None else int(after.sum())
+        # equal rows share user and moment, so only rows that tie can be equal
+        tied = np.zeros(len(time), bool)
+        tied[1:] |= same
+        tied[:-1] |= same
+        keys = mix(owner[tied].view(np.uint64) * np.uint64(31) + time[tied].view(np.uint64))
+        for name, entry in store.schema["fields"].items():
+            values = store.take(name, places)
+            empty = (
+                np.isnan(values)
+                if values.dtype.kind == "f"
+                else values == MISSING
+                if entry["kind"] != "numeric"
+                else None
+            )
+            self.missing[name] += 0 if empty is None else int(empty.sum())
+            if tied.any():
+                keys = mix(keys ^ mix(_words(values[tied])))
+            if name in self.counts:
+                self.counts[name] += np.bincount(
+                    values if fit is None else values[fit], minlength=len(self.counts[name])
+                )
+                if after is not None:
+                    unknown = (values > MISSING) & (values < entry["oov_buckets"] + 1)
+                    self.unknown_after[name] += int((unknown & after).sum())
+                    self.filled_after[name] += int(((values > MISSING) & after).sum())
+        self.duplicates += len(keys) - len(np.unique(keys))
+
+
+def _fitted(store: Store, edge: int | None, scan: _Scan, statistics: Mapping[str, Any]) -> Iterator[Finding]:
+    fit = store.schema["fit_before"]
+    names = list(scan.counts)
+    if edge is None:
+        note = "no cutoff is recorded or given: vocabularies saw every event; pass cutoff= to check against one"
+        yield Finding("warning" if names else "note", "vocabulary", note)
+    elif (fit is None or fit > edge) and scan.after and names:
+        seen = "every event" if fit is None else f"events before {format_time(fit)}"
+        yield Finding(
+            "error",
+            "vocabulary",
+            f"vocabularies of {names} saw {seen}, past the cutoff {format_time(edge)}",
+            scan.after,
+        )
+    else:
+        yield Finding("ok", "vocabulary", f"vocabularies saw no event at or after {format_time(edge)}")
+    for name, counted in scan.counts.items():
+        vocabulary, fixed = store.vocabulary(name), store.schema["fields"][name]["fixed"]
+        found = counted[vocabulary.first_value :]
+        wrong = int((vocabulary.counts != found).sum())
+        never = int((found == 0).sum())
+        if fixed or name == store.schema["event_field"]:
+            continue
+        if never and fit is not None:
+            yield Finding(
+                "error",
+                "vocabulary",
+                f"{name}: {never:,} value(s) have an id but no event before {format_time(fit)}",
+                never,
+            )
+        elif wrong:
+            yield Finding(
+                "warning", "vocabulary", f"{name}: counts of {wrong:,} value(s) differ from the events", wrong
+            )
+    for name, until in statistics.items():
+        reach = parse_cutoff(until, f"statistics[{name!r}]")
+        if edge is not None and reach > edge:
+            yield Finding(
+                "error",
+                "statistic",
+                f"{name} was fitted on events up to {format_time(reach)}, past {format_time(edge)}",
+            )
+        else:
+            yield Finding("ok", "statistic", f"{name} was fitted on events up to {format_time(reach)}")
+
+
+def _labels(store: Store, labels: tuple[Any, Any] | None, inputs_before: Any) -> Iterator[Finding]:
+    if labels is None:
+        return
+    start, end = parse_cutoff(labels[0], "labels"), parse_cutoff(labels[1], "labels")
+    inputs = store.all() if inputs_before is None else store.as_of(inputs_before)
+    inside = inputs.window(start, end).num_events
+    beyond = inputs.window(end, max(end, np.iinfo(np.int64).max)).num_events
+    if inside:
+        message = (
+            f"{inside:,} events of the label window {format_time(start)} .. {format_time(end)} are among the inputs"
+        )
+        yield Finding("error", "label window", message, inside)
+    else:
+        yield Finding("ok", "label window", "no event of the label window is among the inputs")
+    if beyond:
+        yield Finding("error", "label window", f"{beyond:,} events after the label window are among the inputs", beyond)
+    if not store.all().window(start, end).num_events and inputs_before is not None:
+        yield Finding("warning", "label window", "the store has no event in the label window")
+
+
+def _cold(store: Store, edge: int | None, scan: _Scan) -> Iterator[Finding]:
+    if edge is None or not scan.after:
+        return
+    before, total = store.as_of(edge).lengths(), store.all().lengths()
+    later = total > before
+    cold = int((later & (before == 0)).sum())
+    share = cold / max(int(later.sum()), 1)
+    yield Finding(
+        "note", "cold users", f"{share:.1%} of the users with events after the cutoff have none before it", share
+    )
+    for name, unknown in scan.unknown_after.items():
+        filled = scan.filled_after[name]
+        if name in scan.counts and filled:
+            share = unknown / filled
+            level = "warning" if share > 0.5 else "note"
+            yield Finding(
+                level, "cold values", f"{name}: {share:.1%} of the events after the cutoff have an unknown value", share
+            )
+
+
+def _rows(store: Store, scan: _Scan) -> Iterator[Finding]:
+    share = scan.duplicates / store.num_events
+    level = "ok" if not scan.duplicates else "warning" if share > 0.001 else "note"
+    yield Finding(level, "duplicates", f"{scan.duplicates:,} rows ({share:.2%}) repeat another row exactly", share)
+    share = scan.ties / store.num_events
+    yield Finding(
+        "note" if scan.ties else "ok", "ties", f"{share:.1%} of the events tie with the user's previous one", share
+    )
+    for reason, count in store.schema["rows"]["dropped"].items():
+        if count:
+            share = count / store.schema["rows"]["in"]
+            yield Finding("note", "dropped rows", f"{count:,} rows ({share:.1%}) were left out: {reason}", share)
+    longest = int(store.all().lengths().max())
+    if longest > 0.01 * store.num_events and longest > 10_000:
+        share = longest / store.num_events
+        yield Finding(
+            "warning",
+            "huge user",
+            f"one user has {longest:,} events, {share:.1%} of all: a bot, or a default id?",
+            share,
+        )
+
+
+def _clock(store: Store, scan: _Scan) -> Iterator[Finding]:
+    found = False
+    busy = np.flatnonzero(scan.per_day)
+    holes = np.diff(busy) - 1
+    if len(holes):
+        at = int(np.argmax(holes))
+        hole = int(holes[at])
+        early = int(scan.per_day[: busy[at] + 1].sum())
+        few = min(early, store.num_events - early)
+        typical = max(int(np.quantile(holes, 0.9)), 1)
+        if hole > max(7 * typical, 30) or (hole > 3 * typical and few < 0.001 * store.num_events):
+            found = True
+            day = np.datetime64(int(scan.day + busy[at]), "D")
+            message = (
+                f"no event for {hole:,} days after {day}, with {few:,} events on the smaller side: did a clock jump?"
+            )
+            yield Finding("warning", "clock jump", message, hole)
+    if scan.low < 0 or scan.low // DAY == 0:
+        found = True
+        yield Finding(
+            "warning", "clock jump", f"the first event is at {format_time(scan.low)}: a missing time read as zero?"
+        )
+    if scan.busiest > max(0.01 * store.num_events, 100):
+        found = True
+        share = scan.busiest / store.num_events
+        message = f"{share:.1%} of all events are at {format_time(scan.busiest_at)}: a default time, or a bulk import?"
+        yield Finding("warning", "clock jump", message, share)
+    if not found:
+        yield Finding(
+            "ok", "clock jump", f"events run from {format_time(scan.low)} to {format_time(scan.high)} without a jump"
+        )
+
+
+def _nulls(store: Store, scan: _Scan) -> Iterator[Finding]:
+    for name, count in scan.missing.items():
+        if count:
+            share = count / store.num_events
+            several = store.schema["event_field"] is not None
+            level = "warning" if share > 0.95 and not several else "note"
+            yield Finding(level, "missing values", f"{name}: {share:.1%} of the events have none", share)
+
+
+def _chunks(store: Store) -> Iterator[tuple[int, int]]:
+    # borders fall between users, so that equal rows are in one chunk
+    first = 0
+    while first < store.num_events:
+        row = int(np.searchsorted(store.offsets, first + CHUNK, "left"))
+        last = int(store.offsets[min(row, store.num_users)])
+        yield first, last
+        first = last
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "f":
+        return (values.astype(np.float64) + 0.0).view(np.uint64)
+    return values.astype(np.int64).view(np.uint64)
+
+
+def _powers(lengths: np.ndarray) -> np.ndarray:
+    """Users with 1, 2, 3..4, 5..8, ... events."""
+    return np.bincount(np.ceil(np.log2(lengths[lengths > 0])).astype(np.int64))
+
+
+def _thin(values: np.ndarray, most: int) -> np.ndarray:
+    step = -(-len(values) // most)
+    return np.add.reduceat(values, np.arange(0, len(values), step)) if step > 1 else values
+
+
+def _sparks(values: np.ndarray) -> str:
+    values = _thin(values, 60)
+    top = max(values.max(), 1)
+    return "".join(SPARKS[-(-int(value) * 8 // int(top))] for value in values)
+
+
+def _bars(title: str, across: str, up: str, values: np.ndarray, names: list[str] | None) -> str:
+    width, height, left, base = 720, 200, 70, 150
+    top = float(values.max()) or 1.0
+    step = (width - left - 10) / max(len(values), 1)
+    bars = "".join(
+        f'<rect x="{left + i * step:.1f}" y="{base - 120 * value / top:.1f}" width="{max(step - 1, 0.5):.1f}"'
+        f' height="{120 * value / top:.1f}" fill="#4a6fa5"/>'
+        for i, value in enumerate(values.tolist())
+    )
+    every = max(len(values) // 12, 1)
+    marks = "".join(
+        f'<text x="{left + (i + 0.5) * step:.1f}" y="{base + 14}" font-size="10"'
+        f' text-anchor="middle">{html.escape(name[:14])}</text>'
+        for i, name in enumerate(names or [])
+        if i % every == 0
+    )
+    peak = f"{top:,.0f}" if top > 1 else f"{top:.2f}"
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        f' role="img"><title>{html.escape(title)}</title><text x="{left}" y="16" font-size="13"'
+        f' font-weight="600">{html.escape(title)}</text>{bars}{marks}<line x1="{left}" y1="{base}" x2="{width - 10}"'
+        f' y2="{base}" stroke="#888"/><text x="{left - 6}" y="36" font-size="10" text-anchor="end">{peak}</text><text'
+        f' x="{left - 6}" y="{base}" font-size="10" text-anchor="end">0</text><text x="{left - 6}" y="52"'
+        f' font-size="10" text-anchor="end">{html.escape(up)}</text><text x="{(width + left) / 2}" y="{base + 34}"'
+        f' font-size="11" text-anchor="middle">{html.escape(across)}</text></svg>'
+    )
