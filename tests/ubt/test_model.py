@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ubt.config import ModelConfig
-from ubt.model import EnhancedFeatureEncoder, Family, Sequences, UniversalBehavioralTransformer
+from ubt.model import EnhancedFeatureEncoder, Family, Sequences, Task, UniversalBehavioralTransformer
 
 FAMILIES = {
     "event_type": Family("id", 7),
@@ -18,7 +18,14 @@ FAMILIES = {
     "query": Family("vector", 5),
 }
 SIZES = ModelConfig(
-    hidden_size=12, num_layers=2, num_heads=3, max_seq_length=9, id_size=4, embedding_size=10, dropout=0.0
+    hidden_size=12,
+    num_layers=2,
+    num_heads=3,
+    max_seq_length=9,
+    id_size=4,
+    embedding_size=10,
+    dropout=0.0,
+    id_dropout=0.0,
 )
 
 
@@ -43,7 +50,7 @@ def part(sequences: Sequences, rows: torch.Tensor, offsets: list[int]) -> Sequen
 
 def network(**sizes: object) -> UniversalBehavioralTransformer:
     torch.manual_seed(1)
-    tasks = {"churn": 1, "category_propensity": 3}
+    tasks = {"churn": Task(1), "category_propensity": Task(3, "category", [2, 5, 8])}
     model = UniversalBehavioralTransformer(FAMILIES, tasks, replace(SIZES, **sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,18 +64,19 @@ def network(**sizes: object) -> UniversalBehavioralTransformer:
 def test_a_family_that_the_log_lacks_is_left_out(missing: str) -> None:
     families = {name: family for name, family in FAMILIES.items() if name != missing}
     encoder = EnhancedFeatureEncoder(families, 12, 4, 0.0)
-    assert encoder(users([3, 0, 2])).shape == (5, 12)
+    vectors, weighted = encoder(users([3, 0, 2]))
+    assert vectors.shape == (5, 12) and weighted.shape == (5, 24)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_changes_the_event_vector(family: str) -> None:
     encoder = network().encoder
     events = users([4, 3])
-    before = encoder(events)
+    before, _ = encoder(events)
     value = events.features[family]
     changed = dict(events.features)
     changed[family] = value % (FAMILIES[family].size - 1) + 1 if FAMILIES[family].kind == "id" else value.flip(1)
-    after = encoder(Sequences(changed, events.timestamps, events.offsets))
+    after, _ = encoder(Sequences(changed, events.timestamps, events.offsets))
     assert ((after - before).abs().amax(1) > 1e-4).all()
 
 

@@ -106,6 +106,7 @@ class ModelConfig:
         embedding_size: width of the user vector that is written, at most 2048
         time_buckets: buckets of the relative time bias
         dropout: dropout in feature encoder, layers and heads
+        id_dropout: share of the skus and URLs that training replaces by "unknown"
     """
 
     hidden_size: int = 256
@@ -117,6 +118,7 @@ class ModelConfig:
     embedding_size: int = 512
     time_buckets: int = 128
     dropout: float = 0.1
+    id_dropout: float = 0.1
 
 
 @dataclass

@@ -33,11 +33,11 @@ class Log:
         connection: DuckDB connection the queries run on
         layout: "raw" or "split" for the challenge's directories, "custom" for a log described by YAML
         files: every input file, for the fingerprint
-        sources: event table -> path or SQL with columns client_id, timestamp and fields
+        sources: event table -> its path, or for a custom log {"events": SQL of client_id, timestamp and fields}
         items: path of the item table, or None
         families: feature family -> field of the store
-        outcomes: SQL of client_id, timestamp, sku, category, ... of all outcome rows
-        active: SQL of client_id, timestamp of the rows that make a user active
+        outcomes: SQL of client_id, timestamp, sku, category, ... of all outcome rows; custom: from a view "events"
+        active: SQL of client_id, timestamp of the rows that make a user active; likewise
         train_start, valid_start, end: borders of the windows, UTC
         arrays: the layout's own .npy files by stem, where it has them
     """
@@ -70,6 +70,7 @@ def read_log(data_dir: str | Path, config: LogConfig) -> Log:
         )
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")
     if config.files:
         return _custom(folder, config, connection)
     return _challenge(folder, connection)
@@ -176,8 +177,8 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
         sources={"events": sql},
         items=None,
         families={family: role for family, role in _FAMILY_OF.items() if role in roles},
-        outcomes=f"SELECT * FROM ({sql}){_only(config.label_events)}",
-        active=f"SELECT client_id, timestamp FROM ({sql}){_only(config.active_events)}",
+        outcomes=f"SELECT * FROM events{_only(config.label_events)}",
+        active=f"SELECT client_id, timestamp FROM events{_only(config.active_events)}",
         train_start=train_start,
         valid_start=valid_start,
         end=end,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from hstu_kernels import HSTU
 from ubt.config import ModelConfig
 
 GAP_BUCKETS = 40
+# Families with so many ids that most of them are rare.
+RARE_FAMILIES = ("item", "url")
 
 
 @dataclass
@@ -53,11 +55,20 @@ class EnhancedFeatureEncoder(nn.Module):
         hidden_size: width of the event vectors
         id_size: width of each family's own embedding
         dropout: dropout on the fused vector
+        id_dropout: share of the items and URLs that training replaces by "unknown"; whoever is known by rare ids alone
+            could be learned by heart otherwise
     """
 
-    def __init__(self, families: Mapping[str, Family], hidden_size: int, id_size: int, dropout: float):
+    def __init__(
+        self,
+        families: Mapping[str, Family],
+        hidden_size: int,
+        id_size: int,
+        dropout: float = 0.0,
+        id_dropout: float = 0.0,
+    ):
         super().__init__()
-        self.families = dict(families)
+        self.families, self.id_size, self.id_dropout = dict(families), id_size, id_dropout
         self.embeddings = nn.ModuleDict()
         for name, family in self.families.items():
             if family.kind == "id":
@@ -73,15 +84,17 @@ class EnhancedFeatureEncoder(nn.Module):
         width = len(self.families) * id_size
         self.importance = nn.Linear(width, len(self.families))
         self.fuse = nn.Sequential(nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        self.skip = nn.Linear(width, hidden_size, bias=False)
         self.gap = nn.Embedding(GAP_BUCKETS, hidden_size)
         nn.init.normal_(self.gap.weight, std=0.05)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, sequences: Sequences) -> Tensor:
-        """Return event vectors [T, hidden_size]."""
+    def forward(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Return event vectors [T, hidden_size], and the weighted families side by side [T, F * id_size]."""
         embedded, weights = self._weighted(sequences)
-        fused = self.fuse((embedded * weights[..., None]).flatten(1))
-        return self.dropout(fused + self.gap(_gap_bucket(sequences.timestamps, sequences.offsets)))
+        weighted = (embedded * weights[..., None]).flatten(1)
+        fused = self.fuse(weighted) + self.skip(weighted)
+        return self.dropout(fused + self.gap(_gap_bucket(sequences.timestamps, sequences.offsets))), weighted
 
     def weights(self, sequences: Sequences) -> Tensor:
         """Return the importance of each family [T, F]; a row sums to the number of families, or to 0 without any."""
@@ -91,6 +104,9 @@ class EnhancedFeatureEncoder(nn.Module):
         embedded, present = [], []
         for name, family in self.families.items():
             value = sequences.features[name]
+            if self.training and name in RARE_FAMILIES:
+                hidden = torch.rand(value.shape, device=value.device) < self.id_dropout
+                value = torch.where(hidden & (value > 0), 1, value)
             there = value > 0 if family.kind == "id" else (value != 0).any(-1)
             embedded.append(self.embeddings[name](value) * there[:, None])
             present.append(there)
@@ -99,26 +115,56 @@ class EnhancedFeatureEncoder(nn.Module):
         return stack, logits.softmax(-1) * mask * len(self.families)
 
 
+@dataclass
+class Task:
+    """What a head predicts.
+
+    Args:
+        outputs: number of logits
+        family: id family whose values the logits stand for, or "" where they stand for none
+        ids: the values' ids, one for each logit; empty without a family
+    """
+
+    outputs: int
+    family: str = ""
+    ids: list[int] = field(default_factory=list)
+
+
 class TaskSpecificEncoder(nn.Module):
     """One MLP head per task on the user vector.
 
+    A task about values of an id family, such as categories, shares the table of that family: its MLP makes a query,
+    and a value's logit is the query times the value's own vector. What the encoder learns about a value from any
+    event then serves its label too, however rare the label is.
+
     Args:
-        tasks: task -> number of outputs
+        tasks: task -> what it predicts
+        encoder: encoder whose tables are shared
         width: width of the user vector
         dropout: dropout inside the heads
     """
 
-    def __init__(self, tasks: Mapping[str, int], width: int, dropout: float):
+    def __init__(self, tasks: Mapping[str, Task], encoder: EnhancedFeatureEncoder, width: int, dropout: float):
         super().__init__()
-        self.heads = nn.ModuleDict()
-        for task, outputs in tasks.items():
-            self.heads[task] = nn.Sequential(
-                nn.Linear(width, width // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(width // 2, outputs)
+        self.tasks = dict(tasks)
+        self.heads, self.bias = nn.ModuleDict(), nn.ParameterDict()
+        for name, task in self.tasks.items():
+            outputs = encoder.id_size if task.family else task.outputs
+            self.heads[name] = nn.Sequential(
+                nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, outputs)
             )
+            self.bias[name] = nn.Parameter(torch.zeros(task.outputs))
+            self.register_buffer(f"ids_{name}", torch.tensor(task.ids, dtype=torch.int64), persistent=False)
 
-    def forward(self, users: Tensor) -> dict[str, Tensor]:
+    def forward(self, users: Tensor, encoder: EnhancedFeatureEncoder) -> dict[str, Tensor]:
         """Return the logits [..., outputs] of every task for user vectors [..., width]."""
-        return {task: head(users) for task, head in self.heads.items()}
+        result = {}
+        for name, task in self.tasks.items():
+            value = self.heads[name](users)
+            if task.family:
+                value = value @ encoder.embeddings[task.family](self.get_buffer(f"ids_{name}")).T
+            result[name] = value + self.bias[name]
+        return result
 
 
 class UniversalBehavioralTransformer(nn.Module):
@@ -126,11 +172,11 @@ class UniversalBehavioralTransformer(nn.Module):
 
     Args:
         families: the feature families of the log
-        tasks: task -> number of outputs
+        tasks: task -> what its head predicts
         config: sizes
     """
 
-    def __init__(self, families: Mapping[str, Family], tasks: Mapping[str, int], config: ModelConfig):
+    def __init__(self, families: Mapping[str, Family], tasks: Mapping[str, Task], config: ModelConfig):
         super().__init__()
         if config.hidden_size % config.num_heads:
             raise ValueError(
@@ -140,7 +186,7 @@ class UniversalBehavioralTransformer(nn.Module):
             raise ValueError(f"model.embedding_size: got {config.embedding_size}, needs 1..2048")
         hidden, head = config.hidden_size, config.hidden_size // config.num_heads
         self.max_seq_length = config.max_seq_length
-        self.encoder = EnhancedFeatureEncoder(families, hidden, config.id_size, config.dropout)
+        self.encoder = EnhancedFeatureEncoder(families, hidden, config.id_size, config.dropout, config.id_dropout)
         self.hstu = HSTU(
             config.num_layers,
             hidden,
@@ -154,9 +200,12 @@ class UniversalBehavioralTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden)
         self.clock = nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        self.nobody = nn.Parameter(torch.zeros(2 * hidden))
-        self.user = nn.Sequential(nn.Linear(3 * hidden, config.embedding_size), nn.LayerNorm(config.embedding_size))
-        self.tasks = TaskSpecificEncoder(tasks, config.embedding_size, config.dropout)
+        pooled = 2 * hidden + len(families) * config.id_size
+        self.nobody = nn.Parameter(torch.zeros(pooled))
+        self.user = nn.Sequential(
+            nn.Linear(pooled + hidden, config.embedding_size), nn.LayerNorm(config.embedding_size)
+        )
+        self.tasks = TaskSpecificEncoder(tasks, self.encoder, config.embedding_size, config.dropout)
 
     def forward(self, sequences: Sequences, cutoffs: Tensor) -> Tensor:
         """Return user vectors [B, K, embedding_size], one for each moment at which a user is looked at.
@@ -168,24 +217,29 @@ class UniversalBehavioralTransformer(nn.Module):
             sequences: the users' events
             cutoffs: moments, ascending, in seconds since 1970 [K]; no event is at or after the last one
         """
-        x = self.encoder(sequences)
+        x, families = self.encoder(sequences)
         rows = self.norm(self.hstu(x, sequences.offsets, self.max_seq_length, sequences.timestamps))
-        pooled, clock = self._pool(rows, sequences, cutoffs)
+        pooled, clock = self._pool(rows, families, sequences, cutoffs)
         return self.user(torch.cat([pooled, self.clock(clock)], -1))
 
     def logits(self, users: Tensor) -> dict[str, Tensor]:
         """Return every task's logits [..., outputs] for user vectors [..., embedding_size]."""
-        return self.tasks(users)
+        return self.tasks(users, self.encoder)
 
-    def _pool(self, rows: Tensor, sequences: Sequences, cutoffs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return last and mean row [B, K, 2 * hidden] and the clock (recency, age, events; logarithmic) [B, K, 3]."""
+    def _pool(self, rows: Tensor, families: Tensor, sequences: Sequences, cutoffs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return last row, mean row and mean families [B, K, P] and the clock [B, K, 3].
+
+        The clock holds the logarithms of the time since the last and the first event and of the number of events.
+        The mean of the families keeps what was touched how often, which the narrower event vectors must compress.
+        """
         offsets, time = sequences.offsets, sequences.timestamps
         users, moments = len(offsets) - 1, len(cutoffs)
         owner = torch.repeat_interleave(torch.arange(users, device=rows.device), offsets.diff())
         piece = owner * moments + torch.searchsorted(cutoffs, time, right=True).clamp(max=moments - 1)
         length = torch.bincount(piece, minlength=users * moments)
+        together = torch.cat([rows, families], 1)
         total = (
-            torch.segment_reduce(rows, "sum", lengths=length, axis=0, unsafe=True)
+            torch.segment_reduce(together, "sum", lengths=length, axis=0, unsafe=True)
             .unflatten(0, (users, moments))
             .cumsum(1)
         )

@@ -74,6 +74,8 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
     if read_json(folder / "prepared.json").get("fingerprint") == fingerprint:
         return False
     with temporary_directory(folder) as new:
+        if log.layout == "custom":
+            _write_events(log, new / "events.parquet")
         _build_store(log, new / "store", config)
         _write_outcomes(log, new / "target")
         _write_users(log, log_config, new)
@@ -87,6 +89,7 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
             "end": text(log.end),
         }
         write_json(new / "prepared.json", facts)
+        (new / "events.parquet").unlink(missing_ok=True)
     return True
 
 
@@ -120,10 +123,17 @@ def open_prepared(folder: str | Path) -> Prepared:
     )
 
 
+def _write_events(log: Log, path: Path) -> None:
+    """Read a custom log once, into the columns and types of this app; what follows reads the copy."""
+    log.connection.execute(f"COPY ({log.sources['events']}) TO '{path}' (FORMAT parquet)")
+    log.connection.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet('{path}')")
+    log.sources = {"events": str(path)}
+
+
 def _build_store(log: Log, path: Path, config: PrepareConfig) -> None:
     known = seqdata.Categorical()
     if log.items is None:
-        sources: Any = seqdata.Sql(log.sources["events"])
+        sources: Any = log.sources["events"]
         fields: dict[str, Any] = dict.fromkeys(log.families.values(), known)
         items = None
     else:
@@ -172,7 +182,7 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         # Nobody said who is asked for: everybody is embedded, and whoever has a history is scored. Users who only
         # appear in the label windows are in the log because of what they did there, so scoring them would leak.
         users = seqdata.open_store(folder / "store").users
-        seen = log.connection.sql(f"SELECT DISTINCT client_id FROM ({log.sources['events']}) WHERE timestamp {before}")
+        seen = log.connection.sql(f"SELECT DISTINCT client_id FROM events WHERE timestamp {before}")
         asked = _column(seen.to_arrow_table())
     else:
         asked = users
@@ -225,7 +235,11 @@ def _width(log: Log, path: str, column: str) -> int:
 
 def _fingerprint(log: Log, log_config: LogConfig, config: PrepareConfig) -> str:
     total = hashlib.blake2b(digest_size=16)
-    total.update(json.dumps([FORMAT, log.layout, asdict(log_config), asdict(config)], sort_keys=True).encode())
+    total.update(
+        json.dumps(
+            [FORMAT, seqdata.__version__, log.layout, asdict(log_config), asdict(config)], sort_keys=True
+        ).encode()
+    )
     for path in log.files:
         total.update(path.name.encode())
         with path.open("rb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import timezone
 from pathlib import Path
@@ -22,7 +22,7 @@ from ubt.config import TASKS, Config, ModelConfig
 from ubt.data import Example, Reader, examples
 from ubt.labels import Labels, earlier_labels, window_labels
 from ubt.metrics import auroc, macro_auroc
-from ubt.model import UniversalBehavioralTransformer
+from ubt.model import Task, UniversalBehavioralTransformer
 from ubt.plots import plot_losses
 from ubt.prepare import Prepared
 from ubt.rundir import read_json, write_json
@@ -44,10 +44,9 @@ def train(prepared: Prepared, config: Config) -> Path:
         torch.set_num_threads(settings.threads)
     reader = Reader(prepared, config.model.max_ids)
     labels = [window_labels(prepared, "train"), *earlier_labels(prepared, settings.cutoffs - 1)][::-1]
-    sizes = {"churn": 1, "category_propensity": len(prepared.categories)}
     _check_labels(labels, weights)
     L.seed_everything(config.seed, verbose=False)
-    module = UBTModule(reader, labels, {task: sizes[task] for task in weights}, config, weights)
+    module = UBTModule(reader, labels, config, weights)
     last, finished = folder / "last.ckpt", folder / "finished.json"
     resume_from = str(last) if config.resume and last.exists() else None
     if resume_from is None:
@@ -112,6 +111,15 @@ def parse_task_weights(text: str) -> dict[str, float]:
     return weights
 
 
+def tasks_of(prepared: Prepared, names: Iterable[str]) -> dict[str, Task]:
+    """Return what the head of each named task predicts on this log."""
+    tasks = {"churn": Task(1)}
+    if len(prepared.categories):
+        ids = prepared.store.vocabulary(prepared.families["category"]).encode(prepared.categories)
+        tasks["category_propensity"] = Task(len(prepared.categories), "category", [int(number) for number in ids])
+    return {name: tasks[name] for name in names}
+
+
 def load(checkpoint: str | Path, prepared: Prepared) -> tuple[UniversalBehavioralTransformer, Reader]:
     """Return the network of a checkpoint in evaluation mode, and the reader that feeds it.
 
@@ -128,7 +136,7 @@ def load(checkpoint: str | Path, prepared: Prepared) -> tuple[UniversalBehaviora
         raise ValueError(f"{checkpoint}: was trained on another log than {prepared.folder} holds now; {help}")
     model = ModelConfig(**spec["model"])
     reader = Reader(prepared, model.max_ids)
-    network = UniversalBehavioralTransformer(reader.families, spec["tasks"], model)
+    network = UniversalBehavioralTransformer(reader.families, tasks_of(prepared, spec["tasks"]), model)
     prefix = "network."
     weights = {name[len(prefix) :]: value for name, value in state["state_dict"].items() if name.startswith(prefix)}
     network.load_state_dict(weights)
@@ -140,18 +148,15 @@ class UBTModule(L.LightningModule):
 
     cutoffs: Tensor
 
-    def __init__(
-        self,
-        reader: Reader,
-        labels: list[Labels],
-        tasks: dict[str, int],
-        config: Config,
-        weights: dict[str, float],
-    ):
+    def __init__(self, reader: Reader, labels: list[Labels], config: Config, weights: dict[str, float]):
         super().__init__()
         # Kept in every checkpoint: what is needed to load it, and what may not differ when it is resumed.
-        self.spec = {"tasks": tasks, "model": asdict(config.model), "fingerprint": reader.prepared.fingerprint}
+        self.spec = {"tasks": list(weights), "model": asdict(config.model), "fingerprint": reader.prepared.fingerprint}
+        tasks = tasks_of(reader.prepared, weights)
         self.network = UniversalBehavioralTransformer(reader.families, tasks, config.model)
+        # Start from the base rates, so that the first epoch need not spend its gradient on them.
+        for task, bias in self.network.tasks.bias.items():
+            bias.data[:] = _base_rate_logits(task, labels)
         self.settings, self.seed, self.weights = config.train, config.seed, weights
         self.data = UserBatches(reader, labels, config)
         self.register_buffer("cutoffs", self.data.cutoffs, persistent=False)
@@ -316,6 +321,14 @@ def _areas(logits: dict[str, Tensor], example: Example) -> dict[str, float]:
         except ValueError:
             continue
     return areas
+
+
+def _base_rate_logits(task: str, labels: list[Labels]) -> Tensor:
+    if task == "churn":
+        rates = np.nanmean(np.concatenate([one.churn for one in labels]), keepdims=True)
+    else:
+        rates = sum(one.category.sum(0) for one in labels) / max(sum(one.asked.sum() for one in labels), 1)
+    return torch.logit(torch.from_numpy(np.asarray(rates, np.float32)).clamp(1e-5, 1 - 1e-5))
 
 
 def _check_labels(labels: list[Labels], weights: dict[str, float]) -> None:
