@@ -143,7 +143,7 @@ def test_configuration_errors_name_group_and_setting() -> None:
         FeatureConfig.from_dict({"interactions": {"terms": [{"name": "a", "op": "power", "left": "x", "right": "y"}]}})
     with pytest.raises(ValueError, match="half_life_days: got 0"):
         FeatureConfig.from_dict({"recency": {"half_life_days": 0}})
-    with pytest.raises(ValueError, match=r"local_distribution\.by: \['y'\\] are not declared features"):
+    with pytest.raises(ValueError, match=r"local_distribution\.by: \['y'\] are not declared features"):
         built(
             pa.table({"x": [1.0], "y": [0.0]}), [Column("x")], {"local_distribution": {"by": ["y"], "features": ["x"]}}
         )

@@ -102,9 +102,7 @@ class LTVPipeline:
         started = clock.perf_counter()
         config = self.config
         if config.model in DEEP:
-            from .deep import require_torch
-
-            require_torch(config.model)
+            _require_torch(config.model)
         self._choose_horizons(dataset)
         self.report_ = {"rows": dataset.num_rows, "skipped_horizons": self.skipped_horizons}
         self._guard(dataset)
@@ -698,8 +696,11 @@ class LTVPipeline:
         return project_order(np.column_stack(columns), weights, space)  # type: ignore[arg-type]
 
     def _converts(self) -> bool:
-        """Whether the model's own estimand must be turned into the one asked for; a Huber meta-learner's always is."""
-        return self.config.model == "stack" or _NATIVE[self.config.model] != self.config.estimand
+        """Whether the model's own estimand must be turned into the one asked for.
+
+        A Huber meta-learner and ODMN's buckets estimate neither mean without bias, so theirs always is.
+        """
+        return self.config.model in ("stack", "odmn") or _NATIVE[self.config.model] != self.config.estimand
 
     def _point(self, name: str, scores: dict[str, Floats]) -> Floats:
         """The estimand of one horizon, before calibration and order [N]."""
@@ -818,6 +819,13 @@ def predict_table(
     if not batches:
         raise ValueError("dataset: got no rows, needs at least one to predict")
     return pa.concat_tables(batches, promote_options="permissive")
+
+
+def _require_torch(model: str) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"model {model!r} needs the extra: pip install 'ltv-stack[torch]'") from error
 
 
 def _none_if_one(weight: Floats) -> Floats | None:
