@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +25,17 @@ from pathlib import Path
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-LGSR_FIELDS = "PROD_CODE PROD_CODE_10 PROD_CODE_20 PROD_CODE_30 PROD_CODE_40 QUANTITY SPEND BASKET_ID STORE_CODE".split()
+LGSR_FIELDS = [
+    "PROD_CODE",
+    "PROD_CODE_10",
+    "PROD_CODE_20",
+    "PROD_CODE_30",
+    "PROD_CODE_40",
+    "QUANTITY",
+    "SPEND",
+    "BASKET_ID",
+    "STORE_CODE",
+]
 ROUND = 2_000_000
 
 
@@ -60,7 +70,7 @@ def generate(path: Path, events: int) -> None:
 
 
 def checksum(users: np.ndarray, lengths: np.ndarray, seconds: np.ndarray, items: np.ndarray) -> list[int]:
-    """Sums that depend on which event stands where in its user's sequence."""
+    """Sums that depend on which event stands where in its user's sequence, except among events of equal time."""
     first = np.repeat(np.cumsum(lengths) - lengths, lengths)
     place = np.arange(len(seconds)) - first
     who = np.repeat(users, lengths)
@@ -72,45 +82,65 @@ def checksum(users: np.ndarray, lengths: np.ndarray, seconds: np.ndarray, items:
     ]
 
 
+def peak_kb() -> int:
+    """Largest resident set of this process; unlike getrusage's it does not begin with the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def spent(began: tuple[float, float]) -> dict:
+    return {"seconds": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
+
+
 def with_seqdata(log: str, out: str, memory: str) -> dict:
     import seqdata
 
     fields = {"event_type": seqdata.Categorical(), "item": seqdata.Categorical()}
-    began = time.perf_counter()
-    store = seqdata.build(log, out, user="client_id", time="timestamp", fields=fields, memory_limit=memory, progress=False)
-    took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter(), time.process_time()
+    store = seqdata.build(
+        log, out, user="client_id", time="timestamp", fields=fields, memory_limit=memory, progress=False
+    )
+    took = spent(began)
+    peak = peak_kb()
     items = np.append([0, 0], store.vocabulary("item").values)[store.column("item")]
-    return {"seconds": took, "peak": peak, "check": checksum(store.users, np.diff(store.offsets), store.time // 1_000_000, items)}
+    return {
+        **took,
+        "peak": peak,
+        "check": checksum(store.users, np.diff(store.offsets), store.time // 1_000_000, items),
+    }
 
 
 def with_pandas(log: str, out: str, memory: str) -> dict:
     import pandas as pd
 
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     frame = pd.read_parquet(log).sort_values(["client_id", "timestamp"], kind="stable")
     lists = frame.groupby("client_id", sort=True).agg(list)
-    took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took = spent(began)
+    peak = peak_kb()
     lengths = frame.groupby("client_id").size()
     seconds = frame.timestamp.astype("int64").to_numpy() // (10**9 if "ns" in str(frame.timestamp.dtype) else 10**6)
-    return {"seconds": took, "peak": peak, "check": checksum(lists.index.to_numpy(), lengths.to_numpy(), seconds, frame.item.to_numpy())}
+    return {
+        **took,
+        "peak": peak,
+        "check": checksum(lists.index.to_numpy(), lengths.to_numpy(), seconds, frame.item.to_numpy()),
+    }
 
 
 def with_polars(log: str, out: str, memory: str) -> dict:
     import polars as pl
 
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     plan = pl.scan_parquet(log).group_by("client_id").agg(pl.all().sort_by("timestamp", maintain_order=True))
     plan.sink_parquet(out)
-    took = time.perf_counter() - began
-    return {"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "check": _check_lists(out)}
+    took = spent(began)
+    return {**took, "peak": peak_kb(), "check": _check_lists(out)}
 
 
 def with_duckdb_lists(log: str, out: str, memory: str) -> dict:
     return _duckdb(
-        f"SELECT client_id, list(timestamp ORDER BY timestamp) AS timestamp, list(event_type ORDER BY timestamp) AS event_type,"
-        f" list(item ORDER BY timestamp) AS item FROM '{log}' GROUP BY client_id",
+        "SELECT client_id, list(timestamp ORDER BY timestamp) AS timestamp, list(event_type ORDER BY timestamp) AS"
+        f" event_type, list(item ORDER BY timestamp) AS item FROM '{log}' GROUP BY client_id",
         out,
         "8GB",
     )
@@ -125,10 +155,10 @@ def _duckdb(query: str, out: str, memory: str) -> dict:
 
     connection = duckdb.connect(config={"memory_limit": memory, "temp_directory": out + ".spill"})
     connection.execute("SET enable_progress_bar = false")
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     connection.execute(f"COPY ({query}) TO '{out}' (FORMAT parquet)")
-    took = time.perf_counter() - began
-    return {"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "check": _check_lists(out)}
+    took = spent(began)
+    return {**took, "peak": peak_kb(), "check": _check_lists(out)}
 
 
 def _check_lists(path: str) -> list[int]:
@@ -146,7 +176,7 @@ def _check_lists(path: str) -> list[int]:
 def lgsr_with_seqdata(log: str, out: str, memory: str) -> dict:
     import seqdata
 
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     store = seqdata.build(
         log,
         out,
@@ -154,30 +184,32 @@ def lgsr_with_seqdata(log: str, out: str, memory: str) -> dict:
         time="SHOP_DATE",
         time_format="%Y%m%d",
         null_user="drop",
-        fields={name: seqdata.Numeric() if name in ("QUANTITY", "SPEND") else seqdata.Categorical() for name in LGSR_FIELDS},
+        fields={
+            name: seqdata.Numeric() if name in ("QUANTITY", "SPEND") else seqdata.Categorical() for name in LGSR_FIELDS
+        },
         memory_limit=memory,
         progress=False,
     )
-    took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took = spent(began)
+    peak = peak_kb()
     days = store.time // 86_400_000_000
     baskets = np.append([0, 0], store.vocabulary("BASKET_ID").values)[store.column("BASKET_ID")]
-    return {"seconds": took, "peak": peak, "check": checksum(np.arange(store.num_users), np.diff(store.offsets), days, baskets)}
+    return {**took, "peak": peak, "check": checksum(np.arange(store.num_users), np.diff(store.offsets), days, baskets)}
 
 
 def lgsr_with_pandas(log: str, out: str, memory: str) -> dict:
     import pandas as pd
 
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     frame = pd.read_parquet(log, columns=["CUST_CODE", "SHOP_DATE", *LGSR_FIELDS]).dropna(subset=["CUST_CODE"])
     frame["SHOP_DATE"] = pd.to_datetime(frame["SHOP_DATE"].astype(str), format="%Y%m%d")
     frame = frame.sort_values(["CUST_CODE", "SHOP_DATE"], kind="stable")
     lists = frame.groupby("CUST_CODE", sort=True).agg(list)
-    took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took = spent(began)
+    peak = peak_kb()
     lengths = frame.groupby("CUST_CODE", sort=True).size().to_numpy()
     days = frame.SHOP_DATE.to_numpy().astype("datetime64[D]").astype(np.int64)
-    return {"seconds": took, "peak": peak, "check": checksum(np.arange(len(lists)), lengths, days, frame.BASKET_ID.to_numpy())}
+    return {**took, "peak": peak, "check": checksum(np.arange(len(lists)), lengths, days, frame.BASKET_ID.to_numpy())}
 
 
 RIVALS = {
@@ -197,18 +229,19 @@ def race(what: str, log: str, rivals: list[str], rounds: int, memory: str, limit
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
         for turn in range(rounds):
             for name in rivals:
-                command = [sys.executable, __file__, "one", name, log, f"{folder}/{turn}-{len(runs[name])}-{rivals.index(name)}", memory]
+                command = [sys.executable, __file__, "one", name, log, f"{folder}/{turn}-{rivals.index(name)}", memory]
                 try:
                     done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
                 except subprocess.TimeoutExpired:
-                    runs[name].append({"seconds": None, "peak": None, "check": None})
+                    runs[name].append({"seconds": None, "cpu": None, "peak": None, "check": None})
                     continue
                 if done.returncode:
                     raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
                 runs[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(name, runs[name][-1], flush=True)
-                subprocess.run(["rm", "-rf", *Path(folder).glob("*")], check=True)
-    checks = {tuple(run["check"][:3] if "sort" in name or True else ()) for name in rivals for run in runs[name] if run["check"]}
+                for left in Path(folder).iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    checks = {tuple(run["check"]) for name in rivals for run in runs[name] if run["check"]}
     if len(checks) != 1:
         raise RuntimeError(f"the rivals disagree: {checks}")
     table = {}
@@ -216,10 +249,21 @@ def race(what: str, log: str, rivals: list[str], rounds: int, memory: str, limit
         times = [run["seconds"] for run in runs[name] if run["seconds"] is not None]
         table[name] = {
             "median_s": statistics.median(times) if times else None,
+            "cpu_s": (
+                statistics.median(run["cpu"] for run in runs[name] if run["seconds"] is not None) if times else None
+            ),
             "runs_s": times,
             "peak_mb": max((run["peak"] for run in runs[name] if run["peak"]), default=0) / 1024 or None,
         }
-    result = {"what": what, **about, "memory_limit": memory, "limit_s": limit, "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rivals": table}
+    result = {
+        "what": what,
+        **about,
+        "memory_limit": memory,
+        "limit_s": limit,
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "rivals": table,
+    }
     save(what, result, table)
     return result
 
@@ -227,14 +271,17 @@ def race(what: str, log: str, rivals: list[str], rounds: int, memory: str, limit
 def save(what: str, result: dict, table: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"seqdata_{what}.json").write_text(json.dumps(result, indent=1) + "\n")
-    ours = next(row["median_s"] for name, row in table.items() if "seqdata" in name)
+    ours, cpu = next((row["median_s"], row["cpu_s"]) for name, row in table.items() if "seqdata" in name)
     lines = [f"# seqdata: {what}", "", ", ".join(f"{k} {v}" for k, v in result.items() if not isinstance(v, dict)), ""]
-    lines += ["| | median s | ratio to seqdata | peak MB |", "|---|---|---|---|"]
+    lines += ["| | median s | ratio to seqdata | CPU s | ratio | peak MB |", "|---|---|---|---|---|---|"]
     for name, row in table.items():
         if row["median_s"] is None:
-            lines.append(f"| {name} | > {result['limit_s']:.0f} | > {result['limit_s'] / ours:.1f} | |")
+            lines.append(f"| {name} | > {result['limit_s']:.0f} | > {result['limit_s'] / ours:.1f} | | | |")
         else:
-            lines.append(f"| {name} | {row['median_s']:.2f} | {row['median_s'] / ours:.2f} | {row['peak_mb']:.0f} |")
+            lines.append(
+                f"| {name} | {row['median_s']:.2f} | {row['median_s'] / ours:.2f} | {row['cpu_s']:.1f} |"
+                f" {row['cpu_s'] / cpu:.2f} | {row['peak_mb']:.0f} |"
+            )
     text = "\n".join(lines) + "\n"
     (RESULTS / f"seqdata_{what}.md").write_text(text)
     print(text)
@@ -302,7 +349,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "lgsr":
         log = Path(os.environ["FOOTFALL_DATA"]) / "lgsr" / "transactions.parquet"
-        race("lgsr", str(log), ["lgsr seqdata", "lgsr pandas sort + groupby(list)"], options.rounds, options.memory_limit, options.limit, {"rows": 3_034_288, "columns": len(LGSR_FIELDS) + 2})
+        race(
+            "lgsr",
+            str(log),
+            ["lgsr seqdata", "lgsr pandas sort + groupby(list)"],
+            options.rounds,
+            options.memory_limit,
+            options.limit,
+            {"rows": 3_034_288, "columns": len(LGSR_FIELDS) + 2},
+        )
         return
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
         log = Path(folder) / "log.parquet"
@@ -311,7 +366,15 @@ def main() -> None:
             load(log)
             return
         rivals = options.only or list(RIVALS)[:5]
-        race(f"build_{options.events // 1_000_000}m", str(log), rivals, options.rounds, options.memory_limit, options.limit, {"events": options.events})
+        race(
+            f"build_{options.events // 1_000_000}m",
+            str(log),
+            rivals,
+            options.rounds,
+            options.memory_limit,
+            options.limit,
+            {"events": options.events},
+        )
 
 
 if __name__ == "__main__":

@@ -268,8 +268,8 @@ def _cold(store: Store, edge: int | None, scan: _Scan) -> Iterator[Finding]:
     )
     for name, unknown in scan.unknown_after.items():
         filled = scan.filled_after[name]
-        if name in scan.counts and filled:
-            share = unknown / filled
+        share = unknown / max(filled, 1)
+        if name in scan.counts and share >= 0.001:
             level = "warning" if share > 0.5 else "note"
             yield Finding(
                 level, "cold values", f"{name}: {share:.1%} of the events after the cutoff have an unknown value", share
@@ -279,7 +279,9 @@ def _cold(store: Store, edge: int | None, scan: _Scan) -> Iterator[Finding]:
 def _rows(store: Store, scan: _Scan) -> Iterator[Finding]:
     share = scan.duplicates / store.num_events
     level = "ok" if not scan.duplicates else "warning" if share > 0.001 else "note"
-    yield Finding(level, "duplicates", f"{scan.duplicates:,} rows ({share:.2%}) repeat another row exactly", share)
+    yield Finding(
+        level, "duplicates", f"{scan.duplicates:,} rows ({share:.2%}) are stored exactly as another one", share
+    )
     share = scan.ties / store.num_events
     yield Finding(
         "note" if scan.ties else "ok", "ties", f"{share:.1%} of the events tie with the user's previous one", share
