@@ -1,12 +1,15 @@
 """Fixtures every package's tests share."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 DATA = Path(os.environ.get("FOOTFALL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
+HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)
 
 
 @pytest.fixture
@@ -20,3 +23,14 @@ def footfall_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """Where there is no C++ compiler, a test that asks for the native kernel is skipped with the kernel's own reason."""
+    try:
+        return (yield)
+    except RuntimeError as error:
+        if not HAS_COMPILER and 'backend="cpu" cannot run here' in str(error):
+            pytest.skip(str(error))
+        raise
