@@ -128,7 +128,7 @@ def test_triton_and_cpu_equal_reference(config, dtype):
     config.check("triton", dtype, TRITON_DEVICE)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @drawn(30)
 @given(config=configurations(longest=70, max_batch=3), dtype=st.sampled_from(list(OUT_TOLERANCE)))
 def test_other_instruction_sets_equal_reference(isa, config, dtype):

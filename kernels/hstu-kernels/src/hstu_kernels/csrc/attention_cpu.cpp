@@ -2,6 +2,7 @@
 // rows of registers or in one tile, never in a matrix of the whole sequence.
 #include "hstu_cpu.h"
 #include "simd_cpu.h"
+#include "pairs_cpu.h"
 
 #include <stdlib.h>
 #ifdef _OPENMP
@@ -47,13 +48,13 @@ struct Arena {
   }
 };
 
-// to[r, :] = scale * rows of a view, padded with zeros to `padded`.
+// to[r, :] = rows of a view, padded with zeros to `padded`.
 template <class F, class In>
-void read_rows(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded, F scale, F* to) {
+void read_rows(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded, F* to) {
   for (int64_t r = 0; r < count; ++r) {
     const In* from = static_cast<const In*>(view.data) + (row + r) * view.row + head * view.head;
     F* line = to + r * padded;
-    for (int64_t d = 0; d < width; ++d) line[d] = widen(from[d]) * scale;
+    for (int64_t d = 0; d < width; ++d) line[d] = widen(from[d]);
     for (int64_t d = width; d < padded; ++d) line[d] = 0;
   }
 }
@@ -271,6 +272,7 @@ struct Terms {
   const F* kept = nullptr;
   const Span* spans = nullptr;
   bool masked = false;
+  F alpha = 1;
 
   template <bool Position, bool Time>
   inline V score(V x, int r, int c) const {
@@ -301,7 +303,7 @@ struct Terms {
     for (int r = 0; r < height; ++r) {
       F* const row = rows + r * kKeys;
       for (int c = begin; c < end; c += S::lanes) {
-        const V x = score<Position, Time>(load(row + c), r, c);
+        const V x = score<Position, Time>(alpha * load(row + c), r, c);
         V w = x * sigmoid<F>(x);
         if (kept) w *= load(kept + r * kKeys + c);
         if (masked) w = seen(spans[r], c) ? w : V{};
@@ -310,24 +312,25 @@ struct Terms {
     }
   }
 
-  // scores -> weights, d_weights -> d_scores; adds d_scores to the position table's gradient.
-  void weigh_back(F* rows, F* d_rows, int height, int begin, int end, F* d_position) const {
+  // q·k -> weights, d_weights -> d_scores, both divided by the row's divisor; adds d_scores to the position table's gradient.
+  void weigh_back(F* rows, F* d_rows, int height, int begin, int end, const F* inverse, F* d_position) const {
     if (position)
-      time ? weigh_back_as<true, true>(rows, d_rows, height, begin, end, d_position)
-           : weigh_back_as<true, false>(rows, d_rows, height, begin, end, d_position);
+      time ? weigh_back_as<true, true>(rows, d_rows, height, begin, end, inverse, d_position)
+           : weigh_back_as<true, false>(rows, d_rows, height, begin, end, inverse, d_position);
     else
-      time ? weigh_back_as<false, true>(rows, d_rows, height, begin, end, d_position)
-           : weigh_back_as<false, false>(rows, d_rows, height, begin, end, d_position);
+      time ? weigh_back_as<false, true>(rows, d_rows, height, begin, end, inverse, d_position)
+           : weigh_back_as<false, false>(rows, d_rows, height, begin, end, inverse, d_position);
   }
 
   template <bool Position, bool Time>
-  void weigh_back_as(F* rows, F* d_rows, int height, int begin, int end, F* d_position) const {
+  void weigh_back_as(F* rows, F* d_rows, int height, int begin, int end, const F* inverse, F* d_position) const {
     for (int r = 0; r < height; ++r) {
       F *const row = rows + r * kKeys, *const d_row = d_rows + r * kKeys;
       for (int c = begin; c < end; c += S::lanes) {
-        const V x = score<Position, Time>(load(row + c), r, c);
+        const V x = score<Position, Time>(alpha * load(row + c), r, c);
         const V s = sigmoid<F>(x);
-        V w = x * s, d = load(d_row + c) * (s + w * (1 - s));
+        V w = x * s, d = load(d_row + c) * (s + w * (1 - s)) * inverse[r];
+        w *= inverse[r];
         if (kept) {
           const V k = load(kept + r * kKeys + c);
           w *= k;
@@ -376,6 +379,7 @@ struct HeadTerms {
     Terms<F> terms;
     terms.spans = spans;
     terms.masked = masked;
+    terms.alpha = F(p.alpha);
     if (position) terms.position = position + tile - at;
     if (time) {
       terms.time = time;
@@ -400,6 +404,11 @@ F divisor_of(const Problem& p, int64_t q_row) {
   return F(p.divisors ? p.divisors[q_row] : p.divisor);
 }
 
+template <class F, class In, class Pass>
+void walk_forward(Pass& pass, const Problem& p, const Piece& piece, bool again);
+template <class F, class In, class Pass>
+void walk_backward(Pass& pass, const Problem& p, const Piece& piece, bool again);
+
 template <class F, class In>
 struct Forward {
   static constexpr int lanes = Simd<F>::lanes;
@@ -419,46 +428,64 @@ struct Forward {
     clock.take(p, plan, arena);
   }
 
-  void run(const Problem& p, const Piece& piece, bool again) {
-    const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
-    const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
-    const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
-    // Position of the piece's first row in its sequence.
-    const int64_t at0 = n - m + piece.row_begin;
-    const HeadTerms<F> head(p, piece, at0, again, &clock, kept);
-    read_rows<F, In>(p.q, row0, rows, piece.head, p.width_qk, padded_qk, F(p.alpha), queries);
-    zero(sums, rows * padded_v);
-    for (int64_t tile = piece.key_begin / kKeys * kKeys; tile < piece.key_end; tile += kKeys) {
-      const int count = int(min64(kKeys, n - tile));
-      bool packed = false;
-      for (int64_t r0 = 0; r0 < rows; r0 += kRows) {
-        const int height = int(min64(kRows, rows - r0));
-        Span spans[kRows];
-        for (int r = 0; r < height; ++r) spans[r] = span_of(p, row0 + r0 + r, at0 + r0 + r, tile, count);
-        const Group group = group_of(spans, height);
-        if (group.begin >= group.end) continue;
-        if (!packed) pack(p, piece.head, first_key + tile, count);
-        packed = true;
-        const int begin = group.begin / lanes * lanes, end = int(round_up(group.end, lanes));
-        multiply<F, false, false>(height, (end - begin) / lanes, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys,
-                                  int(p.width_qk), scores + begin, kKeys);
-        head.rows(at0 + r0, height, tile, begin, end, spans, !group.full).weigh(scores, height, begin, end);
-        multiply<F, false, true>(height, int(padded_v / lanes), scores + group.begin, kKeys, values + group.begin * padded_v,
-                                 padded_v, group.end - group.begin, sums + r0 * padded_v, padded_v);
-      }
-    }
-    for (int64_t r = 0; r < rows; ++r)
-      write_row<F, In>(p.out, row0 + r, piece.head, p.width_v, 1 / divisor_of<F>(p, row0 + r), sums + r * padded_v);
+  void run(const Problem& p, const Piece& piece, bool again) { walk_forward<F, In>(*this, p, piece, again); }
+
+  void pack_queries(const Problem& p, int64_t head, int64_t row, int64_t count) {
+    read_rows<F, In>(p.q, row, count, head, p.width_qk, padded_qk, queries);
   }
 
-  void pack(const Problem& p, int64_t head, int64_t row, int count) {
+  void pack_keys(const Problem& p, int64_t head, int64_t row, int count) {
     const int whole = int(round_up(count, lanes));
-    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, F(1), key_rows);
+    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, key_rows);
     zero(key_rows + count * padded_qk, (whole - count) * padded_qk);
     transpose(key_rows, padded_qk, whole, int(padded_qk), keys, kKeys);
-    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, F(1), values);
+    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, values);
+  }
+
+  // scores = q·k for rows r0.. and the keys [begin, begin + vectors).
+  void multiply_keys(const Problem& p, int64_t r0, int height, int begin, int vectors) {
+    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys, int(p.width_qk),
+                              scores + begin, kKeys);
+  }
+
+  // sums += weights * v over the keys [begin, end).
+  void multiply_values(int64_t r0, int height, int begin, int end) {
+    multiply<F, false, true>(height, int(padded_v / lanes), scores + begin, kKeys, values + begin * padded_v, padded_v,
+                             end - begin, sums + r0 * padded_v, padded_v);
   }
 };
+
+template <class F, class In, class Pass>
+void walk_forward(Pass& pass, const Problem& p, const Piece& piece, bool again) {
+  constexpr int lanes = Simd<F>::lanes;
+  const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
+  const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
+  const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
+  // Position of the piece's first row in its sequence.
+  const int64_t at0 = n - m + piece.row_begin;
+  const HeadTerms<F> head(p, piece, at0, again, &pass.clock, pass.kept);
+  pass.pack_queries(p, piece.head, row0, rows);
+  zero(pass.sums, rows * pass.padded_v);
+  for (int64_t tile = piece.key_begin / kKeys * kKeys; tile < piece.key_end; tile += kKeys) {
+    const int count = int(min64(kKeys, n - tile));
+    bool packed = false;
+    for (int64_t r0 = 0; r0 < rows; r0 += kRows) {
+      const int height = int(min64(kRows, rows - r0));
+      Span spans[kRows];
+      for (int r = 0; r < height; ++r) spans[r] = span_of(p, row0 + r0 + r, at0 + r0 + r, tile, count);
+      const Group group = group_of(spans, height);
+      if (group.begin >= group.end) continue;
+      if (!packed) pass.pack_keys(p, piece.head, first_key + tile, count);
+      packed = true;
+      const int begin = group.begin / lanes * lanes, end = int(round_up(group.end, lanes));
+      pass.multiply_keys(p, r0, height, begin, (end - begin) / lanes);
+      head.rows(at0 + r0, height, tile, begin, end, spans, !group.full).weigh(pass.scores, height, begin, end);
+      pass.multiply_values(r0, height, group.begin, group.end);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    write_row<F, In>(p.out, row0 + r, piece.head, p.width_v, 1 / divisor_of<F>(p, row0 + r), pass.sums + r * pass.padded_v);
+}
 
 template <class F, class In>
 struct Backward {
@@ -486,126 +513,291 @@ struct Backward {
     clock.take(p, plan, arena);
   }
 
-  void run(const Problem& p, const Piece& piece, bool again) {
-    const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
-    const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
-    const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
-    const int64_t at0 = n - m + piece.row_begin;
-    const HeadTerms<F> head(p, piece, at0, again, &clock, kept);
-    F* const dq = piece.dq_at < 0 ? own_dq : partial + piece.dq_at;
-    // Entry 0 of the piece's position gradient belongs to the first key and the last row.
-    F* const d_position = p.d_position ? partial + piece.position_at : nullptr;
-    zero(dq, rows * padded_qk);
-    if (d_position) zero(d_position, piece.key_end - piece.key_begin + rows + kKeys);
-    if (p.d_time) zero(d_time, p.time.width * kCopies);
-    for (int64_t tile = piece.key_begin; tile < piece.key_end; tile += kKeys) {
-      const int count = int(min64(kKeys, n - tile));
-      bool packed = false;
-      zero(dk, count * padded_qk);
-      zero(dv, count * padded_v);
-      for (int64_t q0 = 0; q0 < rows; q0 += kQueries) {
-        const int height = int(min64(kQueries, rows - q0));
-        Span spans[kQueries];
-        for (int r = 0; r < height; ++r) spans[r] = span_of(p, row0 + q0 + r, at0 + q0 + r, tile, count);
-        const Group all = group_of(spans, height);
-        if (all.begin >= all.end) continue;
-        if (!packed) pack(p, piece.head, first_key + tile, count);
-        packed = true;
-        read_rows<F, In>(p.q, row0 + q0, height, piece.head, p.width_qk, padded_qk, F(p.alpha), queries);
-        for (int r = 0; r < height; ++r)
-          read_rows<F, In>(p.grad, row0 + q0 + r, 1, piece.head, p.width_v, padded_v, 1 / divisor_of<F>(p, row0 + q0 + r),
-                           grads + r * padded_v);
-        F* position_row = d_position ? d_position + (tile - piece.key_begin) + (rows - 1 - q0) : nullptr;
-        for (int r0 = 0; r0 < height; r0 += kRows) {
-          const int some = height - r0 < kRows ? height - r0 : kRows;
-          back_through_scores(p, head, spans + r0, r0, some, at0 + q0 + r0, tile, dq + (q0 + r0) * padded_qk,
-                              position_row ? position_row - r0 : nullptr);
-        }
-        for (int c = 0; c < count; c += kRows) {
-          const int some = count - c < kRows ? count - c : kRows;
-          int begin = 0, end = height;
-          if (!all.full) rows_that_see(spans, height, c, c + some, &begin, &end);
-          if (begin >= end) continue;
-          multiply<F, true, true>(some, int(padded_v / lanes), weights + begin * kKeys + c, kKeys, grads + begin * padded_v,
-                                  padded_v, end - begin, dv + c * padded_v, padded_v);
-          multiply<F, true, true>(some, int(padded_qk / lanes), d_scores + begin * kKeys + c, kKeys, queries + begin * padded_qk,
-                                  padded_qk, end - begin, dk + c * padded_qk, padded_qk);
-        }
-      }
-      for (int r = 0; r < count; ++r) {
-        write_row<F, In>(p.dk, first_key + tile + r, piece.head, p.width_qk, F(1), dk + r * padded_qk);
-        write_row<F, In>(p.dv, first_key + tile + r, piece.head, p.width_v, F(1), dv + r * padded_v);
-      }
-    }
-    if (piece.dq_at < 0)
-      for (int64_t r = 0; r < rows; ++r)
-        write_row<F, In>(p.dq, row0 + r, piece.head, p.width_qk, F(p.alpha), dq + r * padded_qk);
-    if (p.d_time)
-      for (int64_t b = 0; b < p.time.width; ++b) {
-        F sum = 0;
-        for (int l = 0; l < kCopies; ++l) sum += d_time[b * kCopies + l];
-        partial[piece.time_at + b] = sum;
-      }
-  }
+  void run(const Problem& p, const Piece& piece, bool again) { walk_backward<F, In>(*this, p, piece, again); }
 
-  void pack(const Problem& p, int64_t head, int64_t row, int count) {
+  void pack_keys(const Problem& p, int64_t head, int64_t row, int count) {
     const int whole = int(round_up(count, lanes));
-    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, F(1), key_rows);
+    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, key_rows);
     zero(key_rows + count * padded_qk, (whole - count) * padded_qk);
     transpose(key_rows, padded_qk, whole, int(padded_qk), keys, kKeys);
-    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, F(1), value_rows);
+    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, value_rows);
     zero(value_rows + count * padded_v, (whole - count) * padded_v);
     transpose(value_rows, padded_v, whole, int(padded_v), values, kKeys);
   }
 
-  // Fills rows r0.. of the weights and d_scores tiles, zeros included, and adds to dq and the tables.
-  void back_through_scores(const Problem& p, const HeadTerms<F>& head, const Span* spans, int r0, int height, int64_t at, int64_t tile,
-                           F* dq, F* d_position) {
-    F* const w = weights + r0 * kKeys;
-    F* const d = d_scores + r0 * kKeys;
-    const Group group = group_of(spans, height);
-    if (group.begin >= group.end) {
-      zero(w, height * kKeys);
-      zero(d, height * kKeys);
-      return;
-    }
-    const int begin = group.begin / lanes * lanes, end = int(round_up(group.end, lanes)), vectors = (end - begin) / lanes;
-    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys, int(p.width_qk), w + begin,
-                              kKeys);
-    multiply<F, false, false>(height, vectors, grads + r0 * padded_v, padded_v, values + begin, kKeys, int(p.width_v), d + begin,
-                              kKeys);
-    const Terms<F> terms = head.rows(at, height, tile, begin, end, spans, !group.full);
-    terms.weigh_back(w, d, height, begin, end, d_position);
-    for (int r = 0; r < height; ++r) {
-      F *w_row = w + r * kKeys, *d_row = d + r * kKeys;
-      if (p.d_time) terms.buckets.narrow ? spread(terms.buckets.narrow + r * terms.buckets.stride, d_row, group.begin, group.end)
-                                         : spread(terms.buckets.wide + r * terms.buckets.stride, d_row, group.begin, group.end);
-      zero(w_row, begin);
-      zero(d_row, begin);
-      zero(w_row + end, kKeys - end);
-      zero(d_row + end, kKeys - end);
-    }
-    multiply<F, false, true>(height, int(padded_qk / lanes), d + group.begin, kKeys, key_rows + group.begin * padded_qk, padded_qk,
-                             group.end - group.begin, dq, padded_qk);
+  void pack_queries(const Problem& p, int64_t head, int64_t row, int count) {
+    read_rows<F, In>(p.q, row, count, head, p.width_qk, padded_qk, queries);
+    read_rows<F, In>(p.grad, row, count, head, p.width_v, padded_v, grads);
   }
 
-  template <class Index>
-  void spread(const Index* buckets, const F* d_row, int begin, int end) {
-    for (int c = begin; c < end; ++c) d_time[buckets[c] * kCopies + c % kCopies] += d_row[c];
+  // Rows r0.. of weights = q·k and d_scores = grad·v.
+  void multiply_keys(const Problem& p, int r0, int height, int begin, int vectors) {
+    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys, int(p.width_qk),
+                              weights + r0 * kKeys + begin, kKeys);
+    multiply<F, false, false>(height, vectors, grads + r0 * padded_v, padded_v, values + begin, kKeys, int(p.width_v),
+                              d_scores + r0 * kKeys + begin, kKeys);
   }
 
-  static void rows_that_see(const Span* spans, int height, int first, int last, int* begin, int* end) {
-    *begin = height;
-    *end = 0;
-    for (int r = 0; r < height; ++r) {
-      const Span s = spans[r];
-      if ((s.begin < last && s.end > first) || (s.self >= first && s.self < last)) {
-        if (*begin == height) *begin = r;
-        *end = r + 1;
-      }
-    }
+  void multiply_dq(int r0, int height, int begin, int end, F* dq) {
+    multiply<F, false, true>(height, int(padded_qk / lanes), d_scores + r0 * kKeys + begin, kKeys, key_rows + begin * padded_qk,
+                             padded_qk, end - begin, dq, padded_qk);
+  }
+
+  void finish_rows(int height) {}
+
+  // dv and dk of `some` keys from c on, over the rows [begin, end) of the tile.
+  void multiply_dkv(int c, int some, int begin, int end) {
+    multiply<F, true, true>(some, int(padded_v / lanes), weights + begin * kKeys + c, kKeys, grads + begin * padded_v, padded_v,
+                            end - begin, dv + c * padded_v, padded_v);
+    multiply<F, true, true>(some, int(padded_qk / lanes), d_scores + begin * kKeys + c, kKeys, queries + begin * padded_qk,
+                            padded_qk, end - begin, dk + c * padded_qk, padded_qk);
   }
 };
+
+template <class F, class Index>
+void spread(const Index* buckets, const F* d_row, int begin, int end, F* d_time) {
+  for (int c = begin; c < end; ++c) d_time[buckets[c] * kCopies + c % kCopies] += d_row[c];
+}
+
+// Fills rows r0.. of the weights and d_scores tiles, zeros included, and adds to dq and the tables.
+template <class F, class Pass>
+void back_through_scores(Pass& pass, const Problem& p, const HeadTerms<F>& head, const Span* spans, int r0, int height, int64_t row,
+                         int64_t at, int64_t tile, F* dq, F* d_position) {
+  constexpr int lanes = Simd<F>::lanes;
+  F* const w = pass.weights + r0 * kKeys;
+  F* const d = pass.d_scores + r0 * kKeys;
+  const Group group = group_of(spans, height);
+  if (group.begin >= group.end) {
+    zero(w, height * kKeys);
+    zero(d, height * kKeys);
+    return;
+  }
+  const int begin = group.begin / lanes * lanes, end = int(round_up(group.end, lanes));
+  pass.multiply_keys(p, r0, height, begin, (end - begin) / lanes);
+  F inverse[kRows];
+  for (int r = 0; r < height; ++r) inverse[r] = 1 / divisor_of<F>(p, row + r);
+  const Terms<F> terms = head.rows(at, height, tile, begin, end, spans, !group.full);
+  terms.weigh_back(w, d, height, begin, end, inverse, d_position);
+  for (int r = 0; r < height; ++r) {
+    F *w_row = w + r * kKeys, *d_row = d + r * kKeys;
+    const int64_t bucket_row = r * terms.buckets.stride;
+    if (p.d_time && terms.buckets.narrow)
+      spread(terms.buckets.narrow + bucket_row, d_row, group.begin, group.end, pass.d_time);
+    else if (p.d_time)
+      spread(terms.buckets.wide + bucket_row, d_row, group.begin, group.end, pass.d_time);
+    zero(w_row, begin);
+    zero(d_row, begin);
+    zero(w_row + end, kKeys - end);
+    zero(d_row + end, kKeys - end);
+  }
+  pass.multiply_dq(r0, height, group.begin, group.end, dq);
+}
+
+inline void rows_that_see(const Span* spans, int height, int first, int last, int* begin, int* end) {
+  *begin = height;
+  *end = 0;
+  for (int r = 0; r < height; ++r) {
+    const Span s = spans[r];
+    if ((s.begin < last && s.end > first) || (s.self >= first && s.self < last)) {
+      if (*begin == height) *begin = r;
+      *end = r + 1;
+    }
+  }
+}
+
+template <class F, class In, class Pass>
+void walk_backward(Pass& pass, const Problem& p, const Piece& piece, bool again) {
+  const int64_t padded_qk = pass.padded_qk, padded_v = pass.padded_v;
+  const int64_t first_key = p.offsets[piece.sequence], n = p.offsets[piece.sequence + 1] - first_key;
+  const int64_t first_row = p.q_offsets[piece.sequence], m = p.q_offsets[piece.sequence + 1] - first_row;
+  const int64_t rows = piece.row_end - piece.row_begin, row0 = first_row + piece.row_begin;
+  const int64_t at0 = n - m + piece.row_begin;
+  const HeadTerms<F> head(p, piece, at0, again, &pass.clock, pass.kept);
+  F* const dq = piece.dq_at < 0 ? pass.own_dq : pass.partial + piece.dq_at;
+  // Entry 0 of the piece's position gradient belongs to the first key and the last row.
+  F* const d_position = p.d_position ? pass.partial + piece.position_at : nullptr;
+  zero(dq, rows * padded_qk);
+  if (d_position) zero(d_position, piece.key_end - piece.key_begin + rows + kKeys);
+  if (p.d_time) zero(pass.d_time, p.time.width * kCopies);
+  for (int64_t tile = piece.key_begin; tile < piece.key_end; tile += kKeys) {
+    const int count = int(min64(kKeys, n - tile));
+    bool packed = false;
+    zero(pass.dk, count * padded_qk);
+    zero(pass.dv, count * padded_v);
+    for (int64_t q0 = 0; q0 < rows; q0 += kQueries) {
+      const int height = int(min64(kQueries, rows - q0));
+      Span spans[kQueries];
+      for (int r = 0; r < height; ++r) spans[r] = span_of(p, row0 + q0 + r, at0 + q0 + r, tile, count);
+      const Group all = group_of(spans, height);
+      if (all.begin >= all.end) continue;
+      if (!packed) pass.pack_keys(p, piece.head, first_key + tile, count);
+      packed = true;
+      pass.pack_queries(p, piece.head, row0 + q0, height);
+      F* position_row = d_position ? d_position + (tile - piece.key_begin) + (rows - 1 - q0) : nullptr;
+      for (int r0 = 0; r0 < height; r0 += kRows) {
+        const int some = height - r0 < kRows ? height - r0 : kRows;
+        back_through_scores<F>(pass, p, head, spans + r0, r0, some, row0 + q0 + r0, at0 + q0 + r0, tile,
+                               dq + (q0 + r0) * padded_qk, position_row ? position_row - r0 : nullptr);
+      }
+      pass.finish_rows(height);
+      for (int c = 0; c < count; c += kRows) {
+        const int some = count - c < kRows ? count - c : kRows;
+        int begin = 0, end = height;
+        if (!all.full) rows_that_see(spans, height, c, c + some, &begin, &end);
+        if (begin < end) pass.multiply_dkv(c, some, begin, end);
+      }
+    }
+    for (int r = 0; r < count; ++r) {
+      write_row<F, In>(p.dk, first_key + tile + r, piece.head, p.width_qk, F(p.alpha), pass.dk + r * padded_qk);
+      write_row<F, In>(p.dv, first_key + tile + r, piece.head, p.width_v, F(1), pass.dv + r * padded_v);
+    }
+  }
+  if (piece.dq_at < 0)
+    for (int64_t r = 0; r < rows; ++r)
+      write_row<F, In>(p.dq, row0 + r, piece.head, p.width_qk, F(p.alpha), dq + r * padded_qk);
+  if (p.d_time)
+    for (int64_t b = 0; b < p.time.width; ++b) {
+      F sum = 0;
+      for (int l = 0; l < kCopies; ++l) sum += pass.d_time[b * kCopies + l];
+      pass.partial[piece.time_at + b] = sum;
+    }
+}
+
+#if defined(__AVX512F__)
+// The same passes with products of bfloat16 pairs, for chips that have them. A word holds two neighbours along the summed axis.
+struct PairForward {
+  static constexpr int lanes = 16;
+  int64_t padded_v, words_qk, padded_words;
+  uint32_t *queries, *key_rows, *keys, *values, *pairs;
+  float *sums, *scores, *kept;
+  Clock clock;
+
+  PairForward(const Problem& p, const Plan& plan, Arena& arena)
+      : padded_v(round_up(p.width_v, lanes)), words_qk((p.width_qk + 1) / 2), padded_words(round_up(words_qk, lanes)) {
+    queries = arena.take<uint32_t>(plan.max_rows * padded_words);
+    sums = arena.take<float>(plan.max_rows * padded_v);
+    key_rows = arena.take<uint32_t>(kKeys * padded_words);
+    keys = arena.take<uint32_t>(kKeys * padded_words);
+    values = arena.take<uint32_t>(kKeys / 2 * padded_v);
+    pairs = arena.take<uint32_t>(kRows * kKeys / 2);
+    scores = arena.take<float>(kRows * kKeys);
+    kept = arena.take<float>(kRows * kKeys);
+    clock.take(p, plan, arena);
+  }
+
+  void run(const Problem& p, const Piece& piece, bool again) { walk_forward<float, BFloat16>(*this, p, piece, again); }
+
+  void pack_queries(const Problem& p, int64_t head, int64_t row, int64_t count) {
+    read_words(p.q, row, count, head, p.width_qk, padded_words, queries);
+  }
+
+  void pack_keys(const Problem& p, int64_t head, int64_t row, int count) {
+    read_transposed_words(p.k, row, count, head, p.width_qk, padded_words, key_rows, keys);
+    read_row_pairs(p.v, row, count, head, p.width_v, padded_v, values);
+  }
+
+  void multiply_keys(const Problem& p, int64_t r0, int height, int begin, int vectors) {
+    multiply_pairs<false, false>(height, vectors, queries + r0 * padded_words, padded_words, keys + begin, kKeys, int(words_qk),
+                                 scores + begin, kKeys);
+  }
+
+  void multiply_values(int64_t r0, int height, int begin, int end) {
+    const int first = begin / lanes * lanes, last = int(round_up(end, lanes));
+    for (int r = 0; r < height; ++r) narrow_row(scores + r * kKeys, first, last, pairs + r * kKeys / 2);
+    begin /= 2;
+    multiply_pairs<false, true>(height, int(padded_v / lanes), pairs + begin, kKeys / 2, values + begin * padded_v, padded_v,
+                                (end + 1) / 2 - begin, sums + r0 * padded_v, padded_v);
+  }
+};
+
+struct PairBackward {
+  static constexpr int lanes = 16;
+  int64_t padded_qk, padded_v, words_qk, words_v, padded_words_qk, padded_words_v;
+  uint32_t *queries, *grads, *query_pairs, *grad_pairs, *word_rows, *keys, *values, *key_pairs, *d_words, *w_pairs, *d_pairs;
+  float *weights, *d_scores, *dk, *dv, *own_dq, *d_time, *kept;
+  float* partial;
+  Clock clock;
+
+  PairBackward(const Problem& p, const Plan& plan, Arena& arena)
+      : padded_qk(round_up(p.width_qk, lanes)),
+        padded_v(round_up(p.width_v, lanes)),
+        words_qk((p.width_qk + 1) / 2),
+        words_v((p.width_v + 1) / 2),
+        padded_words_qk(round_up(words_qk, lanes)),
+        padded_words_v(round_up(words_v, lanes)),
+        partial(static_cast<float*>(plan.partial)) {
+    queries = arena.take<uint32_t>(kQueries * padded_words_qk);
+    grads = arena.take<uint32_t>(kQueries * padded_words_v);
+    query_pairs = arena.take<uint32_t>(kQueries / 2 * padded_qk);
+    grad_pairs = arena.take<uint32_t>(kQueries / 2 * padded_v);
+    word_rows = arena.take<uint32_t>(kKeys * max64(padded_words_qk, padded_words_v));
+    keys = arena.take<uint32_t>(kKeys * padded_words_qk);
+    values = arena.take<uint32_t>(kKeys * padded_words_v);
+    key_pairs = arena.take<uint32_t>(kKeys / 2 * padded_qk);
+    d_words = arena.take<uint32_t>(kRows * kKeys / 2);
+    w_pairs = arena.take<uint32_t>(kQueries / 2 * kKeys);
+    d_pairs = arena.take<uint32_t>(kQueries / 2 * kKeys);
+    weights = arena.take<float>(kQueries * kKeys);
+    d_scores = arena.take<float>(kQueries * kKeys);
+    dk = arena.take<float>(kKeys * padded_qk);
+    dv = arena.take<float>(kKeys * padded_v);
+    own_dq = arena.take<float>(plan.max_rows * padded_qk);
+    d_time = arena.take<float>(p.d_time ? p.time.width * kCopies : 0);
+    kept = arena.take<float>(kRows * kKeys);
+    clock.take(p, plan, arena);
+  }
+
+  void run(const Problem& p, const Piece& piece, bool again) { walk_backward<float, BFloat16>(*this, p, piece, again); }
+
+  void pack_keys(const Problem& p, int64_t head, int64_t row, int count) {
+    read_transposed_words(p.k, row, count, head, p.width_qk, padded_words_qk, word_rows, keys);
+    read_transposed_words(p.v, row, count, head, p.width_v, padded_words_v, word_rows, values);
+    read_row_pairs(p.k, row, count, head, p.width_qk, padded_qk, key_pairs);
+  }
+
+  void pack_queries(const Problem& p, int64_t head, int64_t row, int count) {
+    read_words(p.q, row, count, head, p.width_qk, padded_words_qk, queries);
+    read_words(p.grad, row, count, head, p.width_v, padded_words_v, grads);
+    read_row_pairs(p.q, row, count, head, p.width_qk, padded_qk, query_pairs);
+    read_row_pairs(p.grad, row, count, head, p.width_v, padded_v, grad_pairs);
+  }
+
+  void multiply_keys(const Problem& p, int r0, int height, int begin, int vectors) {
+    multiply_pairs<false, false>(height, vectors, queries + r0 * padded_words_qk, padded_words_qk, keys + begin, kKeys,
+                                 int(words_qk), weights + r0 * kKeys + begin, kKeys);
+    multiply_pairs<false, false>(height, vectors, grads + r0 * padded_words_v, padded_words_v, values + begin, kKeys,
+                                 int(words_v), d_scores + r0 * kKeys + begin, kKeys);
+  }
+
+  void multiply_dq(int r0, int height, int begin, int end, float* dq) {
+    const int first = begin / lanes * lanes, last = int(round_up(end, lanes));
+    for (int r = 0; r < height; ++r) narrow_row(d_scores + (r0 + r) * kKeys, first, last, d_words + r * kKeys / 2);
+    begin /= 2;
+    multiply_pairs<false, true>(height, int(padded_qk / lanes), d_words + begin, kKeys / 2, key_pairs + begin * padded_qk,
+                                padded_qk, (end + 1) / 2 - begin, dq, padded_qk);
+  }
+
+  void finish_rows(int height) {
+    if (height % 2) {
+      zero(weights + height * kKeys, kKeys);
+      zero(d_scores + height * kKeys, kKeys);
+    }
+    for (int r = 0; r < height; r += 2) {
+      narrow_row_pair(weights + r * kKeys, w_pairs + r / 2 * kKeys);
+      narrow_row_pair(d_scores + r * kKeys, d_pairs + r / 2 * kKeys);
+    }
+  }
+
+  void multiply_dkv(int c, int some, int begin, int end) {
+    begin /= 2;
+    const int depth = (end + 1) / 2 - begin;
+    multiply_pairs<true, true>(some, int(padded_v / lanes), w_pairs + begin * kKeys + c, kKeys, grad_pairs + begin * padded_v,
+                               padded_v, depth, dv + c * padded_v, padded_v);
+    multiply_pairs<true, true>(some, int(padded_qk / lanes), d_pairs + begin * kKeys + c, kKeys, query_pairs + begin * padded_qk,
+                               padded_qk, depth, dk + c * padded_qk, padded_qk);
+  }
+};
+#endif
 
 // dq of a sequence that was split: the pieces' parts are added in their order, whatever thread made them.
 template <class F, class In>
@@ -671,15 +863,15 @@ struct Scratch {
   ~Scratch() { free(data); }
 };
 
-template <template <class, class> class Pass, class F, class In>
+template <class Pass>
 bool walk(const Problem& p, const Plan& plan, Scratch& scratch) {
   Arena measure{nullptr};
-  Pass<F, In> sizes(p, plan, measure);
+  Pass sizes(p, plan, measure);
   if (!scratch.allocate(measure.used, plan.threads)) return false;
 #pragma omp parallel num_threads(plan.threads)
   {
     Arena arena = scratch.of(thread_number());
-    Pass<F, In> pass(p, plan, arena);
+    Pass pass(p, plan, arena);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < plan.task_count; ++i) {
       const Task task = plan.tasks[i];
@@ -689,10 +881,10 @@ bool walk(const Problem& p, const Plan& plan, Scratch& scratch) {
   return true;
 }
 
-template <class F, class In>
+template <class F, class In, class Pass>
 bool run_backward(const Problem& p, const Plan& plan) {
   Scratch scratch;
-  if (!walk<Backward, F, In>(p, plan, scratch)) return false;
+  if (!walk<Pass>(p, plan, scratch)) return false;
   const int64_t position_segments = p.d_position ? (p.position.width + kSegment - 1) / kSegment : 0;
   const int64_t time_segments = p.d_time ? (p.time.width + kSegment - 1) / kSegment : 0;
   const int64_t position_jobs = position_segments * p.position.heads, time_jobs = time_segments * p.time.heads;
@@ -716,10 +908,10 @@ bool run_backward(const Problem& p, const Plan& plan) {
   return true;
 }
 
-template <class F, class In>
+template <class Pass>
 bool run_forward(const Problem& p, const Plan& plan) {
   Scratch scratch;
-  return walk<Forward, F, In>(p, plan, scratch);
+  return walk<Pass>(p, plan, scratch);
 }
 
 }  // namespace
@@ -728,26 +920,32 @@ bool run_forward(const Problem& p, const Plan& plan) {
 bool forward(const Problem& p, const Plan& plan) {
   switch (p.dtype) {
     case kFloat64:
-      return run_forward<double, double>(p, plan);
+      return run_forward<Forward<double, double>>(p, plan);
     case kBFloat16:
-      return run_forward<float, BFloat16>(p, plan);
+#if defined(__AVX512F__)
+      if (p.bfloat16_pairs) return run_forward<PairForward>(p, plan);
+#endif
+      return run_forward<Forward<float, BFloat16>>(p, plan);
     case kFloat16:
-      return run_forward<float, Float16>(p, plan);
+      return run_forward<Forward<float, Float16>>(p, plan);
     default:
-      return run_forward<float, float>(p, plan);
+      return run_forward<Forward<float, float>>(p, plan);
   }
 }
 
 bool backward(const Problem& p, const Plan& plan) {
   switch (p.dtype) {
     case kFloat64:
-      return run_backward<double, double>(p, plan);
+      return run_backward<double, double, Backward<double, double>>(p, plan);
     case kBFloat16:
-      return run_backward<float, BFloat16>(p, plan);
+#if defined(__AVX512F__)
+      if (p.bfloat16_pairs) return run_backward<float, BFloat16, PairBackward>(p, plan);
+#endif
+      return run_backward<float, BFloat16, Backward<float, BFloat16>>(p, plan);
     case kFloat16:
-      return run_backward<float, Float16>(p, plan);
+      return run_backward<float, Float16, Backward<float, Float16>>(p, plan);
     default:
-      return run_backward<float, float>(p, plan);
+      return run_backward<float, float, Backward<float, float>>(p, plan);
   }
 }
 

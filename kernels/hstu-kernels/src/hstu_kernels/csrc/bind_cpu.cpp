@@ -39,6 +39,7 @@ struct Isa {
   const char* name;
   bool (*forward)(const Problem&, const hstu::Plan&);
   bool (*backward)(const Problem&, const hstu::Plan&);
+  bool bfloat16_pairs = false;
 };
 
 std::vector<Isa> supported() {
@@ -52,7 +53,11 @@ std::vector<Isa> supported() {
 #ifdef FOOTFALL_HAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+  {
     found.push_back({"avx512", hstu::avx512::forward, hstu::avx512::backward});
+    if (__builtin_cpu_supports("avx512bf16"))
+      found.push_back({"avx512_bf16", hstu::avx512::forward, hstu::avx512::backward, true});
+  }
 #endif
 #endif
   return found;
@@ -325,6 +330,7 @@ struct Call {
     p.v = view(a, "v");
     masks = {a["causal"].cast<bool>(), a["max_attn_len"].cast<int64_t>(), a["min_full_attn_len"].cast<int64_t>(),
              pointer<const int64_t>(a, "num_targets"), pointer<const int64_t>(a, "num_contextual")};
+    p.bfloat16_pairs = isa.bfloat16_pairs;
     plan.threads = std::max(1, a["threads"].cast<int>());
     int32_t b = 0;
     for (int e = 0; e < 64 && p.time.data; ++e) {

@@ -31,7 +31,7 @@ struct Problem {
   int32_t bucket_of_power[64];
   double alpha, divisor, keep_scale;
   int time_shift;
-  bool dropout;
+  bool dropout, bfloat16_pairs;
   uint32_t keep_threshold, seed_key;
   View q, k, v, out, grad, dq, dk, dv;
   void *d_position, *d_time;

@@ -63,7 +63,10 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
 
 
 def instruction_set() -> str:
-    """Return the instruction set in use: "portable", "avx2" or "avx512" (the variable FOOTFALL_ISA forces one)."""
+    """Return the instruction set in use: "portable", "avx2", "avx512" or "avx512_bf16".
+
+    The environment variable FOOTFALL_ISA forces one.
+    """
     return str(_module().isa())
 
 
