@@ -177,7 +177,7 @@ def test_compare_orders_models_by_the_metric(settings, tmp_path):
     assert run("compare", *words, "--runs", tmp_path / "log1p", tmp_path / "document") == 0
     assert run("compare", *words) == 2
     assert run("compare", *words, "--variants", "log1p", "nonsense") == 2
-    assert run("compare", *words, "--variants", "btyd") == 2
+    assert run("compare", *words, "--variants", "btyd") == 2  # nothing is left to compare
 
 
 def test_submit_checks_and_aligns(trained, settings, tmp_path, capsys):

@@ -55,19 +55,25 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
         raise ValueError(f"metric: got {what.metric!r}, needs one of {', '.join(COLUMNS)}")
     run = Run(config.run_dir)
     found: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
     with run.command("compare", config) as facts:
         for name in what.variants:
             log.info("compare: %s", name)
-            found[name] = _btyd(config, name) if name in BTYD else _fit(config, name, rows, resume)
+            try:
+                found[name] = _btyd(config, name) if name in BTYD else _fit(config, name, rows, resume)
+            except (ImportError, ValueError) as error:
+                # One model that cannot be fitted on these rows must not cost the others; the table says so.
+                log.error("%s: %s", name, error)
+                failed[name] = str(error)
         for folder in what.runs:
             metrics = Run(folder).metrics().get(rows.split)
             if metrics is None:
                 raise FileNotFoundError(f"runs: {folder} has no metrics of the split {rows.split}; run `ltv evaluate`")
             found[folder] = metrics
         table = metrics_table(found, what.metric, what.horizon)
-        text = markdown(table)
-        facts["models"] = list(found)
-    write_json(run.folder / "compare.json", {"models": found})
+        text = markdown(table) + "".join(f"\nNot fitted: {name}: {reason}\n" for name, reason in failed.items())
+        facts |= {"models": list(found), "failed": failed}
+    write_json(run.folder / "compare.json", {"models": found, "failed": failed})
     with temporary_file(run.folder / "compare.md") as path:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         commit = run.metadata().get("commit")

@@ -45,7 +45,7 @@ def serve(runs: str | Path, port: int) -> None:
         raise RuntimeError("the dashboard needs Streamlit: pip install 'ltv[dashboard]'")
     page = Path(__file__).with_name("page.py")
     options = ["--server.port", str(port), "--server.address", "localhost", "--server.headless", "true"]
-    options += ["--browser.gatherUsageStats", "false"]
+    options += ["--browser.gatherUsageStats", "false", "--client.toolbarMode", "minimal"]
     command = [sys.executable, "-m", "streamlit", "run", str(page), *options, "--", str(Path(runs).resolve())]
     subprocess.run(command, check=True)
 
@@ -134,7 +134,7 @@ def contributions(pipe: LTVPipeline, row: pa.Table, horizon: str, most: int = 12
     batch = row.combine_chunks().to_batches()[0]
     names, parts = pipe.explain(batch, horizon)
     values = pipe.builder.transform(batch)[0]
-    table = pd.DataFrame({"feature": names, "value": values, "contribution": parts[0, :-1]})
+    table = pd.DataFrame({"feature": names[:-1], "value": values, "contribution": parts[0, :-1]})
     table = table.reindex(table["contribution"].abs().sort_values(ascending=False, kind="stable").index)
     rest = table["contribution"][most:].sum()
     tail = pd.DataFrame({"feature": [f"{len(table) - most} others"], "value": [np.nan], "contribution": [rest]})

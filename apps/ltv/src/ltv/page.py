@@ -42,7 +42,7 @@ def main(runs: str) -> None:
         stamp = (folder / "evaluation" / split / "predictions.parquet").stat().st_mtime
         data = evaluated_run(str(folder), split, stamp)
         pipe = pipeline(str(folder), stamp)
-        horizon = st.selectbox("Horizon", list(pipe.horizons), index=min(1, len(pipe.horizons) - 1))
+        horizon = st.selectbox("Horizon", list(pipe.horizons), index=list(pipe.horizons).index(pipe.main))
         segments = [name for name in pipe.schema.segments if name in data.predictions]
         column = st.selectbox("Slice by", ["(all rows)", *segments])
         chosen: list[str] = []
@@ -94,7 +94,7 @@ def headline(
         "RMSLE": f"{money['rmsle']:.4f}",
         "AUC": f"{buyers['auc']:.3f}",
         "Gini": f"{money['gini']:.3f}",
-        "predicted / true money": f"{money['bias_ratio']:.2f}",
+        "money ratio": f"{money['bias_ratio']:.2f}",
     }
     low, high = f"revenue_{horizon}_lo", f"revenue_{horizon}_hi"
     if low in rows:
@@ -131,6 +131,7 @@ def draw_distributions(truth: np.ndarray, predicted: np.ndarray, probability: np
         .encode(
             x=alt.X("from:Q", title="buyer probability"),
             x2="to:Q",
+            y2=alt.datum(0.5),
             y=alt.Y("rows:Q", scale=alt.Scale(type="log"), title="rows (log scale)", stack=None),
             color=alt.Color(
                 "series:N", scale=alt.Scale(domain=["all rows", "buyers"], range=[GREY, ORANGE]), title=None
