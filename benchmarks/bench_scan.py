@@ -164,7 +164,7 @@ def passes(rival: Callable[..., Tensor], case: Case) -> dict[str, Callable[[], o
 
 
 def check(case: Case) -> dict[str, float]:
-    """Largest relative error of each rival, gradients included, on some of the channels; stops where it is too large."""
+    """Largest relative error of each rival on some channels, gradients included; stops where it is too large."""
     few = {k: x if k in ("B", "C") else x[:, :CHECKED] if x.dim() == 3 else x[:CHECKED] for k, x in case.inputs.items()}
     grad = case.grad[:, :CHECKED]
     wide = [x.detach().double().requires_grad_() for x in few.values()]
@@ -180,7 +180,9 @@ def check(case: Case) -> dict[str, float]:
         except Exception as error:
             print(f"{name} does not run: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
-        errors[name] = max(float((a - b).norm() / b.norm()) for a, b in zip(found, want, strict=True))
+        errors[name] = max(
+            float((a.detach() - b.detach()).norm() / b.detach().norm()) for a, b in zip(found, want, strict=True)
+        )
         if errors[name] > TOLERANCE:
             raise SystemExit(f"{name} differs from the reference by {errors[name]:.1e}; nothing is timed")
     return errors
@@ -325,7 +327,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         "The compiled loop runs in a process of its own, beside ours again. Memory: the rise of a fresh process's peak "
         "over one forward and backward, gradients included; what ours keeps between the passes, inputs included, over "
-        "the inputs. Scaling: time of ours on one thread over its time on all, in turns (in brackets: of the best rounds).",
+        "the inputs. Scaling: time of ours on one thread over that on all, in turns (in brackets: of the best rounds).",
         "",
         "| shape | inputs MB | " + " | ".join(f"peak MB {name}" for name in RIVALS) + " | kept / inputs | scaling fwd "
         "| scaling fwd+bwd | compile s |",

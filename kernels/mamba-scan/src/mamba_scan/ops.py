@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mamba_scan.problem import ConvProblem, ScanProblem, check_offset_values
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 
 _TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 _SCAN = (
@@ -69,17 +69,20 @@ def backend_status(name: str) -> str:
 def choose(backend: str, p: Any) -> ModuleType:
     """The module of the backend asked for, or of the fastest one for these tensors when asked for "auto"."""
     if backend != "auto":
+        if (status := backend_status(backend)) != "ok":
+            raise RuntimeError(f'backend="{backend}" cannot run here: {status}')
         chosen = _implementation(backend)
-        if reason := chosen.unavailable():
-            raise RuntimeError(f'backend="{backend}" cannot run here: {reason}')
         if reason := chosen.supports(p):
             raise ValueError(f'backend="{backend}" cannot take these tensors: {reason}')
         return chosen
-    chosen = _implementation("cpu")
-    if chosen.supports(p) is None:
-        if (reason := chosen.unavailable()) is None:
+    fastest = "cpu" if p.device.type == "cpu" else "triton"
+    status = backend_status(fastest)
+    if status == "ok":
+        chosen = _implementation(fastest)
+        if chosen.supports(p) is None:
             return chosen
-        _warn_once(f"mamba_scan runs on the slow reference path, for want of the native CPU kernel: {reason}")
+    else:
+        _warn_once(f"mamba_scan runs on the slow reference path, for want of the {fastest} backend: {status}")
     return _implementation("reference")
 
 
