@@ -91,3 +91,19 @@ def test_values_equal_the_store(view):
             first, last = view.bounds[0][index], view.bounds[1][index]
             piece = batch.jagged["item"][batch.jagged.offsets[i] : batch.jagged.offsets[i + 1]]
             assert np.array_equal(piece.numpy(), view.store.column("item")[first:last])
+
+
+def test_batches_move_and_pin(view):
+    batch = next(iter(SequenceLoader(SequenceDataset(view, 7))))
+    moved = batch.to("meta")
+    assert moved.jagged["item"].device.type == "meta"
+    assert moved.jagged.offsets.device.type == "meta"
+    assert moved.users.tolist() == batch.users.tolist()
+
+
+@pytest.mark.gpu
+def test_pinned_loading(view):
+    loader = SequenceLoader(SequenceDataset(view, 7), num_workers=2, pin_memory=True)
+    for batch in loader:
+        assert batch.jagged["item"].is_pinned()
+        assert batch.to("cuda", non_blocking=True).jagged["item"].is_cuda

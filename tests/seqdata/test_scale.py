@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,16 @@ def test_an_error_on_a_worker_is_the_same_error(tmp_path, oracle, scheduler):
         )
     time.sleep(0.5)
     assert not (tmp_path / "s").exists()
+
+
+def test_any_mapper_will_do(tmp_path, oracle):
+    _, glob = write_parts(tmp_path, oracle)
+    options = {"user": "user", "time": "time", "time_unit": "s", "shards": 3, "progress": False}
+    local = seqdata.build(glob, tmp_path / "local", **options)
+    # as Spark or Ray would: every step is pickled and runs in another process
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spread = seqdata.build(glob, tmp_path / "spread", engine=pool.map, **options)
+    assert_same_bytes(local, spread)
 
 
 def test_scheduler_needs_the_dask_engine(tmp_path, oracle):

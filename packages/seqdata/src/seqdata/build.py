@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from seqdata import layout
@@ -19,6 +19,7 @@ from seqdata.sources import open_source
 from seqdata.store import Store, open_store
 from seqdata.times import parse_cutoff
 
+Mapper = Callable[[Callable[[int], dict[str, Any]], Sequence[int]], Iterable[dict[str, Any]]]
 DEFAULT_MEMORY = 512_000_000
 
 
@@ -36,7 +37,7 @@ def build(
     time_unit: str | None = None,
     time_format: str | None = None,
     types: Mapping[str, str] | None = None,
-    engine: str = "duckdb",
+    engine: str | Mapper = "duckdb",
     scheduler: str | None = None,
     memory_limit: int | str | None = None,
     shards: int = 1,
@@ -62,8 +63,8 @@ def build(
     time_unit: unit of integer times: "s", "ms", "us" or "ns".
     time_format: strptime format of text times, or of integers such as 20060410.
     types: {column: "int64" | "string" | "float64"}: casts applied before anything else.
-    engine: "duckdb", the embedded engine, or "dask" to ingest parts and sort shards on the workers of a cluster; the
-        bytes written are the same.
+    engine: "duckdb", the embedded engine, or "dask" to ingest parts and sort shards on the workers of a cluster, or a
+        function (step, numbers) -> results that maps a picklable step wherever it likes; the bytes are the same.
     scheduler: address of the Dask scheduler; None starts a local cluster.
     memory_limit: bytes or text such as "512MB" that the buffers of each building process stay within; default 512 MB.
     shards: number of shards that users are dealt to by hash.
@@ -74,8 +75,8 @@ def build(
     Raises ValueError, KeyError, TypeError, FileNotFoundError or FileExistsError naming the argument, column, value or
     row at fault, and OSError when the disk is full.
     """
-    if engine not in ("duckdb", "dask"):
-        raise ValueError(f"engine={engine!r}: needs 'duckdb' or 'dask'")
+    if engine not in ("duckdb", "dask") and not callable(engine):
+        raise ValueError(f"engine={engine!r}: needs 'duckdb', 'dask' or a function that maps a step over numbers")
     if scheduler is not None and engine != "dask":
         raise ValueError(f"scheduler={scheduler!r}: only engine='dask' has one")
     if shards < 1 or shards > 4096:
@@ -105,6 +106,10 @@ def build(
             from seqdata.scale import run_dask
 
             schema = run_dask(job, scheduler, progress)
+        elif callable(engine):
+            from seqdata.scale import run_mapped
+
+            schema = run_mapped(job, engine)
         else:
             schema = run_local(job, progress)
         schema["items"] = write_items(job.fitted, items or {}, schema, budget)

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from seqdata.fields import Categorical, ItemTable, Numeric, Vector
+from seqdata.fields import Categorical, Field, ItemTable, Numeric, Vector
 from seqdata.jagged import Jagged
 from seqdata.sources import Sql
 from seqdata.view import View
 
-RECBOLE = {
+RECBOLE: dict[str, Field] = {
     "token": Categorical(),
     "float": Numeric("float32"),
     "token_seq": Categorical(),

@@ -44,6 +44,17 @@ class Jagged:
             return self
         return Jagged({name: to_tensor(array) for name, array in self.values.items()}, to_tensor(self.offsets))
 
+    def to(self, device: Any, non_blocking: bool = False) -> Jagged:
+        """The same on a torch device."""
+        jagged = self.torch()
+        values = {name: array.to(device, non_blocking=non_blocking) for name, array in jagged.values.items()}
+        return Jagged(values, jagged.offsets.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Jagged:
+        """The same in page-locked memory, as torch's DataLoader asks for."""
+        jagged = self.torch()
+        return Jagged({name: array.pin_memory() for name, array in jagged.values.items()}, jagged.offsets.pin_memory())
+
     def to_padded(self, max_len: int | None = None, fill: Any = 0, side: str = "right") -> tuple[dict[str, Any], Any]:
         """({field: [B, L, ...]}, mask [B, L] that is True on real rows); L is the longest sequence or max_len.
 

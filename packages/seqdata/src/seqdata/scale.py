@@ -1,48 +1,67 @@
-"""The steps of a build on the workers of a Dask cluster."""
+"""The steps of a build on other processes or machines: Dask workers, or whatever can map a function over numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from seqdata.build import check_not_empty
+from seqdata.build import Mapper, check_not_empty
 from seqdata.job import Job
 from seqdata.progress import Progress
 
+Step = Callable[[int], dict[str, Any]]
 
-def run_dask(job: Job, scheduler: str | None, progress: bool) -> dict[str, Any]:
-    """Ingests every part and sorts every shard on Dask workers; returns the job's schema.
+
+def run_mapped(job: Job, mapper: Mapper) -> dict[str, Any]:
+    """Ingests every part and sorts every shard through `mapper`; returns the job's schema.
 
     Ingesting deals the events of a part to shards by a hash of the user, which is the repartitioning; the shards are
-    then sorted by the very function of a local build. Parts that live in the memory of this process are ingested here.
-    scheduler: address of a scheduler whose workers see the store's folder and the input under the same names; None
-        starts a local cluster for the build.
+    then sorted by the very function of a local build, so the bytes are the same. Parts that live in the memory of this
+    process are ingested here.
+    mapper: called as mapper(step, numbers), where `step` can be pickled; gives the results in the order of the numbers.
+        Whoever runs a step has to see the store's folder and the input under the same names.
+    """
+    plan = job.plan
+    here = [i for i, (_, part) in enumerate(plan.parts) if part.fingerprint() is None]
+    away = [i for i in range(len(plan.parts)) if i not in here]
+    remote = Job(plan.without(here), job.folder)
+    read = {i: job.ingest(i) for i in here} | dict(zip(away, mapper(remote.ingest, away), strict=True))
+    parts = [read[i] for i in range(len(plan.parts))]
+    check_not_empty(parts)
+    described = job.fit(parts)
+    shards = list(mapper(_Sort(remote, parts, described), range(plan.shards)))
+    return job.schema(parts, described, shards)
+
+
+def run_dask(job: Job, scheduler: str | None, progress: bool) -> dict[str, Any]:
+    """`run_mapped` on Dask workers.
+
+    scheduler: address of a scheduler; None starts a local cluster for the build.
     """
     try:
         from distributed import Client, as_completed
     except ImportError as error:
         raise ImportError(f"engine='dask' needs dask and distributed ({error}): pip install 'seqdata[dask]'") from None
-    plan = job.plan
 
-    def everywhere(
-        label: str, unit: str, step: Any, numbers: list[int], key: str, *rest: Any
-    ) -> dict[int, dict[str, Any]]:
-        bar, done, results = Progress(label, None, unit, progress), 0, dict[int, dict[str, Any]]()
-        futures = {client.submit(step, number, *rest, pure=False): number for number in numbers}
+    def mapper(step: Step, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        label = "sort" if isinstance(step, _Sort) else "read"
+        bar, results = Progress(label, len(numbers), "steps", progress), dict[int, dict[str, Any]]()
+        futures = {client.submit(step, number, pure=False): number for number in numbers}
         for future, result in as_completed(futures, with_results=True):
             results[futures[future]] = result
-            done += result[key]
-            bar.update(done)
-        bar.close(done)
-        return results
+            bar.update(len(results))
+        bar.close(len(results))
+        return [results[number] for number in numbers]
 
     with Client(scheduler) if scheduler else Client(dashboard_address=":0", threads_per_worker=1) as client:
-        here = [i for i, (_, part) in enumerate(plan.parts) if part.fingerprint() is None]
-        local = {i: job.ingest(i) for i in here}
-        remote = Job(plan.without(here), job.folder)
-        away = [i for i in range(len(plan.parts)) if i not in local]
-        read = local | everywhere("read", "rows", remote.ingest, away, "rows_in")
-        parts = [read[i] for i in range(len(plan.parts))]
-        check_not_empty(parts)
-        described = job.fit(parts)
-        shards = everywhere("sort", "events", remote.sort, list(range(plan.shards)), "events", parts, described)
-        return job.schema(parts, described, [shards[i] for i in range(plan.shards)])
+        return run_mapped(job, mapper)
+
+
+class _Sort:
+    """Sorting one shard, with what ingesting and fitting found."""
+
+    def __init__(self, job: Job, parts: list[dict[str, Any]], described: dict[str, Any]) -> None:
+        self.job, self.parts, self.described = job, parts, described
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        return self.job.sort(shard, self.parts, self.described)

@@ -36,12 +36,16 @@ class Batch:
 
     def torch(self) -> Batch:
         """The same with torch tensors; text user ids stay numpy."""
-        users = (
-            self.users
-            if isinstance(self.users, np.ndarray) and self.users.dtype.kind not in "iu"
-            else _tensor(self.users)
-        )
+        users = _tensor(self.users) if self.users.dtype != object else self.users
         return Batch(users, _tensor(self.user_index), self.jagged.torch())
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """The same with its jagged fields on a torch device; users stay where they are."""
+        return Batch(self.users, self.user_index, self.jagged.to(device, non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same with its jagged fields in page-locked memory, as torch's DataLoader asks for."""
+        return Batch(self.users, self.user_index, self.jagged.pin_memory())
 
 
 class View:
