@@ -27,10 +27,11 @@ def footfall_data() -> Callable[[str], Path]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    """Where there is no C++ compiler, a test that asks for the native kernel is skipped with the kernel's own reason."""
+    """Without a C++ compiler, a test that asks for the native kernel is skipped with the kernel's own reason."""
     try:
         return (yield)
-    except RuntimeError as error:
-        if not HAS_COMPILER and 'backend="cpu" cannot run here' in str(error):
-            pytest.skip(str(error))
-        raise
+    except Exception as error:
+        reason = next((str(e) for e in (error, error.__cause__) if 'backend="cpu" cannot run here' in str(e)), None)
+        if HAS_COMPILER or reason is None:
+            raise
+        pytest.skip(reason)
