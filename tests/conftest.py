@@ -31,7 +31,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     try:
         return (yield)
     except Exception as error:
-        reason = next((str(e) for e in (error, error.__cause__, error.__context__) if 'backend="cpu" cannot run here' in str(e)), None)
+        chain = (str(one) for one in (error, error.__cause__, error.__context__))
+        reason = next((text for text in chain if 'backend="cpu" cannot run here' in text), None)
         if HAS_COMPILER or reason is None:
             raise
         pytest.skip(reason)
