@@ -8,11 +8,13 @@ from mamba_scan.api import (
     selective_scan,
     selective_scan_fn,
     selective_state_update,
+    ssd_scan,
 )
-from mamba_scan.layer import Mamba, MambaState
+from mamba_scan.layer import Mamba, Mamba2, MambaState
 
 __all__ = [
     "Mamba",
+    "Mamba2",
     "MambaState",
     "available_backends",
     "causal_conv1d",
@@ -21,4 +23,5 @@ __all__ = [
     "selective_scan",
     "selective_scan_fn",
     "selective_state_update",
+    "ssd_scan",
 ]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mamba_scan import ops
-from mamba_scan.problem import ConvProblem, ScanProblem, canonical, require
+from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem, canonical, require
 
 
 def selective_scan(
@@ -266,6 +266,64 @@ def causal_conv1d_update(
         conv_state.detach()[conv_state_indices] = new
     assert isinstance(out, Tensor)
     return out.squeeze(-1) if x.dim() == 2 else out
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int = 64,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    *,
+    offsets: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the scan of Mamba-2 (SSD), whose decay is one scalar a head, over a batch or packed segments.
+
+    With dt = clamp(softplus(dt + dt_bias), *dt_limit): H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T;
+    y_t = H_t C_t + D x_t; out_t = y_t * silu(z_t). Every tensor argument has a gradient, and so have the final states.
+
+    Args:
+        x: input [b, l, h, p], or packed [T, h, p] when offsets are given; float32, float64, bfloat16 or float16.
+        dt: step sizes [b, l, h], or [T, h].
+        A: [h], real.
+        B: [b, l, g, n] or [T, g, n], g a divisor of h.
+        C: like B.
+        chunk_size: steps of a chunk within which the CPU backend works with matrix products; changes no result.
+        D: skip connection [h] or [h, p].
+        z: gate, shaped as x.
+        dt_bias: [h], added to dt.
+        initial_states: [b or S, h, p, n]; zero by default.
+        dt_softplus: whether the steps go through softplus.
+        dt_limit: smallest and largest step.
+        return_final_states: whether to return the state after each sequence as well.
+        offsets: int32 or int64 [S + 1]; segment s is the rows offsets[s]..offsets[s + 1]. Empty segments are allowed.
+        backend: as for ``selective_scan``.
+
+    Returns:
+        out, shaped as x and in its dtype; with return_final_states also the final states [b or S, h, p, n], float32
+        (float64 for float64 inputs).
+
+    Raises:
+        ValueError: an argument breaks its contract.
+        RuntimeError: the backend asked for cannot run on this machine.
+
+    Source: Dao and Gu, "Transformers are SSMs" (2024), section 6.
+    """
+    _check_backend(backend)
+    low, high = (float(limit) for limit in dt_limit)
+    p = SSDProblem(x, dt, A, B, C, D, z, dt_bias, initial_states, offsets, bool(dt_softplus), low, high, chunk_size)
+    p.check()
+    out, final = ops.ssd(p, backend)
+    return (out, final) if return_final_states else out
 
 
 def available_backends() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The Mamba block, with the parameter names of the published one, so that its checkpoints load."""
+"""The Mamba blocks, with the parameter names of the published ones, so that their checkpoints load."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,13 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_scan.api import causal_conv1d_update, selective_state_update
+from mamba_scan.api import causal_conv1d, causal_conv1d_update, selective_state_update, ssd_scan
 from mamba_scan.fused import InnerProblem, inner
 from mamba_scan.problem import check_device, check_offsets, require
 
 
 class MambaState(NamedTuple):
-    """What a block remembers of sequences: conv [b, d, d_conv - 1] and ssm [b, d, n], d = expand * d_model."""
+    """What a block remembers of sequences.
+
+    Mamba: conv [b, d, d_conv - 1] and ssm [b, d, n], d = expand * d_model. Mamba2: conv [b, d + 2 * g * n, d_conv - 1]
+    and ssm [b, h, p, n].
+    """
 
     conv: Tensor
     ssm: Tensor
@@ -78,9 +82,8 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
         bound = dt_scale * self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        # Biases whose softplus spreads the first step sizes evenly, in logarithm, over dt_min..dt_max.
-        spread = torch.rand(self.d_inner, device=device) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
-        dt = spread.exp().clamp(min=dt_init_floor)
+        # Biases whose softplus is the first step sizes.
+        dt = _first_steps(self.d_inner, dt_min, dt_max, dt_init_floor, {"device": device})
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
@@ -100,18 +103,9 @@ class Mamba(nn.Module):
         Raises:
             ValueError: an argument breaks its contract.
         """
-        shape = "[T, d_model] (packed: offsets are given)" if offsets is not None else "[b, l, d_model]"
-        right = x.dim() == (3 if offsets is None else 2) and x.shape[-1] == self.d_model
-        require(right, "x", str(list(x.shape)), f"{shape} with d_model = {self.d_model}")
-        if offsets is not None:
-            check_offsets(offsets)
-        conv_state, ssm_state = (None, None) if state is None else state
+        _check_input(x, offsets, self.d_model)
         segments = x.shape[0] if offsets is None else offsets.shape[0] - 1
-        for part, name, last in ((conv_state, "conv", self.d_conv - 1), (ssm_state, "ssm", self.d_state)):
-            wanted = [segments, self.d_inner, last]
-            got = "" if part is None else str(list(part.shape))
-            require(part is None or list(part.shape) == wanted, f"state.{name}", got, str(wanted))
-        check_device(x, offsets=offsets, **{"state.conv": conv_state, "state.ssm": ssm_state})
+        conv_state, ssm_state = _checked(x, offsets, state, self.state_shapes(segments))
         xz = self.in_proj(x)
         problem = InnerProblem(
             xz,
@@ -157,9 +151,225 @@ class Mamba(nn.Module):
 
     def init_state(self, batch: int) -> MambaState:
         """Return the state of ``batch`` sequences (or segments) before their first token."""
-        weight = self.conv1d.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        return MambaState(
-            torch.zeros(batch, self.d_inner, self.d_conv - 1, dtype=dtype, device=weight.device),
-            torch.zeros(batch, self.d_inner, self.d_state, dtype=dtype, device=weight.device),
+        return _zero_state(self.conv1d.weight, self.state_shapes(batch))
+
+    def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
+        """Shapes of the two parts of a state of ``batch`` sequences."""
+        return [batch, self.d_inner, self.d_conv - 1], [batch, self.d_inner, self.d_state]
+
+
+class Mamba2(nn.Module):
+    """Map a sequence to a sequence as Mamba-2 does: heads with scalar decays, one in-projection, a gated RMS norm.
+
+    Args:
+        d_model: width of input and output.
+        d_state: states, n.
+        d_conv: width of the convolution.
+        expand: inner channels d = expand * d_model.
+        headdim: width of a head, p; d must be a multiple of it.
+        ngroups: groups of heads that share B and C.
+        A_init_range: range of the initial decay rates.
+        dt_min: smallest step size at the start.
+        dt_max: largest step size at the start.
+        dt_init_floor: floor of the initial step sizes.
+        dt_limit: smallest and largest step size ever.
+        conv_bias: whether the convolution has a bias.
+        bias: whether in- and out-projection have biases.
+        chunk_size: as for ``ssd_scan``.
+        backend: as for ``selective_scan``.
+        device: of the parameters.
+        dtype: of the parameters; A_log, D and dt_bias stay float32 at the least.
+
+    Source: Dao and Gu, "Transformers are SSMs" (2024), section 7.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        d_conv: int = 4,
+        expand: int = 2,
+        headdim: int = 64,
+        ngroups: int = 1,
+        A_init_range: tuple[float, float] = (1.0, 16.0),
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_limit: tuple[float, float] = (0.0, float("inf")),
+        conv_bias: bool = True,
+        bias: bool = False,
+        chunk_size: int = 64,
+        *,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.d_inner, self.headdim, self.ngroups = expand * d_model, headdim, ngroups
+        require(self.d_inner % headdim == 0, "headdim", str(headdim), f"a divisor of expand * d_model = {self.d_inner}")
+        self.nheads = self.d_inner // headdim
+        require(self.nheads % ngroups == 0, "ngroups", str(ngroups), f"a divisor of the {self.nheads} heads")
+        self.dt_limit, self.chunk_size, self.backend = dt_limit, chunk_size, backend
+        self.conv_channels = self.d_inner + 2 * ngroups * d_state
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        exact: dict[str, Any] = {
+            "device": device,
+            "dtype": torch.float64 if dtype == torch.float64 else torch.float32,
+        }
+        self.in_proj = nn.Linear(d_model, self.d_inner + self.conv_channels + self.nheads, bias=bias, **made)
+        self.conv1d = nn.Conv1d(
+            self.conv_channels,
+            self.conv_channels,
+            d_conv,
+            groups=self.conv_channels,
+            padding=d_conv - 1,
+            bias=conv_bias,
+            **made,
         )
+        dt = _first_steps(self.nheads, dt_min, dt_max, dt_init_floor, exact)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log = nn.Parameter(torch.empty(self.nheads, **exact).uniform_(*A_init_range).log())
+        self.D = nn.Parameter(torch.ones(self.nheads, **exact))
+        self.norm = _GatedRMSNorm(self.d_inner, self.d_inner // ngroups, **made)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
+
+    def forward(
+        self, x: Tensor, offsets: Tensor | None = None, state: MambaState | tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """Map sequences to sequences; given a state, continue from it and return the new one too.
+
+        Args:
+            x: [b, l, d_model], or packed [T, d_model] when offsets are given.
+            offsets: int32 or int64 [S + 1]; segment s is the rows offsets[s]..offsets[s + 1].
+            state: what came before each sequence; ``init_state`` makes the one of nothing.
+
+        Returns:
+            out, shaped as x; with a state, (out, new state). Gradients flow through both states.
+
+        Raises:
+            ValueError: an argument breaks its contract.
+        """
+        _check_input(x, offsets, self.d_model)
+        segments = x.shape[0] if offsets is None else offsets.shape[0] - 1
+        conv_state, ssm_state = _checked(x, offsets, state, self.state_shapes(segments))
+        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_channels, self.nheads], dim=-1)
+        mixed, conv = causal_conv1d(
+            xBC if offsets is not None else xBC.mT,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            initial_states=conv_state,
+            return_final_states=True,
+            activation="silu",
+            offsets=offsets,
+            backend=self.backend,
+        )
+        u, B, C = self._parts(mixed if offsets is not None else mixed.mT)
+        y, ssm = ssd_scan(
+            u,
+            dt,
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.chunk_size,
+            self.D,
+            None,
+            self.dt_bias,
+            ssm_state,
+            True,
+            self.dt_limit,
+            True,
+            offsets=offsets,
+            backend=self.backend,
+        )
+        out = self.out_proj(self.norm(y.flatten(-2), z))
+        return out if state is None else (out, MambaState(conv, ssm))
+
+    def step(self, x: Tensor, state: MambaState | tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, MambaState]:
+        """Advance a batch of sequences by one token each, for inference.
+
+        Args:
+            x: [b, d_model].
+            state: after the tokens before; None at the start.
+
+        Returns:
+            (out [b, d_model], the state after this token). The state given is left as it was.
+        """
+        require(x.dim() == 2 and x.shape[1] == self.d_model, "x", str(list(x.shape)), f"[b, {self.d_model}]")
+        before = self.init_state(x.shape[0]) if state is None else state
+        conv, ssm = (part.detach().clone() for part in before)
+        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_channels, self.nheads], dim=-1)
+        mixed = causal_conv1d_update(
+            xBC, conv, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu", backend=self.backend
+        )
+        u, B, C = self._parts(mixed)
+        # The limits apply after softplus, so the step does both here.
+        steps = F.softplus(dt.to(ssm.dtype) + self.dt_bias).clamp(*self.dt_limit)
+
+        def spread(t: Tensor) -> Tensor:
+            return t[..., None].expand(*t.shape, self.headdim)
+
+        A = spread(-torch.exp(self.A_log))[..., None].expand(-1, -1, self.d_state)
+        y = selective_state_update(ssm, u.to(ssm.dtype), spread(steps), A, B, C, spread(self.D), backend=self.backend)
+        return self.out_proj(self.norm(y.to(z.dtype).flatten(-2), z)), MambaState(conv, ssm)
+
+    def init_state(self, batch: int) -> MambaState:
+        """Return the state of ``batch`` sequences (or segments) before their first token."""
+        return _zero_state(self.conv1d.weight, self.state_shapes(batch))
+
+    def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
+        """Shapes of the two parts of a state of ``batch`` sequences."""
+        return [batch, self.conv_channels, self.d_conv - 1], [batch, self.nheads, self.headdim, self.d_state]
+
+    def _parts(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        states = self.ngroups * self.d_state
+        u, B, C = mixed.split([self.d_inner, states, states], dim=-1)
+        B, C = (t.unflatten(-1, (self.ngroups, self.d_state)) for t in (B, C))
+        return u.unflatten(-1, (self.nheads, self.headdim)), B, C
+
+
+class _GatedRMSNorm(nn.Module):
+    """weight * rms_norm(y * silu(z)), each group of channels by its own root mean square."""
+
+    def __init__(self, channels: int, group: int, **made: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, **made))
+        self.group = group
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        wide = torch.promote_types(y.dtype, torch.float32)
+        gated = (y.to(wide) * F.silu(z.to(wide))).unflatten(-1, (-1, self.group))
+        return F.rms_norm(gated, (self.group,), eps=1e-5).flatten(-2).to(z.dtype) * self.weight.to(z.dtype)
+
+
+def _first_steps(count: int, low: float, high: float, floor: float, made: dict[str, Any]) -> Tensor:
+    """Step sizes spread evenly, in logarithm, over low..high."""
+    spread = torch.rand(count, **made) * (math.log(high) - math.log(low)) + math.log(low)
+    return spread.exp().clamp(min=floor)
+
+
+def _check_input(x: Tensor, offsets: Tensor | None, d_model: int) -> None:
+    shape = "[T, d_model] (packed: offsets are given)" if offsets is not None else "[b, l, d_model]"
+    right = x.dim() == (3 if offsets is None else 2) and x.shape[-1] == d_model
+    require(right, "x", str(list(x.shape)), f"{shape} with d_model = {d_model}")
+    if offsets is not None:
+        check_offsets(offsets)
+
+
+def _checked(
+    x: Tensor,
+    offsets: Tensor | None,
+    state: MambaState | tuple[Tensor, Tensor] | None,
+    shapes: tuple[list[int], list[int]],
+) -> tuple[Tensor | None, Tensor | None]:
+    parts = (None, None) if state is None else (state[0], state[1])
+    for part, name, wanted in zip(parts, ("conv", "ssm"), shapes, strict=True):
+        got = "" if part is None else str(list(part.shape))
+        require(part is None or list(part.shape) == wanted, f"state.{name}", got, str(wanted))
+    check_device(x, offsets=offsets, **{"state.conv": parts[0], "state.ssm": parts[1]})
+    return parts
+
+
+def _zero_state(like: Tensor, shapes: tuple[list[int], list[int]]) -> MambaState:
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return MambaState(*(torch.zeros(*shape, dtype=dtype, device=like.device) for shape in shapes))

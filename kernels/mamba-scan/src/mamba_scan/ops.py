@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamba_scan.problem import ConvProblem, ScanProblem, check_offset_values
+from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem, check_offset_values
 
 BACKENDS = ("reference", "cpu", "triton")
 
@@ -37,6 +37,18 @@ torch.library.define(
 )
 
 
+_SSD = (
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_states, "
+    "Tensor? offsets, bool dt_softplus, float dt_min, float dt_max, int chunk_size, str backend"
+)
+_SSD_TENSORS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
+torch.library.define("mamba_scan::ssd", f"({_SSD}) -> (Tensor, Tensor)")
+torch.library.define(
+    "mamba_scan::ssd_backward",
+    f"(Tensor? dout, Tensor? dfinal, {_SSD}) -> ({', '.join(['Tensor'] * len(_SSD_TENSORS))})",
+)
+
+
 def scan(p: ScanProblem, backend: str | None) -> tuple[Tensor, Tensor]:
     """Run the registered scan on a checked problem; ``backend`` None picks the fastest when the op runs."""
     fields = [getattr(p, name) for name in ScanProblem.__dataclass_fields__]
@@ -56,6 +68,12 @@ def state_update(p: ScanProblem, backend: str | None) -> Tensor:
     fields = (x.detach() if isinstance(x, Tensor) else x for x in vars(p).values())
     out: Tensor = torch.ops.mamba_scan.state_update(*fields, backend or "auto")
     return out
+
+
+def ssd(p: SSDProblem, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Run the registered scan with scalar decays on a checked problem."""
+    out, final = torch.ops.mamba_scan.ssd(*vars(p).values(), backend or "auto")
+    return out, final
 
 
 def backend_status(name: str) -> str:
@@ -157,6 +175,34 @@ def _state_update_fake(*args: Any) -> Tensor:
     return torch.empty_like(args[0])
 
 
+@torch.library.impl("mamba_scan::ssd", ("cpu", "cuda"))
+def _ssd(*args: Any) -> tuple[Tensor, Tensor]:
+    p = SSDProblem(*args[:-1])
+    check_offset_values(p.offsets, p.x.shape[0])
+    out, final = choose(args[-1], p).ssd_forward(p)
+    return out, final
+
+
+@torch.library.register_fake("mamba_scan::ssd")
+def _ssd_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    p = SSDProblem(*args[:-1])
+    return torch.empty_like(p.x), p.x.new_empty(p.segments, *p.x.shape[-2:], p.states, dtype=p.dtype)
+
+
+@torch.library.impl("mamba_scan::ssd_backward", ("cpu", "cuda"))
+def _ssd_backward(dout: Tensor | None, dfinal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    p = SSDProblem(*args[:-1])
+    grads = choose(args[-1], p).ssd_backward(p, dout, dfinal)
+    return tuple(grads[name] if name in grads else p.x.new_empty(0) for name in _SSD_TENSORS)
+
+
+@torch.library.register_fake("mamba_scan::ssd_backward")
+def _ssd_backward_fake(dout: Tensor | None, dfinal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    p = SSDProblem(*args[:-1])
+    tensors = (getattr(p, name) for name in _SSD_TENSORS)
+    return tuple(p.x.new_empty(0) if x is None else torch.empty_like(x) for x in tensors)
+
+
 def saved_states(p: ScanProblem, save: bool) -> Tensor:
     """Room for the states at chunk starts, or none when nothing is to be saved."""
     return p.A.new_empty(p.slots if save else 0, p.states, p.channels, dtype=p.state_dtype)
@@ -187,7 +233,7 @@ def _scan_autograd(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: Any) 
 torch.library.register_autograd("mamba_scan::scan", _scan_autograd, setup_context=_scan_setup)
 
 
-def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
     ctx.layout = [None if isinstance(x, Tensor) else (x,) for x in inputs]
@@ -203,7 +249,20 @@ def _conv_autograd(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tupl
     return tuple(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-torch.library.register_autograd("mamba_scan::conv", _conv_autograd, setup_context=_conv_setup)
+torch.library.register_autograd("mamba_scan::conv", _conv_autograd, setup_context=_keep_inputs)
+
+
+def _ssd_autograd(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
+    left = iter(ctx.saved_tensors)
+    inputs = [next(left) if box is None else box[0] for box in ctx.layout]
+    if dout is None and dfinal is None:
+        return (None,) * len(inputs)
+    grads = torch.ops.mamba_scan.ssd_backward(dout, dfinal, *inputs)
+    needed = ctx.needs_input_grad
+    return (*(grad if needed[i] else None for i, grad in enumerate(grads)), *[None] * (len(inputs) - len(grads)))
+
+
+torch.library.register_autograd("mamba_scan::ssd", _ssd_autograd, setup_context=_keep_inputs)
 
 
 @cache

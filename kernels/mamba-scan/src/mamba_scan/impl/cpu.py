@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mamba_scan import native
-from mamba_scan.problem import ConvProblem, ScanProblem
+from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -30,7 +30,7 @@ def isa() -> str:
     return name
 
 
-def supports(p: ScanProblem | ConvProblem) -> str | None:
+def supports(p: ScanProblem | ConvProblem | SSDProblem) -> str | None:
     """Say why these tensors cannot be taken, or None."""
     return None if p.device.type == "cpu" else f"they are on {p.device}, the CPU kernels need CPU tensors"
 
@@ -128,6 +128,82 @@ def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) ->
         dinitial=_address(grads.get("initial_states")),
     )
     return {name: _as(grad, getattr(p, name)) for name, grad in grads.items()}
+
+
+def ssd_forward(p: SSDProblem) -> tuple[Tensor, Tensor]:
+    """Scan in chunks: matrix products within a chunk, one product with the state that enters it."""
+    with torch.no_grad():
+        out, final = _ssd_chunks(p)
+    return torch.empty_like(p.x).copy_(out), final
+
+
+def ssd_backward(p: SSDProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
+    """Gradients of every tensor argument; the chunks are computed again, nothing of them was kept."""
+    tensors = p.leaves()
+    with torch.enable_grad():
+        out, final = _ssd_chunks(p.replaced(tensors))
+        pairs = [(y, dy.to(y.dtype)) for y, dy in ((out, dout), (final, dfinal)) if dy is not None and y.requires_grad]
+        grads: tuple[Tensor | None, ...] = (None,) * len(tensors)
+        if pairs:
+            ys, dys = zip(*pairs, strict=True)
+            grads = torch.autograd.grad(ys, list(tensors.values()), dys, allow_unused=True)
+    return {
+        name: torch.zeros_like(x) if grad is None else _as(grad, x)
+        for (name, x), grad in zip(tensors.items(), grads, strict=True)
+    }
+
+
+def _ssd_chunks(p: SSDProblem) -> tuple[Tensor, Tensor]:
+    """Chunks [K, Q] start with every segment; rows past its end have step zero and change nothing."""
+    heads, width = p.x.shape[-2:]
+    x, dt, B, C = p.x.to(p.dtype), p.steps(), p.B.to(p.dtype), p.C.to(p.dtype)
+    if p.offsets is None:
+        x, dt, B, C = (t.flatten(0, 1) for t in (x, dt, B, C))
+        bounds = torch.arange(p.segments + 1) * p.x.shape[1]
+    else:
+        bounds = p.offsets.to(torch.int64)
+    Q = p.chunk_size
+    counts = (bounds.diff() + Q - 1) // Q
+    segment = torch.repeat_interleave(torch.arange(p.segments), counts)
+    position = torch.arange(len(segment)) - (counts.cumsum(0) - counts)[segment]
+    row = (bounds[segment] + position * Q)[:, None] + torch.arange(Q)
+    inside = row < bounds[segment + 1, None]
+    # The row after the last one holds zeros, for the places past a segment's end.
+    row = torch.where(inside, row, x.shape[0])
+    x, dt, B, C = (torch.cat([t, t.new_zeros(1, *t.shape[1:])])[row] for t in (x, dt, B, C))
+
+    # Heads first, then steps: [K, h, Q, ...]; groups become heads where they meet them.
+    x, dt = x.transpose(1, 2), dt.transpose(1, 2)
+    repeats = heads // B.shape[2]
+    B, C = B.transpose(1, 2), C.transpose(1, 2)
+    decay = (dt * p.A.to(p.dtype)[:, None]).cumsum(-1)
+    between = (decay[..., :, None] - decay[..., None, :]).masked_fill_(torch.ones(Q, Q).triu(1).bool(), -torch.inf)
+    weights = (C @ B.mT).repeat_interleave(repeats, 1) * between.exp() * dt[..., None, :]
+    B, C = B.repeat_interleave(repeats, 1), C.repeat_interleave(repeats, 1)
+    y = weights @ x
+    added = (x * (dt * (decay[..., -1:] - decay).exp())[..., None]).mT @ B
+    kept = decay[..., -1].exp()[..., None, None]
+
+    start = x.new_zeros(p.segments, heads, width, p.states)
+    state = start if p.initial_states is None else p.initial_states.to(p.dtype)
+    entering: list[Tensor] = []
+    order: list[Tensor] = []
+    for k in range(int(counts.max()) if len(segment) else 0):
+        chunks = (position == k).nonzero().flatten()
+        before = state[segment[chunks]]
+        entering.append(before)
+        order.append(chunks)
+        state = state.index_copy(0, segment[chunks], kept[chunks] * before + added[chunks])
+    if order:
+        place = torch.cat(order).argsort()
+        y = y + (C * decay.exp()[..., None]) @ torch.cat(entering)[place].mT
+    y = y.transpose(1, 2)[inside]
+    y = y if p.offsets is not None else y.view(p.x.shape)
+    if p.D is not None:
+        y = y + p.D.to(p.dtype).view(heads, -1) * p.x.to(p.dtype)
+    if p.z is not None:
+        y = y * torch.nn.functional.silu(p.z.to(p.dtype))
+    return y.to(p.x.dtype), state.clone()
 
 
 def _conv_arguments(p: ConvProblem) -> tuple[dict[str, Any], list[Tensor | None]]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_scan.problem import ConvProblem, ScanProblem
+from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem
 
 
 def unavailable() -> str | None:
@@ -14,7 +14,7 @@ def unavailable() -> str | None:
     return None
 
 
-def supports(p: ScanProblem | ConvProblem) -> str | None:
+def supports(p: ScanProblem | ConvProblem | SSDProblem) -> str | None:
     """The reference takes every problem of the contract."""
     return None
 
@@ -101,6 +101,32 @@ def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) ->
     tensors = {name: x.detach().requires_grad_() for name in names if (x := getattr(p, name)) is not None}
     with torch.enable_grad():
         return _gradients(tensors, conv(ConvProblem(**{**vars(p), **tensors})), (dout, dfinal))
+
+
+def ssd(p: SSDProblem) -> tuple[Tensor, Tensor]:
+    """Scan with one scalar decay a head, step by step; differentiable by autograd.
+
+    With dt = clamp(softplus(dt + dt_bias)): H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T; y_t = H_t C_t + D x_t;
+    out_t = y_t * silu(z_t).
+
+    Returns:
+        out, shaped as x and in its dtype, and the final states [S, h, p, n].
+    """
+    out, last = scan(p.as_scan())
+    return p.from_scan(out).to(p.x.dtype), last.unflatten(1, p.x.shape[-2:])
+
+
+def ssd_forward(p: SSDProblem) -> tuple[Tensor, Tensor]:
+    """Scan without a graph."""
+    out, final = ssd(p)
+    return torch.empty_like(p.x).copy_(out), final.clone()
+
+
+def ssd_backward(p: SSDProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
+    """Gradients of every tensor argument, by autograd through the scan."""
+    tensors = p.leaves()
+    with torch.enable_grad():
+        return _gradients(tensors, ssd(p.replaced(tensors)), (dout, dfinal))
 
 
 def _gradients(

@@ -7,13 +7,14 @@ a scratch of its own and then back. Sums over programs are taken afterwards by t
 """
 
 import os
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_scan.problem import CHUNK, ConvProblem, ScanProblem
+from mamba_scan.problem import CHUNK, ConvProblem, ScanProblem, SSDProblem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # States of a program, channels times states, that registers hold well; and the programs that fill a large card.
@@ -28,7 +29,7 @@ def unavailable() -> str | None:
     return "no CUDA device is visible (TRITON_INTERPRET=1, set before Python starts, runs the kernels slowly on a CPU)"
 
 
-def supports(p: ScanProblem | ConvProblem) -> str | None:
+def supports(p: ScanProblem | ConvProblem | SSDProblem) -> str | None:
     """Say why these tensors cannot be taken, or None."""
     if p.device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"they are on {p.device}, need {'cpu (interpreter)' if INTERPRETED else 'cuda'}"
@@ -178,6 +179,34 @@ def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) ->
     return {name: _as(grad, getattr(p, name)) for name, grad in grads.items()}
 
 
+def ssd_forward(p: SSDProblem) -> tuple[Tensor, Tensor]:
+    """As ``cpu.ssd_forward``, by the scan's kernels: a head is so many channels of one step size."""
+    scan = p.as_scan()
+    out, last = scan_forward(scan, scan.u.new_empty(0, p.states, scan.channels, dtype=torch.float32))
+    return torch.empty_like(p.x).copy_(p.from_scan(out)), last.view(p.segments, *p.x.shape[-2:], p.states)
+
+
+def ssd_backward(p: SSDProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
+    """As ``cpu.ssd_backward``, by the scan's kernels and autograd of what leads to their arguments."""
+    tensors = p.leaves()
+    with torch.enable_grad():
+        scan = p.replaced(tensors).as_scan()
+    names = [k for k, x in vars(scan).items() if isinstance(x, Tensor) and x.requires_grad]
+    inputs = [getattr(scan, name) for name in names]
+    fields: dict[str, Any] = {k: x.detach() if isinstance(x, Tensor) else x for k, x in vars(scan).items()}
+    detached = ScanProblem(**fields)
+    saved = scan.u.new_empty(detached.slots, p.states, detached.channels, dtype=torch.float32)
+    scan_forward(detached, saved)
+    dout = torch.zeros_like(p.x) if dout is None else dout
+    dlast = None if dfinal is None else dfinal.flatten(1, 2)
+    grads = scan_backward(detached, saved, p.to_scan(dout), dlast)
+    found = torch.autograd.grad(inputs, list(tensors.values()), [grads[name] for name in names], allow_unused=True)
+    return {
+        name: torch.zeros_like(x) if grad is None else _as(grad, x)
+        for (name, x), grad in zip(tensors.items(), found, strict=True)
+    }
+
+
 class _Arguments:
     """Tensors, strides and sizes in the order all scan kernels take them."""
 
@@ -212,7 +241,9 @@ class _Arguments:
         """Of batch, time and channel."""
         if x is None:
             return (0, 0, 0)
-        return (0, *x.stride()) if self.p.offsets is not None else (x.stride(0), x.stride(2), x.stride(1))
+        if self.p.offsets is not None:
+            return (0, x.stride(0), x.stride(1))
+        return (x.stride(0), x.stride(2), x.stride(1))
 
 
 class _Rows:
