@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -126,6 +127,27 @@ def test_mistakes(tmp_path, oracle):
     tables = seqdata.build({"a": log}, tmp_path / "t", fields=FIELDS, **KEYS)
     with pytest.raises(ValueError, match="needs a mapping"):
         tables.append(log, progress=False)
+
+
+@pytest.mark.parametrize("at", [1, 4, 8])
+def test_full_disk(tmp_path, oracle, monkeypatch, at):
+    log = oracle.log(rows=100)
+    store = seqdata.build(log, tmp_path / "s", fields=FIELDS, **KEYS)
+    calls = [0]
+
+    def full(file, values):
+        calls[0] += 1
+        if calls[0] >= at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file.write(values.reshape(-1).view(np.uint8).data)
+
+    for module in ("layout", "spool", "encode"):
+        monkeypatch.setattr(f"seqdata.{module}.write_all", full)
+    with pytest.raises(OSError, match="no space left while changing"):
+        store.append(log, progress=False)
+    monkeypatch.undo()
+    check(seqdata.open_store(tmp_path / "s"), log, store.vocabulary("item").values.tolist(), oracle)
+    assert sorted(os.listdir(tmp_path / "s")) == ["fitted", "schema.json", "shards"]
 
 
 SLOW_APPEND = textwrap.dedent("""

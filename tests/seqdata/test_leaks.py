@@ -107,3 +107,33 @@ def test_window_and_as_of_agree(tmp_path, oracle):
     assert store.as_of("1970-01-01 00:01:40").num_events == (log.time < low).sum()
     with pytest.raises(ValueError, match=r"start .* is after end"):
         store.all().window(5, 4)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), text=st.booleans(), shards=st.sampled_from([1, 2]))
+def test_tables_with_null_users_and_repeated_rows_equal_the_oracle(tmp_path_factory, oracle, data, text, shards):
+    tables = {name: data.draw(logs()) for name in ("b", "a")}
+    tables["a"] = pd.concat([tables["a"], tables["a"][:5]]).drop(columns="item")
+    for table in tables.values():
+        null = data.draw(st.lists(st.booleans(), min_size=len(table), max_size=len(table)))
+        users = table.user.astype(str) if text else table.user.astype("Int64")
+        table["user"] = users.mask(np.array(null), None)
+    whole = pd.concat([table.assign(event_type=name) for name, table in tables.items()], ignore_index=True)
+    known = whole.dropna(subset=["user"])
+    folder = tmp_path_factory.mktemp("tables")
+    fields = {"item": seqdata.Categorical(), "rare": seqdata.Categorical(min_count=2), "price": seqdata.Numeric()}
+    if not len(known):
+        with pytest.raises(ValueError, match="log is empty"):
+            seqdata.build(tables, folder / "s", fields=fields, null_user="drop", **OPTIONS)
+        return
+    store = seqdata.build(tables, folder / "s", fields=fields, null_user="drop", shards=shards, **OPTIONS)
+    ordered = oracle.order(known, "user", "time")
+    fit = ordered.time < CUTOFF
+    assert store.schema["rows"]["dropped"]["null_user"] == len(whole) - len(known)
+    assert store.users.tolist() == sorted(set(known.user))
+    assert np.array_equal(store.time, ordered.time * 1_000_000)
+    assert np.array_equal(store.column("item"), oracle.ids(ordered.item, fit))
+    assert np.array_equal(store.column("rare"), oracle.ids(ordered.rare, fit, 2))
+    assert np.array_equal(store.column("price"), ordered.price.to_numpy(np.float32))
+    names = store.vocabulary("event_type").decode(store.column("event_type"))
+    assert names == ordered.event_type.tolist()
