@@ -1,9 +1,13 @@
 """HSTU layers on packed sequences: nn.Modules on top of ``hstu_attention``."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from hstu_kernels import ops
 from hstu_kernels.api import hstu_attention
 from hstu_kernels.cache import CacheStep, RaggedKVCache
 
@@ -22,6 +26,8 @@ class HSTULayer(nn.Module):
         time_shift: 0, or 1 to measure time from the next row's timestamp (it looks ahead: right for retrieval only).
         dropout: of the gated attention output.
         attention_dropout: of the attention weights.
+        recompute: keep only the layer's input and the attention output for the backward pass and compute the rest anew
+            (the projection, not the attention); for memory, at the price of one projection.
         backend: passed on to ``hstu_attention``.
 
     Tables are shared by the heads and start at N(0, 0.02), as in the published model.
@@ -40,12 +46,14 @@ class HSTULayer(nn.Module):
         time_shift: int = 0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        recompute: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.d_qk, self.d_v = num_heads, d_qk, d_v
         self.max_seqlen, self.time_shift = max_seqlen, time_shift
-        self.dropout, self.attention_dropout, self.backend = dropout, attention_dropout, backend
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        self.recompute, self.backend = recompute, backend
         self.input_norm = nn.LayerNorm(d_model, eps=1e-6)
         self.uvqk = nn.Linear(d_model, 2 * num_heads * (d_v + d_qk), bias=False)
         self.attention_norm = nn.LayerNorm(num_heads * d_v, eps=1e-6)
@@ -107,7 +115,9 @@ class HSTULayer(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             backend=self.backend,
         ).flatten(1)
-        gated = F.dropout(u * self.attention_norm(attention), self.dropout, self.training)
+        norm = self.attention_norm
+        gated = ops.norm_gate(attention, u, norm.weight, norm.bias, norm.eps, self.backend)
+        gated = F.dropout(gated, self.dropout, self.training)
         return x + self.output(gated)
 
 
@@ -132,6 +142,7 @@ class HSTU(nn.Module):
         time_shift: int = 0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        recompute: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -147,6 +158,7 @@ class HSTU(nn.Module):
                 time_shift=time_shift,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
+                recompute=recompute,
                 backend=backend,
             )
             for _ in range(num_layers)
@@ -181,7 +193,13 @@ def _run(
         step = cache.begin(offsets, timestamps)
     for at, layer in enumerate(layers):
         assert isinstance(layer, HSTULayer)
-        x = layer._attend(x, offsets, max_seqlen, timestamps, step, at)
+        if layer.recompute and step is None and torch.is_grad_enabled():
+            kept = partial(create_selective_checkpoint_contexts, [torch.ops.hstu_kernels.attention.default])
+            x = checkpoint(
+                layer._attend, x, offsets, max_seqlen, timestamps, None, at, use_reentrant=False, context_fn=kept
+            )
+        else:
+            x = layer._attend(x, offsets, max_seqlen, timestamps, step, at)
     if step is not None:
         step.commit()
     return x

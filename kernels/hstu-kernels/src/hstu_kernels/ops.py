@@ -29,6 +29,21 @@ torch.library.define(
 )
 
 
+torch.library.define(
+    "hstu_kernels::norm_gate", "(Tensor x, Tensor gate, Tensor weight, Tensor bias, float eps, str backend) -> Tensor"
+)
+torch.library.define(
+    "hstu_kernels::norm_gate_backward",
+    "(Tensor grad, Tensor x, Tensor gate, Tensor weight, Tensor bias, float eps, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str | None) -> Tensor:
+    """Return LayerNorm(x) * gate in one pass over memory; all of x and gate [T, W], weight and bias [W]."""
+    return torch.ops.hstu_kernels.norm_gate(x, gate, weight, bias, eps, backend or "auto")
+
+
 def attention(p: Problem, backend: str | None) -> Tensor:
     """Run the registered op on a checked problem; ``backend`` None picks the fastest when the op runs."""
     fields = (getattr(p, name) for name in Problem.__dataclass_fields__)
@@ -47,7 +62,7 @@ def backend_status(name: str) -> str:
 def _attention(*args: Any) -> Tensor:
     p = Problem(*args[:_NUM_PROBLEM_FIELDS])
     check_contents(p)
-    out: Tensor = _choose(args[_NUM_PROBLEM_FIELDS], p).forward(p)
+    out: Tensor = _choose(args[_NUM_PROBLEM_FIELDS], p.q).forward(p)
     return out
 
 
@@ -55,7 +70,7 @@ def _attention(*args: Any) -> Tensor:
 def _attention_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     p = Problem(*args[:_NUM_PROBLEM_FIELDS])
     backend, needs = args[_NUM_PROBLEM_FIELDS:]
-    grads = _choose(backend, p).backward(p, grad, needs)
+    grads = _choose(backend, p.q).backward(p, grad, needs)
     return tuple(p.q.new_empty(0) if g is None else g for g in grads)
 
 
@@ -95,25 +110,64 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("hstu_kernels::attention", _backward, setup_context=_setup_context)
 
 
+@torch.library.impl("hstu_kernels::norm_gate", ("cpu", "cuda"))
+def _norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
+    out: Tensor = _choose(backend, x).norm_gate(x, gate, weight, bias, eps)
+    return out
+
+
+@torch.library.impl("hstu_kernels::norm_gate_backward", ("cpu", "cuda"))
+def _norm_gate_backward(
+    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor, Tensor]
+    found = _choose(backend, x).norm_gate_backward(grad, x, gate, weight, bias, eps)
+    return found
+
+
+@torch.library.register_fake("hstu_kernels::norm_gate")
+def _norm_gate_fake(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("hstu_kernels::norm_gate_backward")
+def _norm_gate_backward_fake(
+    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
+    return tuple(y.new_empty(y.shape) for y in (x, gate, weight, bias))
+
+
+def _norm_gate_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.rest = inputs[4:]
+
+
+def _norm_gate_grads(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return (*torch.ops.hstu_kernels.norm_gate_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None)
+
+
+torch.library.register_autograd("hstu_kernels::norm_gate", _norm_gate_grads, setup_context=_norm_gate_context)
+
+
 @cache
 def _implementation(name: str) -> ModuleType:
     return importlib.import_module(f"hstu_kernels.impl.{name}")
 
 
-def _choose(backend: str, p: Problem) -> ModuleType:
+def _choose(backend: str, x: Tensor) -> ModuleType:
     if backend != "auto":
         chosen = _implementation(backend)
         if reason := chosen.unavailable():
             raise RuntimeError(f'backend="{backend}" cannot run here: {reason}')
-        if reason := chosen.supports(p):
+        if reason := chosen.supports(x):
             raise ValueError(f'backend="{backend}" cannot take these tensors: {reason}')
         return chosen
-    name, what = ("cpu", "native CPU kernel") if p.q.device.type == "cpu" else ("triton", "Triton kernel")
-    if p.q.dtype == torch.float64 and name == "triton":
+    name, what = ("cpu", "native CPU kernel") if x.device.type == "cpu" else ("triton", "Triton kernel")
+    if x.dtype == torch.float64 and name == "triton":
         return _implementation("reference")
     if (status := backend_status(name)) == "ok":
         return _implementation(name)
-    _warn_once(f"hstu_attention runs on the slow reference path, for want of the {what}: {status}")
+    _warn_once(f"hstu_kernels runs on the slow reference path, for want of the {what}: {status}")
     return _implementation("reference")
 
 

@@ -17,6 +17,8 @@ from hstu_kernels.time_buckets import bucket_edges
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # The kernel reads whole vectors and registers of table entries: tables carry this many zeros at their end.
 _TABLE_PADDING = 128
+# Elements of the widest vector.
+_LANES = 16
 
 
 def unavailable() -> str | None:
@@ -24,9 +26,9 @@ def unavailable() -> str | None:
     return _load()[1]
 
 
-def supports(p: Problem) -> str | None:
-    """Return why this backend cannot take these tensors, or None."""
-    return None if p.q.device.type == "cpu" else f"they are on {p.q.device}, need cpu"
+def supports(x: Tensor) -> str | None:
+    """Return why this backend cannot take tensors like x, or None."""
+    return None if x.device.type == "cpu" else f"they are on {x.device}, need cpu"
 
 
 def forward(p: Problem) -> Tensor:
@@ -60,6 +62,38 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     )
     del alive
     return dq, dk, dv, _as_table(d_position, p.position_weight), _as_table(d_time, p.time_weight)
+
+
+def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """As ``reference.norm_gate``."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    arguments, alive = _norm_gate_arguments(x, gate, weight, bias, eps)
+    _module().norm_gate(out=(out.data_ptr(), out.stride(0), 0), **arguments)
+    del alive
+    return out
+
+
+def norm_gate_backward(
+    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``reference.norm_gate_backward``."""
+    grad = _dense_rows(grad)
+    d_x, d_gate = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
+    arguments, alive = _norm_gate_arguments(x, gate, weight, bias, eps)
+    width = x.shape[1]
+    stride, blocks = -(-width // _LANES) * _LANES, -(-x.shape[0] // _module().norm_gate_rows)
+    partial = torch.empty(blocks, 2, stride, dtype=_compute_dtype(x))
+    _module().norm_gate_backward(
+        grad=(grad.data_ptr(), grad.stride(0), 0),
+        d_x=(d_x.data_ptr(), d_x.stride(0), 0),
+        d_gate=(d_gate.data_ptr(), d_gate.stride(0), 0),
+        partial=partial.data_ptr(),
+        partial_stride=stride,
+        **arguments,
+    )
+    del alive
+    d_weight, d_bias = (partial[:, at, :width].sum(0) for at in (0, 1))
+    return d_x, d_gate, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 
 def instruction_set() -> str:
@@ -126,6 +160,29 @@ def _arguments(p: Problem) -> tuple[dict[str, Any], list[Tensor | None]]:
         "threads": torch.get_num_threads(),
     }
     return arguments, alive
+
+
+def _norm_gate_arguments(
+    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[dict[str, Any], list[Tensor]]:
+    x, gate = _dense_rows(x), _dense_rows(gate)
+    weight, bias = (F.pad(w.detach().to(_compute_dtype(x)), (0, _LANES)) for w in (weight, bias))
+    arguments = {
+        "dtype": _DTYPE_CODES[x.dtype],
+        "rows": x.shape[0],
+        "width": x.shape[1],
+        "eps": eps,
+        "x": (x.data_ptr(), x.stride(0), 0),
+        "gate": (gate.data_ptr(), gate.stride(0), 0),
+        "weight": weight.data_ptr(),
+        "bias": bias.data_ptr(),
+        "threads": torch.get_num_threads(),
+    }
+    return arguments, [x, gate, weight, bias]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _dense_rows(x: Tensor) -> Tensor:

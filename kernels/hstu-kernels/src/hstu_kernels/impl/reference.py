@@ -15,8 +15,8 @@ def unavailable() -> str | None:
     return None
 
 
-def supports(p: Problem) -> str | None:
-    """Return why this backend cannot take these tensors, or None."""
+def supports(x: Tensor) -> str | None:
+    """Return why this backend cannot take tensors like x, or None."""
     return None
 
 
@@ -48,6 +48,32 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     masters = (p.q, p.k, p.v, *weights)
     grads = (dq, dk, dv, *tables)
     return tuple(None if g is None or w is None else g.to(w.dtype) for g, w in zip(grads, masters, strict=True))
+
+
+def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return LayerNorm(x) * gate [T, W], in the dtype of x."""
+    normed, _, _ = _normed(x, weight, bias, eps)
+    return (normed * gate.to(normed.dtype)).to(x.dtype)
+
+
+def norm_gate_backward(
+    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, gate, weight and bias."""
+    normed, n, rstd = _normed(x, weight, bias, eps)
+    grad = grad.to(n.dtype)
+    d_normed = grad * gate.to(n.dtype)
+    d_n = d_normed * weight.to(n.dtype)
+    d_x = rstd * (d_n - d_n.mean(1, keepdim=True) - n * (d_n * n).mean(1, keepdim=True))
+    d_weight, d_bias = (d_normed * n).sum(0), d_normed.sum(0)
+    return d_x.to(x.dtype), (grad * normed).to(gate.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    centered = x.to(wide) - x.to(wide).mean(1, keepdim=True)
+    rstd = (centered.square().mean(1, keepdim=True) + eps).rsqrt()
+    return centered * rstd * weight.to(wide) + bias.to(wide), centered * rstd, rstd
 
 
 class _Sequence:

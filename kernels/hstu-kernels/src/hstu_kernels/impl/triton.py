@@ -19,6 +19,7 @@ from hstu_kernels.intervals import row_intervals
 from hstu_kernels.problem import Problem
 from hstu_kernels.time_buckets import bucket_edges
 
+_NORM_GATE_ROWS = 32
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -29,12 +30,12 @@ def unavailable() -> str | None:
     return "no CUDA device is visible (TRITON_INTERPRET=1, set before Python starts, runs the kernels slowly on a CPU)"
 
 
-def supports(p: Problem) -> str | None:
-    """Return why this backend cannot take these tensors, or None."""
-    if p.q.dtype == torch.float64:
+def supports(x: Tensor) -> str | None:
+    """Return why this backend cannot take tensors like x, or None."""
+    if x.dtype == torch.float64:
         return "they are float64, need float32, bfloat16 or float16"
-    if p.q.device.type != ("cpu" if INTERPRETED else "cuda"):
-        return f"they are on {p.q.device}, need {'cpu (interpreter)' if INTERPRETED else 'cuda'}"
+    if x.device.type != ("cpu" if INTERPRETED else "cuda"):
+        return f"they are on {x.device}, need {'cpu (interpreter)' if INTERPRETED else 'cuda'}"
     return None
 
 
@@ -70,6 +71,52 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     weights = (p.position_weight, p.time_weight)
     found = (None if t is None or w is None else t.to(w.dtype) for t, w in zip(tables, weights, strict=True))
     return dq, dk, dv, *found
+
+
+def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """As ``reference.norm_gate``."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, gate = _dense(x), _dense(gate)
+    rows, width = x.shape
+    if rows:
+        _norm_gate_kernel[(rows,)](
+            x, x.stride(0), gate, gate.stride(0), weight, bias, eps, out, width, PADDED=triton.next_power_of_2(width)
+        )
+    return out
+
+
+def norm_gate_backward(
+    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``reference.norm_gate_backward``."""
+    d_x, d_gate = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    x, gate, grad = _dense(x), _dense(gate), _dense(grad)
+    rows, width = x.shape
+    # Each program sums its own rows, so that the order of sums is always the same.
+    programs = triton.cdiv(rows, _NORM_GATE_ROWS)
+    partial = torch.zeros(2, programs, width, dtype=torch.float32, device=x.device)
+    if rows:
+        _norm_gate_backward_kernel[(programs,)](
+            grad,
+            grad.stride(0),
+            x,
+            x.stride(0),
+            gate,
+            gate.stride(0),
+            weight,
+            bias,
+            eps,
+            d_x,
+            d_gate,
+            partial[0],
+            partial[1],
+            rows,
+            width,
+            PADDED=triton.next_power_of_2(width),
+            ROWS=_NORM_GATE_ROWS,
+        )
+    d_weight, d_bias = partial[0].sum(0), partial[1].sum(0)
+    return d_x, d_gate, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 
 class _Call:
@@ -399,6 +446,56 @@ def _dkv_kernel(
             dk_total += _dot(tl.trans(d_scores.to(q_tile.dtype)), q_tile)
     _store_rows(dk, first + cols, head, heads, cols < n, dk_total * alpha, WIDTH_QK, PADDED_QK)
     _store_rows(dv, first + cols, head, heads, cols < n, dv_total, WIDTH_V, PADDED_V)
+
+
+@triton.jit
+def _normalize(x, inside, width, eps):
+    mean = tl.sum(x, 0) / width
+    centered = tl.where(inside, x - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centered * centered, 0) / width + eps)
+    return centered * rstd, rstd
+
+
+@triton.jit
+def _norm_gate_kernel(x, x_row, gate, gate_row, weight, bias, eps, out, width, PADDED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, PADDED)
+    inside = d < width
+    n, _ = _normalize(tl.load(x + row * x_row + d, mask=inside, other=0.0).to(tl.float32), inside, width, eps)
+    w = tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(gate + row * gate_row + d, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + d, ((n * w + b) * g).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_gate_backward_kernel(
+    grad, grad_row, x, x_row, gate, gate_row, weight, bias, eps, d_x, d_gate, d_weight, d_bias, rows, width,
+    PADDED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, PADDED)
+    inside = d < width
+    w = tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    weight_sum = tl.zeros([PADDED], dtype=tl.float32)
+    bias_sum = tl.zeros([PADDED], dtype=tl.float32)
+    for r in range(ROWS):
+        row = program * ROWS + r
+        # The interpreter takes a mask of the block's shape only.
+        here = inside & (row + 0 * d < rows)
+        n, rstd = _normalize(tl.load(x + row * x_row + d, mask=here, other=0.0).to(tl.float32), here, width, eps)
+        g = tl.load(gate + row * gate_row + d, mask=here, other=0.0).to(tl.float32)
+        up = tl.load(grad + row * grad_row + d, mask=here, other=0.0).to(tl.float32)
+        dy = up * g
+        dn = dy * w
+        dx = rstd * (dn - tl.sum(dn, 0) / width - n * (tl.sum(dn * n, 0) / width))
+        tl.store(d_x + row * width + d, dx.to(d_x.dtype.element_ty), mask=here)
+        tl.store(d_gate + row * width + d, (up * (n * w + b)).to(d_gate.dtype.element_ty), mask=here)
+        weight_sum += dy * n
+        bias_sum += dy
+    tl.store(d_weight + program * width + d, weight_sum, mask=inside)
+    tl.store(d_bias + program * width + d, bias_sum, mask=inside)
 
 
 _CONFIGS = [

@@ -1,0 +1,93 @@
+"""LayerNorm times gate: every backend against torch's own LayerNorm, odd widths, and recomputation in the layer."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hstu_kernels import HSTU, ops
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def inputs(rows, width, dtype, device="cpu"):
+    generator = torch.Generator().manual_seed(rows * 1000 + width)
+    # The gate is a slice of something wider, as in the layer; the mean is far from 0.
+    x = 3 + 2 * torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    wide = torch.randn(rows, 2 * width + 3, generator=generator, dtype=torch.float64)
+    weight, bias = torch.randn(2, width, generator=generator, dtype=torch.float64)
+    grad = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    return [y.to(device, dtype) for y in (x, wide, weight, bias, grad)]
+
+
+def found_by(function, x, wide, weight, bias, grad):
+    leaves = [y.clone().requires_grad_() for y in (x, wide, weight, bias)]
+    out = function(leaves[0], leaves[1][:, 1 : 1 + x.shape[1]], leaves[2], leaves[3])
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (70, 50), (130, 256), (0, 5)])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_equals_layer_norm_times_gate(backend, shape, dtype):
+    device = "cpu"
+    if backend == "triton":
+        pytest.importorskip("triton")
+        device = TRITON_DEVICE
+        if dtype == torch.float64:
+            pytest.skip("Triton takes no float64")
+    tensors = inputs(*shape, dtype, device)
+    found = found_by(lambda x, g, w, b: ops.norm_gate(x, g, w, b, 1e-6, backend), *tensors)
+    wide = [y.double() for y in tensors]
+    expected = found_by(lambda x, g, w, b: F.layer_norm(x, x.shape[1:], w, b, 1e-6) * g, *wide)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype and a.shape == b.shape
+        if a.numel():
+            scale = b.abs().max().clamp(min=1.0)
+            assert float((a.double() - b).abs().max() / scale) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_opcheck_and_gradcheck(backend):
+    x, wide, weight, bias, _ = (y.requires_grad_() for y in inputs(4, 5, torch.float64))
+    gate = wide[:, :5].detach().requires_grad_()
+    arguments = (x, gate, weight, bias, 1e-5, backend)
+    torch.library.opcheck(torch.ops.hstu_kernels.norm_gate.default, arguments)
+    detached = tuple(y.detach() for y in (x, gate, weight, bias))
+    torch.library.opcheck(torch.ops.hstu_kernels.norm_gate_backward.default, (detached[0], *detached, 1e-5, backend))
+    assert torch.autograd.gradcheck(lambda *leaves: ops.norm_gate(*leaves, 1e-5, backend), (x, gate, weight, bias))
+
+
+def model(recompute):
+    torch.manual_seed(0)
+    return HSTU(2, 16, 2, 8, 8, max_seqlen=40, dropout=0.3, attention_dropout=0.2, recompute=recompute)
+
+
+def gradients(stack, x, offsets, stamps):
+    torch.manual_seed(1)
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    x = x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = stack(x, offsets, timestamps=stamps)
+        storages = {y.untyped_storage().data_ptr(): y.untyped_storage().nbytes() for y in saved}
+        kept = sum(storages.values())
+        out.square().sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in stack.parameters())], kept
+
+
+def test_recomputation_changes_memory_and_nothing_else(monkeypatch):
+    x, offsets, stamps = torch.randn(60, 16), torch.tensor([0, 40, 60]), torch.arange(60)
+    plain, kept = gradients(model(False), x, offsets, stamps)
+    # The attention itself must not run again.
+    calls, implementation = [], ops._implementation("cpu").forward
+    monkeypatch.setattr(ops._implementation("cpu"), "forward", lambda p: calls.append(1) or implementation(p))
+    again, kept_again = gradients(model(True), x, offsets, stamps)
+    for a, b in zip(plain, again, strict=True):
+        assert torch.equal(a, b)
+    assert len(calls) == 2
+    assert kept_again < 0.5 * kept
