@@ -19,6 +19,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+# Threads that wait give their core away, for all rivals alike: on a machine with other work, spinning measures that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -301,7 +304,8 @@ def table(report: dict[str, Any]) -> str:
         "# The selective scan on a CPU",
         "",
         f"{meta['date']}, {meta['machine']}, {meta['threads']} threads, {meta['isa']}, torch {meta['torch']}, commit "
-        f"{meta['commit']}, seed {meta['seed']}, load average at the start {meta['load']}.",
+        f"{meta['commit']}, seed {meta['seed']}, load average at the start {meta['load']}, "
+        f"OMP_WAIT_POLICY={meta['waiting']}.",
         f"Command: `{meta['command']}`. Medians of {meta['rounds']} rounds in which all rivals take turns; equality "
         "with the float64 reference is checked first. float32; softplus, bias, D and gate on. No GPU was used.",
         "",
@@ -384,6 +388,7 @@ def main() -> None:
             "seed": a.seed,
             "rounds": a.rounds,
             "load": round(os.getloadavg()[0], 2),
+            "waiting": os.environ["OMP_WAIT_POLICY"],
             "command": "python benchmarks/bench_scan.py " + " ".join(sys.argv[1:]),
         },
         "shapes": [],

@@ -30,7 +30,9 @@ def poisoned_memory() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def draw(seed: int, dtype: torch.dtype, complex_A: bool = False, small: bool = False) -> dict[str, Any]:
+def draw(
+    seed: int, dtype: torch.dtype, complex_A: bool = False, small: bool = False, states: tuple[int, ...] | None = None
+) -> dict[str, Any]:
     """Arguments of ``selective_scan`` with everything drawn: layout, sizes, strides, groups, what is optional."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +41,7 @@ def draw(seed: int, dtype: torch.dtype, complex_A: bool = False, small: bool = F
     packed = rng.random() < 0.5
     groups = rng.choice((1, 1, 2, 3))
     d = groups * rng.choice((1, 2, 5) if small else (1, 2, 5, 16, 21, 70))
-    n = rng.choice((1, 2, 7, 16) if small else STATES)
+    n = rng.choice(states or ((1, 2, 7, 16) if small else STATES))
     sizes = (1, 2, 3, 7, 9) if small else SIZES[:5] if n > 16 else SIZES
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:

@@ -19,9 +19,9 @@ def on_device(args):
     return {k: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for k, x in args.items()}
 
 
-def check(seed, drawn, results, close):
+def check(seed, drawn, results, close, small=True):
     dtype = DTYPES[seed % len(DTYPES)]
-    args = on_device(drawn(seed, dtype, small=True))
+    args = on_device(drawn(seed, dtype, small=small, states=(1, 7, 16, 64, 256)))
     close(results(args, "triton"), results(args, "reference"), PARITY[dtype])
 
 
@@ -39,6 +39,15 @@ def test_scan(seed, drawn, results, close):
 def test_scan_on_many_more(block, drawn, results, close):
     for seed in range(2100 + block * 10, 2110 + block * 10):
         check(seed, drawn, results, close)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", range(30))
+def test_scan_on_a_card(block, drawn, results, close):
+    if DEVICE != "cuda":
+        pytest.skip("no CUDA device is visible")
+    for seed in range(3000 + block * 10, 3010 + block * 10):
+        check(seed, drawn, results, close, small=False)
 
 
 @pytest.mark.parametrize("constant", [False, True])
