@@ -134,6 +134,24 @@ def test_corrupt_parquet(tmp_path, oracle):
     assert nothing_left(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", {}, r"log\.csv: not a readable CSV file"),
+        ("user,time,item\n", {}, "log is empty: 0 rows"),
+        ("a,b\n1,2\n", {}, r"user column 'user' is not in .*log\.csv; it has \['a', 'b'\]"),
+        ("user,time\n" + "1,2022-01-01\n" * 30_000 + "x,2022-01-01\n", {}, r'log\.csv: .*Line: 30002.*"x".*types='),
+        ("user,time\n" + "1,2022-01-01\n" * 30_000 + "1\n", {}, r"log\.csv: .*Line: 30002"),
+        ("user,time\n" + "1,2022-01-01\n" * 30_000 + "1,later\n", {}, "the first 'later' at row 30000"),
+    ],
+)
+def test_bad_csv(tmp_path, text, options, message):
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises((ValueError, KeyError), match=message):
+        seqdata.build(tmp_path / "log.csv", tmp_path / "s", **KEYS | options)
+    assert nothing_left(tmp_path)
+
+
 def test_existing_store_is_kept_unless_overwritten(tmp_path):
     seqdata.build(frame(), tmp_path / "s", **KEYS)
     with pytest.raises(FileExistsError, match="overwrite=True"):

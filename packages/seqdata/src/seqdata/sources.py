@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,20 +123,18 @@ class CsvPart(Part):
             self.schema = _schema(relation)
             self.types = dict(zip(relation.columns, map(str, relation.types), strict=True))
         except duckdb.Error as error:
-            raise ValueError(f"{path}: not a readable CSV file: {_first_lines(error)}") from None
+            raise ValueError(f"{path}: not a readable CSV file with a header: {_first_lines(error)}") from None
 
     def read(
         self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:
         # times are read as text, so that this package and not the sniffer decides what they mean
         types = self.types | {column: "VARCHAR" for column in self.types if kinds.get(column) == pa.string()}
-        try:
+        with _reading(f"{self.where}", " (types={column: 'string'} reads a column as text)"):
             # connection and relation must outlive the reader
             connection = connect()
             relation = connection.read_csv(self.where, header=True, dtype=types)
             yield from _reader(relation.project(_quoted(columns)), rows)
-        except duckdb.Error as error:
-            raise ValueError(f"{self.where}: {_first_lines(error)}") from None
 
     def fingerprint(self) -> dict[str, Any]:
         return _stat(self.path)
@@ -154,11 +153,9 @@ class QueryPart(Part):
     def read(
         self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:
-        try:
+        with _reading(f"{self.where}: the query failed"):
             connection = connect(self.memory_limit)
             yield from _reader(connection.sql(self.query).project(_quoted(columns)), rows)
-        except duckdb.Error as error:
-            raise ValueError(f"{self.where}: the query failed: {_first_lines(error)}") from None
 
     def fingerprint(self) -> dict[str, Any]:
         return {"query": self.query}
@@ -173,10 +170,8 @@ class RelationPart(Part):
     def read(
         self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:
-        try:
+        with _reading(f"{self.where}: the query failed"):
             yield from _reader(self.relation.project(_quoted(columns)), rows)
-        except duckdb.Error as error:
-            raise ValueError(f"{self.where}: the query failed: {_first_lines(error)}") from None
 
 
 class TablePart(Part):
@@ -272,6 +267,17 @@ def _reader(relation: duckdb.DuckDBPyRelation, rows: int = BATCH_ROWS) -> pa.Rec
     # the method's name changed between versions of DuckDB
     read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
     return read(rows)
+
+
+@contextlib.contextmanager
+def _reading(place: str, hint: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        # what DuckDB says while it streams arrives as an OSError without a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{place}: {_first_lines(error)}{hint}") from None
 
 
 def _quoted(columns: Sequence[str]) -> str:
