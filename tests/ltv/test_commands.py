@@ -7,12 +7,14 @@ import sys
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pyarrow.csv as pa_csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from ltv.cli import main
+from ltv.compare import summary_table
 
 HORIZONS = ("d7", "d14", "d28")
 
@@ -135,6 +137,7 @@ def test_train_resumes_from_the_same_models_only(trained, settings, tmp_path):
     assert run("train", "--config", settings, "--run-dir", tmp_path / "run", "--resume") == 0
     log = (tmp_path / "run" / "logs" / "train.log").read_text()
     assert "kept" in log and model.read_text() == text
+    assert "kept" in (tmp_path / "run" / "logs" / "evaluate.log").read_text()
     words = (
         "--config",
         settings,
@@ -166,18 +169,32 @@ def test_evaluate_and_validate_report_what_they_read(trained, settings, tmp_path
     assert "audit:" in (tmp_path / "run" / "logs" / "validation_small.log").read_text()
 
 
-def test_compare_orders_models_by_the_metric(settings, tmp_path):
+def test_compare_orders_models_by_the_summed_error(settings, tmp_path):
     words = ("--config", settings, "--run-dir", tmp_path, "--data.train_start", "2025-10-01-12-00")
-    assert run("compare", *words, "--variants", "log1p", "document") == 0
+    assert run("compare", *words, "--variants", "log1p", "document", "btyd") == 0
     text = (tmp_path / "compare.md").read_text()
     assert "| log1p | d7 |" in text and "| document | d7 |" in text and "seed 42" in text
+    assert "Not fitted: btyd:" in text and "ltv import" in text
     found = json.loads((tmp_path / "compare.json").read_text())["models"]
-    best = min(found, key=lambda name: found[name]["d7"]["msle"])
-    assert text.index(f"| {best} | d7 |") == min(text.index(f"| {name} | d7 |") for name in found)
+    sums = {name: sum(found[name][h]["msle"] for h in HORIZONS) for name in found}
+    places = {name: text.index(f"| {name} |") for name in found}
+    assert min(sums, key=sums.get) == min(places, key=places.get)
     assert run("compare", *words, "--runs", tmp_path / "log1p", tmp_path / "document") == 0
     assert run("compare", *words) == 2
     assert run("compare", *words, "--variants", "log1p", "nonsense") == 2
-    assert run("compare", *words, "--variants", "btyd") == 2  # nothing is left to compare
+
+
+def test_summed_errors_and_their_differences_are_those_of_the_rows():
+    truth = np.array([0.0, 0.0, 3.0, 10.0])
+    tables = {
+        name: pd.DataFrame({"true_d7": truth, "revenue_d7": said, "true_d14": truth, "revenue_d14": said})
+        for name, said in (("zero", np.zeros(4)), ("right", truth), ("two", np.full(4, 2.0)))
+    }
+    table = summary_table(tables).set_index("model")
+    assert table.index[0] == "right" and table.loc["right", "sum"] == 0
+    gaps = 2 * (np.log1p(0.0) - np.log1p(truth)) ** 2
+    assert table.loc["zero", "sum"] == pytest.approx(gaps.mean()) == pytest.approx(2 * table.loc["zero", "MSLE d7"])
+    assert table.loc["zero", "above the best"] == f"{gaps.mean():.4g} ± {1.96 * gaps.std(ddof=1) / 2:.2g}"
 
 
 def test_submit_checks_and_aligns(trained, settings, tmp_path, capsys):

@@ -51,16 +51,17 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
     unknown = [name for name in what.variants if name not in VARIANTS | BTYD]
     if unknown:
         raise ValueError(f"variants: {', '.join(unknown)} not known; there are {', '.join(VARIANTS | BTYD)}")
-    if what.metric not in COLUMNS:
-        raise ValueError(f"metric: got {what.metric!r}, needs one of {', '.join(COLUMNS)}")
     run = Run(config.run_dir)
     found: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
     with run.command("compare", config) as facts:
         for name in what.variants:
             log.info("compare: %s", name)
             try:
-                found[name] = _btyd(config, name) if name in BTYD else _fit(config, name, rows, resume)
+                own = Run(run.folder / name)
+                found[name] = _btyd(config, own, name) if name in BTYD else _fit(config, own, name, rows, resume)
+                predictions[name] = _predictions(own, "val")
             except (ImportError, ValueError) as error:
                 # One model that cannot be fitted on these rows must not cost the others; the table says so.
                 log.error("%s: %s", name, error)
@@ -70,8 +71,17 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
             if metrics is None:
                 raise FileNotFoundError(f"runs: {folder} has no metrics of the split {rows.split}; run `ltv evaluate`")
             found[folder] = metrics
-        table = metrics_table(found, what.metric, what.horizon)
-        text = markdown(table) + "".join(f"\nNot fitted: {name}: {reason}\n" for name, reason in failed.items())
+            predictions[folder] = _predictions(Run(folder), rows.split)
+        if not found:
+            raise ValueError(f"compare: no model could be fitted: {failed}")
+        summary = summary_table(predictions)
+        order = summary["model"].tolist()
+        text = (
+            markdown(summary)
+            + "\n"
+            + markdown(metrics_table(found, order))
+            + "".join(f"\nNot fitted: {name}: {reason}\n" for name, reason in failed.items())
+        )
         facts |= {"models": list(found), "failed": failed}
     write_json(run.folder / "compare.json", {"models": found, "failed": failed})
     with temporary_file(run.folder / "compare.md") as path:
@@ -81,29 +91,47 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
     return text
 
 
-def metrics_table(found: dict[str, dict[str, Any]], metric: str, horizon: str) -> pd.DataFrame:
-    """Return one row a model and horizon; models ordered by `metric` at `horizon`, best first."""
+def summary_table(predictions: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return one row a model: MSLE of each horizon, their sum, and how far the sum lies above the best model's.
+
+    The sum over horizons is what the projection in order never raises, and what the rows are ordered by. The interval
+    is that of a mean of paired differences, 95 %, normal; models with other rows than the best have none.
+
+    Args:
+        predictions: model -> true_<h> and revenue_<h> of every row
+    """
+    errors: dict[str, pd.DataFrame] = {}
+    for name, table in predictions.items():
+        horizons = [c.removeprefix("true_") for c in table if c.startswith("true_") and c != "true_buyer"]
+        logs = {h: (np.log1p(table[f"revenue_{h}"]) - np.log1p(table[f"true_{h}"])) ** 2 for h in horizons}
+        errors[name] = pd.DataFrame(logs)
+    sums = {name: error.mean().sum() for name, error in errors.items()}
+    best = min(sums, key=lambda name: sums[name])
     lines = []
-    for name, metrics in found.items():
-        for h, values in metrics.items():
+    for name in sorted(sums, key=lambda name: sums[name]):
+        line: dict[str, Any] = {"model": name} | {f"MSLE {h}": value for h, value in errors[name].mean().items()}
+        line["sum"] = sums[name]
+        if name != best and len(errors[name]) == len(errors[best]):
+            gap = errors[name].sum(axis=1) - errors[best].sum(axis=1)
+            line["above the best"] = f"{gap.mean():.4g} ± {1.96 * gap.std() / len(gap) ** 0.5:.2g}"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def metrics_table(found: dict[str, dict[str, Any]], order: list[str]) -> pd.DataFrame:
+    """Return one row a model and horizon, models in `order`: errors, ranking, money, coverage of the intervals."""
+    lines = []
+    for name in order:
+        covered = found[name].get("coverage", {})
+        for h, values in found[name].items():
             if ":" in h or "msle" not in values:
                 continue
             line = {"model": name, "horizon": h} | {title: values.get(key, np.nan) for key, title in COLUMNS.items()}
-            line["AUC"] = metrics.get("buyer", {}).get("auc", np.nan)
-            covered = metrics.get("coverage", {})
+            line["AUC"] = found[name].get("buyer", {}).get("auc", np.nan)
             line["covered, all rows"] = covered.get(h, {}).get("overall", np.nan)
             line["covered, buyers"] = covered.get(f"{h}:buyer", {}).get("overall", np.nan)
             lines.append(line)
-    table = pd.DataFrame(lines)
-    if table.empty:
-        raise ValueError("compare: none of the models has metrics of a horizon")
-    at = table[table["horizon"] == horizon].set_index("model")[COLUMNS[metric]]
-    place = at.rank(ascending=metric != "gini", method="first")
-    return (
-        table.assign(place=table["model"].map(place))
-        .sort_values(["place", "model"], kind="stable")
-        .drop(columns="place")
-    )
+    return pd.DataFrame(lines)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -117,22 +145,34 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fit(config: Config, name: str, rows: Slice, resume: bool) -> dict[str, Any]:
-    own = replace(config, run_dir=str(Path(config.run_dir) / name), models=replace(config.models, **VARIANTS[name]))
+def _fit(config: Config, run: Run, name: str, rows: Slice, resume: bool) -> dict[str, Any]:
+    own = replace(config, run_dir=str(run.folder), models=replace(config.models, **VARIANTS[name]))
     metrics = train(own, replace(rows, split="train"), resume)
     if not metrics:
         raise ValueError("data.val_start: not set, so there is nothing to compare the models on")
     return metrics
 
 
-def _btyd(config: Config, name: str) -> dict[str, Any]:
+def _btyd(config: Config, run: Run, name: str) -> dict[str, Any]:
     purchases = data_root(config) / "transactions.parquet"
     if config.data.layout != "transactions" or not purchases.exists():
-        raise ValueError(
-            f"variants: {name} needs purchases over time, i.e. data.layout: transactions from `ltv import`"
-        )
+        raise ValueError(f"{name} needs purchases over time, i.e. data.layout: transactions from `ltv import`")
     rows = open_slice(config, Slice("val"))
     horizons = [horizon.name for horizon in schema_of(config).horizons]
     predicted = predict_btyd(purchases, open_slice(config, Slice("train")), rows, horizons, BTYD[name])
     truth = rows.read([f"revenue_{horizon}" for horizon in horizons])
-    return {h: revenue_metrics(truth[f"revenue_{h}"].to_numpy(), predicted[h]) for h in horizons}
+    table = {f"true_{h}": truth[f"revenue_{h}"].to_numpy() for h in horizons}
+    table |= {f"revenue_{h}": predicted[h] for h in horizons}
+    with temporary_file(_place(run, "val")) as path:
+        pd.DataFrame(table).to_parquet(path)
+    metrics = {h: revenue_metrics(table[f"true_{h}"], predicted[h]) for h in horizons}
+    run.add_metrics("val", metrics)
+    return metrics
+
+
+def _predictions(run: Run, split: str) -> pd.DataFrame:
+    return pd.read_parquet(_place(run, split))
+
+
+def _place(run: Run, split: str) -> Path:
+    return run.folder / "evaluation" / split / "predictions.parquet"

@@ -299,14 +299,10 @@ class Comparison:
         variants: models to fit on the same rows, each below <run_dir>/<variant>: log1p, tweedie, two_stage, document,
             document_sampled, stack, ziln, odmn, optdist, and for transactions btyd and btyd_recalibrated
         runs: finished run directories to read instead
-        metric: column the rows are ordered by, lowest first (gini: highest first)
-        horizon: horizon that column is read at
     """
 
     variants: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
-    metric: str = "msle"
-    horizon: str = "d7"
 
 
 @dataclass

@@ -53,13 +53,13 @@ def serve(runs: str | Path, port: int) -> None:
 def find_runs(folder: str | Path) -> dict[str, Path]:
     """Return the run directories in or below `folder` that hold an evaluation, by their path seen from there."""
     folder = Path(folder)
-    found = {path.parents[2] for path in folder.glob("**/evaluation/*/predictions.parquet")}
+    found = {path.parents[2] for path in folder.glob("**/evaluation/*/rows.parquet")}
     return {str(path.relative_to(folder)) if path != folder else path.name: path for path in sorted(found)}
 
 
 def splits_of(run: Path) -> list[str]:
     """Return the splits of a run that were evaluated."""
-    return sorted(path.parent.name for path in run.glob("evaluation/*/predictions.parquet"))
+    return sorted(path.parent.name for path in run.glob("evaluation/*/rows.parquet"))
 
 
 def load_evaluated(folder: Path, split: str) -> Evaluated:

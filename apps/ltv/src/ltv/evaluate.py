@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc
 
 from ltv.config import Config, Slice
 from ltv.predict import check_order, load_pipeline
-from ltv.rundir import Run, temporary_directory, write_json
+from ltv.rundir import Run, fingerprint, read_json, temporary_directory, write_json
 from ltv.slices import engine_of, open_slice, schema_of
 from ltv_stack import Dataset, Evaluation, LTVPipeline, audit, revenue_metrics, write_report
 from ltv_stack import evaluate as evaluate_pipeline
@@ -21,8 +21,10 @@ log = logging.getLogger("ltv.evaluate")
 EXPLAINED_ROWS = 2000
 
 
-def evaluate_split(config: Config, rows: Slice) -> dict[str, Any]:
+def evaluate_split(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
     """Score one slice; write its report, plots, tables and predictions to ``<run_dir>/evaluation/<split>``.
+
+    With `resume` a finished evaluation of the same models on the same rows is kept.
 
     Returns:
         the metrics, which also go into ``metrics.json``: per horizon, of the buyer probability, and interval coverage.
@@ -31,12 +33,21 @@ def evaluate_split(config: Config, rows: Slice) -> dict[str, Any]:
     pipe = load_pipeline(run)
     with run.command("evaluate", config) as facts:
         data = open_slice(config, rows)
+        identity = {
+            "model": fingerprint(read_json(run.models / "trained.json")),
+            "rows": fingerprint([(p.name, p.total, p.rows) for p in data.partitions]),
+        }
+        place = run.folder / "evaluation" / rows.split
+        if resume and rows.split in run.metrics() and read_json(place / "request.json") == identity:
+            log.info("%s is from these models and rows: kept", place)
+            return run.metrics()[rows.split]
         with engine_of(config) as engine:
             result = evaluate_pipeline(pipe, data, engine=engine, segments=pipe.schema.segments)
         assert result.predictions is not None
         check_order(result.predictions, pipe.horizons)
         metrics: dict[str, Any] = {**result.metrics, "coverage": result.coverage}
-        with temporary_directory(run.folder / "evaluation" / rows.split) as folder:
+        with temporary_directory(place) as folder:
+            write_json(folder / "request.json", identity)
             importance = pipe.importance(data)
             drift = pipe.drift(data)
             title = f"{run.folder.name}: {rows.split}"

@@ -51,7 +51,7 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
     if config.data.val_start is None:
         log.info("data.val_start is not set: nothing is held out, no metrics")
         return {}
-    return evaluate_split(config, Slice("val", chunk_size=rows.chunk_size))
+    return evaluate_split(config, Slice("val", chunk_size=rows.chunk_size), resume)
 
 
 def ltv_config(config: Config, run: Run) -> LTVConfig:
