@@ -91,7 +91,7 @@ def test_shipped_configurations_load(monkeypatch):
 
 def test_import_needs_no_torch():
     code = (
-        "import sys; sys.modules.update({n: None for n in ('torch', 'pandas', 'polars', 'yaml', 'dask')});"
+        "import sys; sys.modules.update({n: None for n in ('torch', 'pandas', 'polars', 'dask', 'distributed')});"
         "import seqdata, seqdata.cli; assert seqdata.build\n"
         "try: seqdata.SequenceLoader\n"
         "except ImportError as e: assert 'seqdata[torch]' in str(e)\n"

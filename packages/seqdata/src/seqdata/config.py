@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from seqdata.fields import ItemTable
 from seqdata.sources import Sql
 
@@ -24,10 +26,6 @@ def load_config(path: str | os.PathLike) -> dict[str, Any]:
     ${NAME} and ${NAME:-default} stand for environment variables. A source is a path, glob or list, or {sql: query}, or
     a mapping {table: source}. Item tables are {field: {source: ..., key: ..., fields: {...}}}.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise ImportError("reading YAML needs pyyaml: pip install 'seqdata[yaml]'") from None
     text = _find(path).read_text(encoding="utf-8")
     try:
         raw = yaml.safe_load(text)
