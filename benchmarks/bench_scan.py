@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-# Threads that wait give their core away, for all rivals alike: on a machine with other work, spinning measures that work.
+# Waiting threads give their core away, those of all rivals alike: on a busy machine spinning measures the other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch

@@ -252,24 +252,70 @@ SCAN_INLINE uint16_t to_f16(float x) {
 }
 #endif
 
-template <class R>
-SCAN_INLINE R element(const void* p, int dtype, int64_t i) {
-    switch (dtype) {
-        case F64: return (R) static_cast<const double*>(p)[i];
-        case BF16: return (R)from_bf16(static_cast<const uint16_t*>(p)[i]);
-        case F16: return (R)from_f16(static_cast<const uint16_t*>(p)[i]);
-        default: return (R) static_cast<const float*>(p)[i];
+// One element of each kind of float, as R.
+template <int DTYPE>
+struct Element;
+template <>
+struct Element<F32> {
+    template <class R>
+    SCAN_INLINE R get(const void* p, int64_t i) { return (R) static_cast<const float*>(p)[i]; }
+    template <class R>
+    SCAN_INLINE void set(void* p, int64_t i, R x) { static_cast<float*>(p)[i] = (float)x; }
+};
+template <>
+struct Element<F64> {
+    template <class R>
+    SCAN_INLINE R get(const void* p, int64_t i) { return (R) static_cast<const double*>(p)[i]; }
+    template <class R>
+    SCAN_INLINE void set(void* p, int64_t i, R x) { static_cast<double*>(p)[i] = (double)x; }
+};
+template <>
+struct Element<BF16> {
+    template <class R>
+    SCAN_INLINE R get(const void* p, int64_t i) { return (R)from_bf16(static_cast<const uint16_t*>(p)[i]); }
+    template <class R>
+    SCAN_INLINE void set(void* p, int64_t i, R x) { static_cast<uint16_t*>(p)[i] = to_bf16((float)x); }
+};
+template <>
+struct Element<F16> {
+    template <class R>
+    SCAN_INLINE R get(const void* p, int64_t i) { return (R)from_f16(static_cast<const uint16_t*>(p)[i]); }
+    template <class R>
+    SCAN_INLINE void set(void* p, int64_t i, R x) { static_cast<uint16_t*>(p)[i] = to_f16((float)x); }
+};
+
+// Rows begin..steps of a tile, element by element, along whichever way memory runs.
+template <class R, int DTYPE>
+static void copy_in(R* tile, const void* x, int64_t first, int64_t step_t, int64_t step_lane, int begin, int steps,
+                    int lanes) {
+    constexpr int W = VecOf<R>::LANES;
+    typedef Element<DTYPE> E;
+    if (step_lane == 1) {
+        for (int t = begin; t < steps; t++)
+            for (int lane = 0; lane < lanes; lane++)
+                tile[t * W + lane] = E::template get<R>(x, first + t * step_t + lane);
+    } else {
+        for (int lane = 0; lane < lanes; lane++)
+            for (int t = begin; t < steps; t++)
+                tile[t * W + lane] = E::template get<R>(x, first + t * step_t + lane * step_lane);
     }
 }
-template <class R>
-SCAN_INLINE void set_element(void* p, int dtype, int64_t i, R x) {
-    switch (dtype) {
-        case F64: static_cast<double*>(p)[i] = (double)x; break;
-        case BF16: static_cast<uint16_t*>(p)[i] = to_bf16((float)x); break;
-        case F16: static_cast<uint16_t*>(p)[i] = to_f16((float)x); break;
-        default: static_cast<float*>(p)[i] = (float)x;
+template <class R, int DTYPE>
+static void copy_out(const R* tile, void* x, int64_t first, int64_t step_t, int64_t step_lane, int begin, int steps,
+                     int lanes) {
+    constexpr int W = VecOf<R>::LANES;
+    typedef Element<DTYPE> E;
+    if (step_lane == 1) {
+        for (int t = begin; t < steps; t++)
+            for (int lane = 0; lane < lanes; lane++)
+                E::template set<R>(x, first + t * step_t + lane, tile[t * W + lane]);
+    } else {
+        for (int lane = 0; lane < lanes; lane++)
+            for (int t = begin; t < steps; t++)
+                E::template set<R>(x, first + t * step_t + lane * step_lane, tile[t * W + lane]);
     }
 }
+
 template <class R>
 constexpr int native_dtype() {
     return sizeof(R) == 4 ? F32 : F64;
@@ -296,13 +342,11 @@ static void load_tile(R* tile, const void* x, int dtype, int64_t first, int64_t 
     }
     if (t == steps) return;
     if (lanes < W) memset(tile + t * W, 0, sizeof(R) * W * (steps - t));
-    if (step_t == 1 && step_lane != 1) {
-        for (int lane = 0; lane < lanes; lane++)
-            for (int i = t; i < steps; i++) tile[i * W + lane] = element<R>(x, dtype, first + i + lane * step_lane);
-    } else {
-        for (; t < steps; t++)
-            for (int lane = 0; lane < lanes; lane++)
-                tile[t * W + lane] = element<R>(x, dtype, first + t * step_t + lane * step_lane);
+    switch (dtype) {
+        case F64: return copy_in<R, F64>(tile, x, first, step_t, step_lane, t, steps, lanes);
+        case BF16: return copy_in<R, BF16>(tile, x, first, step_t, step_lane, t, steps, lanes);
+        case F16: return copy_in<R, F16>(tile, x, first, step_t, step_lane, t, steps, lanes);
+        default: return copy_in<R, F32>(tile, x, first, step_t, step_lane, t, steps, lanes);
     }
 }
 
@@ -324,13 +368,11 @@ static void store_tile(const R* tile, void* x, int dtype, int64_t first, int64_t
             }
         }
     }
-    if (step_t == 1 && step_lane != 1) {
-        for (int lane = 0; lane < lanes; lane++)
-            for (int i = t; i < steps; i++) set_element<R>(x, dtype, first + i + lane * step_lane, tile[i * W + lane]);
-    } else {
-        for (; t < steps; t++)
-            for (int lane = 0; lane < lanes; lane++)
-                set_element<R>(x, dtype, first + t * step_t + lane * step_lane, tile[t * W + lane]);
+    switch (dtype) {
+        case F64: return copy_out<R, F64>(tile, x, first, step_t, step_lane, t, steps, lanes);
+        case BF16: return copy_out<R, BF16>(tile, x, first, step_t, step_lane, t, steps, lanes);
+        case F16: return copy_out<R, F16>(tile, x, first, step_t, step_lane, t, steps, lanes);
+        default: return copy_out<R, F32>(tile, x, first, step_t, step_lane, t, steps, lanes);
     }
 }
 
