@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .data import Dataset, row_hashes, row_seconds
+from .data import Dataset, drawn, row_hashes, row_seconds
 from .engine import Engine, LocalEngine
 from .nested import (
     ALL_STATISTICS,
@@ -524,7 +524,8 @@ class _PartitionFit:
     def _sample(self, batch: pa.RecordBatch, name: str, start: int, one: _Partial) -> None:
         builder, config = self.builder, self.builder.config
         hashes = row_hashes(builder.seed + 1, name, start, batch.num_rows)
-        chosen = np.argsort(hashes, kind="stable")[: builder.sample_rows]
+        # Half as many again as are kept: the smallest hashes of all are surely among them.
+        chosen = np.flatnonzero(drawn(hashes, min(1.0, 1.5 * builder.sample_rows / max(self.dataset.num_rows, 1))))
         part = batch.take(pa.array(chosen))
         with np.errstate(all="ignore"):
             values = builder._base(part)
