@@ -191,8 +191,8 @@ def table(report: dict[str, Any]) -> str:
         f"seed {run['seed']}, load average at the start {run['load']}.",
         f"Command: `{run['command']}`. {run['positions']} positions, D {run['width']}, {run['count']} negatives, "
         f"{run['items']} items, float32, logQ and accidental-hit mask on. Medians of {run['rounds']} rounds in which "
-        "the rivals take turns; loss and gradients are checked against float64 first. Peak: the rise of a fresh process's "
-        "high-water mark over one forward and backward, gradients included. In brackets: over ours.",
+        "the rivals take turns; loss and gradients are checked against float64 first. Peak: the rise of a fresh "
+        "process's high-water mark over one forward and backward, gradients included. In brackets: over ours.",
         "",
         "| negatives | rival | forward ms | fwd+bwd ms | forward cpu ms | fwd+bwd cpu ms | peak MB |",
         "|" + "---|" * (len(COLUMNS) + 2),
