@@ -53,16 +53,14 @@ template <class F, class In>
 void read_rows(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded, F* to) {
   for (int64_t r = 0; r < count; ++r) {
     const In* from = static_cast<const In*>(view.data) + (row + r) * view.row + head * view.head;
-    F* line = to + r * padded;
-    for (int64_t d = 0; d < width; ++d) line[d] = widen(from[d]);
-    for (int64_t d = width; d < padded; ++d) line[d] = 0;
+    read_line<F, In>(from, width, padded, to + r * padded);
   }
 }
 
 template <class F, class Out>
 void write_row(const View& view, int64_t row, int64_t head, int64_t width, F scale, const F* from) {
   Out* to = static_cast<Out*>(view.data) + row * view.row + head * view.head;
-  for (int64_t d = 0; d < width; ++d) narrow(from[d] * scale, to + d);
+  write_line<F, Out>(from, width, scale, to);
 }
 
 // The keys of the current tile that a query row sees: [begin, end), and `self` where it lies outside of them.

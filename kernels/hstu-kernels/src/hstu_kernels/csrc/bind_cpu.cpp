@@ -39,26 +39,24 @@ struct Isa {
   const char* name;
   bool (*forward)(const Problem&, const hstu::Plan&);
   bool (*backward)(const Problem&, const hstu::Plan&);
-  bool (*norm_gate)(const hstu::NormGate&);
-  bool (*norm_gate_backward)(const hstu::NormGate&);
   bool bfloat16_pairs = false;
 };
 
 std::vector<Isa> supported() {
-  std::vector<Isa> found{{"portable", hstu::portable::forward, hstu::portable::backward, hstu::portable::norm_gate, hstu::portable::norm_gate_backward}};
+  std::vector<Isa> found{{"portable", hstu::portable::forward, hstu::portable::backward}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #ifdef FOOTFALL_HAS_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    found.push_back({"avx2", hstu::avx2::forward, hstu::avx2::backward, hstu::avx2::norm_gate, hstu::avx2::norm_gate_backward});
+    found.push_back({"avx2", hstu::avx2::forward, hstu::avx2::backward});
 #endif
 #ifdef FOOTFALL_HAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
   {
-    found.push_back({"avx512", hstu::avx512::forward, hstu::avx512::backward, hstu::avx512::norm_gate, hstu::avx512::norm_gate_backward});
+    found.push_back({"avx512", hstu::avx512::forward, hstu::avx512::backward});
     if (__builtin_cpu_supports("avx512bf16"))
-      found.push_back({"avx512_bf16", hstu::avx512::forward, hstu::avx512::backward, hstu::avx512::norm_gate, hstu::avx512::norm_gate_backward, true});
+      found.push_back({"avx512_bf16", hstu::avx512::forward, hstu::avx512::backward, true});
   }
 #endif
 #endif
@@ -389,47 +387,10 @@ void backward(const py::kwargs& arguments) {
   if (!call.isa.backward(p, call.plan)) throw std::bad_alloc();
 }
 
-hstu::NormGate norm_gate_of(const py::kwargs& a) {
-  hstu::NormGate g{};
-  g.dtype = a["dtype"].cast<int>();
-  g.rows = a["rows"].cast<int64_t>();
-  g.width = a["width"].cast<int64_t>();
-  g.eps = a["eps"].cast<double>();
-  g.x = view(a, "x");
-  g.gate = view(a, "gate");
-  g.weight = pointer<const void>(a, "weight");
-  g.bias = pointer<const void>(a, "bias");
-  g.threads = std::max(1, a["threads"].cast<int>());
-  return g;
-}
-
-void norm_gate(const py::kwargs& arguments) {
-  hstu::NormGate g = norm_gate_of(arguments);
-  g.out = view(arguments, "out");
-  const Isa& isa = chosen();
-  const py::gil_scoped_release release;
-  if (!isa.norm_gate(g)) throw std::bad_alloc();
-}
-
-void norm_gate_backward(const py::kwargs& arguments) {
-  hstu::NormGate g = norm_gate_of(arguments);
-  g.grad = view(arguments, "grad");
-  g.d_x = view(arguments, "d_x");
-  g.d_gate = view(arguments, "d_gate");
-  g.partial = pointer<void>(arguments, "partial");
-  g.partial_stride = arguments["partial_stride"].cast<int64_t>();
-  const Isa& isa = chosen();
-  const py::gil_scoped_release release;
-  if (!isa.norm_gate_backward(g)) throw std::bad_alloc();
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
-  m.def("norm_gate", &norm_gate);
-  m.def("norm_gate_backward", &norm_gate_backward);
-  m.attr("norm_gate_rows") = hstu::kNormGateRows;
   m.def("isa", [] { return chosen().name; });
 }

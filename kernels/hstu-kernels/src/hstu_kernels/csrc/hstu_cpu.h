@@ -64,21 +64,6 @@ struct Plan {
   int threads;
 };
 
-// Rows whose part of the gradients of weight and bias is summed in one go.
-constexpr int64_t kNormGateRows = 64;
-
-// out = (LayerNorm(x) * weight + bias) * gate over rows; weight and bias are padded with zeros to whole vectors.
-struct NormGate {
-  int dtype;
-  int64_t rows, width, partial_stride;
-  double eps;
-  View x, gate, out, grad, d_x, d_gate;
-  const void *weight, *bias;
-  // [blocks, 2, partial_stride]: gradients of weight and bias.
-  void* partial;
-  int threads;
-};
-
 }  // namespace hstu
 
 #define HSTU_DECLARE(ISA)                                 \
@@ -86,8 +71,6 @@ struct NormGate {
   namespace ISA {                                         \
   bool forward(const Problem& problem, const Plan& plan); \
   bool backward(const Problem& problem, const Plan& plan); \
-  bool norm_gate(const NormGate& work);                   \
-  bool norm_gate_backward(const NormGate& work);          \
   }                                                       \
   }
 

@@ -270,5 +270,44 @@ static inline void narrow(float x, Float16* to) {
   to->bits = uint16_t(half | sign);
 }
 
+// A line of memory as F, filled up with zeros to `padded` elements, a multiple of the lanes.
+template <class F, class In>
+static inline void read_line(const In* from, int64_t width, int64_t padded, F* to) {
+  constexpr int lanes = Simd<F>::lanes;
+  int64_t d = 0;
+  for (; d + lanes <= width; d += lanes)
+    for (int l = 0; l < lanes; ++l) to[d + l] = widen(from[d + l]);
+  for (; d < width; ++d) to[d] = widen(from[d]);
+  for (; d < padded; ++d) to[d] = 0;
+}
+
+// to = scale * from, narrowed; `from` holds whole vectors.
+template <class F, class Out>
+static inline void write_line(const F* from, int64_t width, F scale, Out* to) {
+  constexpr int lanes = Simd<F>::lanes;
+  int64_t d = 0;
+  for (; d + lanes <= width; d += lanes)
+    for (int l = 0; l < lanes; ++l) narrow(from[d + l] * scale, to + d + l);
+  for (; d < width; ++d) narrow(from[d] * scale, to + d);
+}
+
+#if defined(__AVX512F__)
+template <>
+inline void read_line<float, float>(const float* from, int64_t width, int64_t padded, float* to) {
+  int64_t d = 0;
+  for (; d + 16 <= width; d += 16) _mm512_storeu_ps(to + d, _mm512_loadu_ps(from + d));
+  if (d < width) _mm512_storeu_ps(to + d, _mm512_maskz_loadu_ps(__mmask16((1u << (width - d)) - 1), from + d));
+}
+
+template <>
+inline void write_line<float, float>(const float* from, int64_t width, float scale, float* to) {
+  const __m512 by = _mm512_set1_ps(scale);
+  int64_t d = 0;
+  for (; d + 16 <= width; d += 16) _mm512_storeu_ps(to + d, _mm512_mul_ps(by, _mm512_loadu_ps(from + d)));
+  if (d < width)
+    _mm512_mask_storeu_ps(to + d, __mmask16((1u << (width - d)) - 1), _mm512_mul_ps(by, _mm512_loadu_ps(from + d)));
+}
+#endif
+
 }  // namespace FOOTFALL_ISA
 }  // namespace hstu
