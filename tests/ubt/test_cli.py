@@ -14,7 +14,7 @@ from ubt.config import Config
 TINY = """
 model: {hidden_size: 16, num_layers: 1, num_heads: 2, max_seq_length: 20, id_size: 4, max_ids: 500, embedding_size: 12}
 train: {num_epochs: 1, batch_size: 64, learning_rate: 0.001, cutoffs: 2, threads: 1}
-score: {probe_width: 16, probe_epochs: 1, trees: 3, windows_days: [1.0, 7.0]}
+score: {probe_width: 16, probe_seeds: 1, probe_epochs: 1, trees: 3, windows_days: [1.0, 7.0]}
 progress: false
 """
 

@@ -161,6 +161,7 @@ class ScoreConfig:
         windows_days: windows before train_start in which the aggregate baseline counts, in days
         probe_width: width of the probe network
         probe_blocks: residual blocks of the probe network
+        probe_seeds: probe networks whose logits are averaged
         probe_epochs: passes over the train window's labels
         probe_batch_size: users per batch of the probe
         probe_learning_rate: learning rate of the probe (AdamW)
@@ -170,6 +171,7 @@ class ScoreConfig:
     windows_days: list[float] = field(default_factory=lambda: [1.0, 7.0, 30.0])
     probe_width: int = 256
     probe_blocks: int = 1
+    probe_seeds: int = 3
     probe_epochs: int = 3
     probe_batch_size: int = 128
     probe_learning_rate: float = 1e-3
