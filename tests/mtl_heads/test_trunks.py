@@ -83,6 +83,8 @@ def test_every_shared_parameter_is_reached_by_more_than_one_task(make):
     trunk = make()
     out = trunk(torch.randn(40, 4))
     shared = {id(p) for p in trunk.shared_parameters()}
+    assert shared.isdisjoint(id(p) for p in trunk.task_parameters())
+    assert len(shared) + len(trunk.task_parameters()) == len(list(trunk.parameters()))
     reached = {id(p): 0 for p in trunk.parameters()}
     for task in TASKS:
         grads = torch.autograd.grad(

@@ -8,7 +8,20 @@ from torch import Tensor, nn
 from .heads import mlp
 
 
-class SharedBottom(nn.Module):
+class Trunk(nn.Module):
+    """What all trunks share: which parameters serve several tasks, and which one only."""
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Parameters more than one task trains."""
+        raise NotImplementedError
+
+    def task_parameters(self) -> list[nn.Parameter]:
+        """All others: gates, own experts, the last tower."""
+        shared = {id(p) for p in self.shared_parameters()}
+        return [p for p in self.parameters() if id(p) not in shared]
+
+
+class SharedBottom(Trunk):
     """One network for all tasks: every task gets the same representation.
 
     :param d_in: width of the input.
@@ -32,7 +45,7 @@ class SharedBottom(nn.Module):
         return list(self.bottom.parameters())
 
 
-class MMoE(nn.Module):
+class MMoE(Trunk):
     """Mixture of experts with a gate for each task: f_k(x) = sum_e softmax(W_k x)_e expert_e(x).
 
     :param d_in: width of the input.
@@ -70,7 +83,7 @@ class MMoE(nn.Module):
         return list(self.experts.parameters())
 
 
-class PLE(nn.Module):
+class PLE(Trunk):
     """Progressive layered extraction: stacked levels of own and shared experts (one level is CGC).
 
     At each level a task's gate mixes its own and the shared experts, driven by the task's representation so far;
@@ -165,7 +178,7 @@ class CGCLevel(nn.Module):
         return mixed, _mix(self.shared_gate(shared), torch.stack(everything, -2))
 
 
-class AITM(nn.Module):
+class AITM(Trunk):
     """Adaptive information transfer along a chain of tasks (e.g. click, cart, purchase).
 
     Each task has a tower q_t. The first passes on z_1 = q_1; later ones attend over what the one before passes on,
