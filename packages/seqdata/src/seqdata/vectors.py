@@ -8,6 +8,9 @@ import pyarrow.compute as pc
 
 from seqdata.fields import Vector, is_list, is_text
 
+SEPARATORS = np.zeros(256, bool)
+SEPARATORS[list(b" \t\n\r[](),;")] = True
+
 
 def parse_vectors(values: pa.Array, spec: Vector, width: int | None, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Matrix [n, width] of an array without nulls, and a bool mask [n] of the values that are no such vector.
@@ -32,6 +35,53 @@ def _from_lists(values: pa.Array, spec: Vector, width: int | None) -> tuple[np.n
 
 
 def _from_texts(values: pa.Array, spec: Vector, width: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if spec.dtype == "uint8" and width is not None and len(values):
+        out, plain = _digits(values.cast(pa.large_string()), width)
+        bad = np.zeros(len(values), bool)
+        rest = np.flatnonzero(~plain)
+        if len(rest):
+            out[rest], bad[rest] = _any_text(values.take(pa.array(rest)), spec, width)
+        return out, bad
+    return _any_text(values, spec, width)
+
+
+def _digits(texts: pa.Array, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 matrix [n, width], and a mask [n] of the texts that are `width` numbers of one to three digits up to 255.
+
+    All bytes of all texts are looked at together; what is written otherwise is left to the general parser.
+    """
+    count = len(texts)
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + count + 1]
+    raw = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data is not None else np.zeros(0, np.uint8)
+    ends = ends - ends[0]
+    # three bytes more than there are, so that looking ahead needs no care
+    padded = np.append(raw, np.zeros(3, np.uint8)) - np.uint8(48)
+    digit = padded < 10
+    odd = ~digit[: len(raw)] & ~SEPARATORS[raw]
+    # a number begins at a digit after no digit, or at the first byte of a text
+    goes_on = digit.copy()
+    goes_on[1:] &= digit[:-1]
+    goes_on[0] = False
+    goes_on[ends] = False
+    at = np.flatnonzero(digit & ~goes_on)
+    value = padded[at].astype(np.int32)
+    more = np.ones(len(at), bool)
+    for step in (1, 2, 3):
+        more &= goes_on[at + step]
+        # a fourth digit makes it too large for a byte, whatever it is
+        value = np.where(more, value * 10 + padded[at + step] + 256 * (step == 3), value)
+    border = np.searchsorted(at, ends)
+    wrong = np.append(0, np.cumsum(value > 255))
+    strange = np.append(0, np.cumsum(odd))
+    plain = (np.diff(border) == width) & (np.diff(wrong[border]) == 0) & (np.diff(strange[ends]) == 0)
+    out = np.zeros((count, width), np.uint8)
+    rows = np.flatnonzero(plain)
+    out[rows] = value[border[rows][:, None] + np.arange(width)]
+    return out, plain
+
+
+def _any_text(values: pa.Array, spec: Vector, width: int | None) -> tuple[np.ndarray, np.ndarray]:
     # whitespace, commas and brackets only separate; what remains must be `width` numbers
     texts = pc.utf8_trim(values.cast(pa.string()), characters=" \t\n\r[]()")
     texts = pc.replace_substring_regex(texts, r"[\s,;]+", " ")
