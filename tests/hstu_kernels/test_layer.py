@@ -106,3 +106,15 @@ def test_too_long_a_sequence_is_named():
     layer = HSTULayer(10, 2, 3, 5, max_seqlen=8)
     with pytest.raises(ValueError, match="sequence 3 has length 9, need at most max_seqlen, 8"):
         layer(*batch()[:2])
+
+
+def test_autocast_trains_in_bfloat16_with_float32_tables():
+    x, offsets, stamps = batch()
+    model = stack()
+    exact = model(x, offsets, timestamps=stamps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(x, offsets, timestamps=stamps)
+        loss = out.square().sum()
+    loss.backward()
+    torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())

@@ -57,19 +57,28 @@ def op_arguments(arguments, constants, backend, dropout=0.0, extra=True):
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "auto"])
+@pytest.fixture(params=["reference", "cpu", "auto", "triton"])
+def any_backend(request):
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("the tensors of these tests are on the CPU")
+    return request.param
+
+
 @pytest.mark.parametrize("extra", [True, False])
-def test_opcheck_forward(backend, extra):
+def test_opcheck_forward(any_backend, extra):
     arguments, constants = problem(torch.float32)
+    backend = any_backend
     torch.library.opcheck(
         torch.ops.hstu_kernels.attention.default, op_arguments(arguments, constants, backend, dropout=0.25, extra=extra)
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("extra", [True, False])
-def test_opcheck_backward(backend, extra):
+def test_opcheck_backward(any_backend, extra):
     arguments, constants = problem(torch.float32)
+    backend = any_backend
     arguments = {name: x.detach() for name, x in arguments.items()}
     grad = torch.randn(arguments["v"].shape)
     needs = [True, True, True, extra, extra]
@@ -106,9 +115,9 @@ def test_gradcheck(backend, dropout):
     assert torch.autograd.gradcheck(attend, tuple(arguments.values()))
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_compile_fullgraph_equals_eager(backend):
+def test_compile_fullgraph_equals_eager(any_backend):
     arguments, constants = problem(torch.float32)
+    backend = None if any_backend == "auto" else any_backend
 
     def loss(q, k, v, position_weight, time_weight):
         out = hstu_attention(

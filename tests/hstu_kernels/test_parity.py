@@ -1,6 +1,8 @@
 """All backends give one answer: drawn configurations of the whole contract, inputs of scale 1, every gradient."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -232,6 +234,34 @@ def test_triton_tables_do_not_depend_on_order_in_deterministic_mode():
             torch.use_deterministic_algorithms(False)
     for a, b in zip(*found.values(), strict=True):
         assert relative_error(b, a.double()) < 1e-5
+
+
+def test_memory_is_linear_in_rows():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("no /proc/self/clear_refs to measure with")
+    code = """
+import torch
+from hstu_kernels import hstu_attention
+
+def attend(n):
+    q, k, v = (torch.randn(n, 1, 16).requires_grad_() for _ in range(3))
+    tables = [torch.randn(1, 2 * n - 1).requires_grad_(), torch.randn(1, 129).requires_grad_()]
+    out = hstu_attention(q, k, v, torch.tensor([0, n]), n, position_weight=tables[0], timestamps=torch.arange(n),
+                         time_weight=tables[1], backend="cpu")
+    out.sum().backward()
+
+def peak():
+    return int(next(l.split()[1] for l in open("/proc/self/status").read().splitlines() if l.startswith("VmHWM")))
+
+attend(64)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+attend(8192)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # One [n, n] matrix of float32 would be 256 MB.
+    assert int(done.stdout) < 40 * 1024
 
 
 # Each is the reference with one mistake; the comparison above must notice it.
