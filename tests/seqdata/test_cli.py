@@ -55,6 +55,26 @@ def test_build_and_info(config, tmp_path, capsys):
     assert seqdata.open_store(tmp_path / "s").vocabulary("item").values.tolist() == [5]
 
 
+def test_append_and_compact(config, tmp_path, capsys):
+    folder = str(tmp_path / "s")
+    assert main(["build", "--config", str(config), "--out", folder, "--no-progress"]) == 0
+    (tmp_path / "more.csv").write_text("user,time,item\n1,2022-02-01,9\n3,2022-02-02,5\n")
+    (tmp_path / "more.yaml").write_text("sources: {buy: '${LOG}/more.csv'}\nfit_before: 2022-03-01\n")
+    assert main(["append", folder, "--config", str(tmp_path / "more.yaml"), "--no-progress"]) == 0
+    assert "added 2 events" in capsys.readouterr().out
+    assert main(["compact", folder]) == 0
+    assert "one shard: 3 users, 5 events" in capsys.readouterr().out
+    store = seqdata.open_store(folder)
+    assert store.vocabulary("item").values.tolist() == [5, 6, 9]
+    assert store.vocabulary("item.colour").decode(store.item_column("item", "colour")) == [
+        None,
+        None,
+        "red",
+        "blue",
+        None,
+    ]
+
+
 def test_mistakes_are_one_line(config, tmp_path, capsys, monkeypatch):
     assert main(["info", str(tmp_path / "nothing")]) == 2
     assert "seqdata info: no store at" in capsys.readouterr().err
