@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
+from ltv.cli import main
 from ltv.config import ImportConfig
 from ltv.transactions import customer_rows, import_transactions, read_cdnow, read_online_retail
 
@@ -83,6 +84,12 @@ def test_files_are_daily_partitions_with_the_purchases_beside_them(tmp_path):
     assert json.loads((tmp_path / "out" / "imported.json").read_text())["result"] == facts
     with pytest.raises(FileExistsError):
         import_transactions("cdnow", tmp_path, tmp_path / "out", ImportConfig())
+    words = ["import", "--source", "cdnow", "--path", str(tmp_path), "--first-days", "7"]
+    assert main([*words, "--data-dir", str(tmp_path / "two"), "--horizons", "2", "7"]) == 0
+    assert json.loads((tmp_path / "two" / "imported.json").read_text())["config"]["horizons"] == [2, 7]
+    assert main([*words, "--data-dir", str(tmp_path / "four")]) == 0
+    columns = ds.dataset(tmp_path / "four" / "train" / "train").schema.names
+    assert [f"revenue_d{d}" in columns for d in (1, 2, 7, 14, 28)] == [True, False, True, True, True]
 
 
 def test_unknown_sources_and_missing_files_are_named(tmp_path):

@@ -6,9 +6,13 @@ customer had done by the row's own time. It knows purchases only, no covariates,
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +23,8 @@ from sklearn.isotonic import IsotonicRegression
 from ltv_stack import Dataset
 
 DAY = pd.Timedelta(days=1)
+PENALTIES = (0.0, 0.001, 0.01, 0.1)
+log = logging.getLogger("ltv.btyd")
 
 
 def predict_btyd(
@@ -49,21 +55,23 @@ def predict_btyd(
     with warnings.catch_warnings():
         # The library divides by zero inside its optimiser and recovers; its own code is not ours to mend.
         warnings.simplefilter("ignore")
-        count = BetaGeoFitter().fit(fitted["frequency"], fitted["recency"], fitted["T"])
+        count = _fit(BetaGeoFitter, fitted["frequency"], fitted["recency"], fitted["T"])
         again = fitted[fitted["frequency"] > 0]
-        amount = GammaGammaFitter().fit(again["frequency"], again["monetary"])
+        # The optimiser starts near one: money is measured in mean repeat purchases.
+        unit = float(again["monetary"].mean())
+        amount = _fit(GammaGammaFitter, again["frequency"], again["monetary"] / unit)
 
         def mean(customers: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
             own = sales.merge(customers, on="customer")
             seen = _summary(own, own["datetime"]).reindex(customers["customer"])
-            price = amount.conditional_expected_average_profit(seen["frequency"], seen["monetary"]).to_numpy()
+            price = amount.conditional_expected_average_profit(seen["frequency"], seen["monetary"] / unit).to_numpy()
             out = {}
             for name in horizons:
                 days = int(name.removeprefix("d"))
                 expected = count.conditional_expected_number_of_purchases_up_to_time(
                     days, seen["frequency"], seen["recency"], seen["T"]
                 )
-                out[name] = np.maximum(np.asarray(expected) * price, 0.0)
+                out[name] = np.maximum(np.asarray(expected) * price * unit, 0.0)
             return out
 
         predicted = mean(new)
@@ -74,6 +82,21 @@ def predict_btyd(
         curve = IsotonicRegression(out_of_bounds="clip").fit(known[name], np.log1p(old[f"revenue_{name}"]))
         predicted[name] = np.expm1(curve.predict(predicted[name]))
     return predicted
+
+
+def _fit(model: Any, *columns: pd.Series) -> Any:
+    """Fit with the least penalty that converges; the library's own advice where it does not."""
+    for penalty in PENALTIES:
+        try:
+            # The library prints its optimiser's state before it raises.
+            with contextlib.redirect_stdout(io.StringIO()):
+                return model(penalizer_coef=penalty).fit(*columns)
+        except Exception as error:
+            # The library's ConvergenceError has no common base of its own.
+            if type(error).__name__ != "ConvergenceError":
+                raise
+            log.info("%s does not converge with penalty %g", model.__name__, penalty)
+    raise ValueError(f"BG/NBD and Gamma-Gamma: {model.__name__} does not converge with penalties up to {PENALTIES[-1]}")
 
 
 def _summary(sales: pd.DataFrame, end: pd.Series) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -219,7 +219,7 @@ def _add_fields(parser: ArgumentParser, kind: type) -> None:
     hints = get_type_hints(kind)
     for field in fields(kind):
         flag, text = f"--{field.name.replace('_', '-')}", texts[field.name]
-        default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+        default = getattr(kind(), field.name)
         if hints[field.name] is bool:
             parser.add_argument(flag, action="store_true", help=text)
         elif get_origin(hints[field.name]) is list:

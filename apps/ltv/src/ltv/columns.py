@@ -32,7 +32,9 @@ def feature_columns(
     return columns | _actions(catalogue, people, rng)
 
 
-def _request(catalogue: Catalogue, people: Population, hour: int, weekday: int, rng) -> dict[str, pa.Array]:
+def _request(
+    catalogue: Catalogue, people: Population, hour: int, weekday: int, rng: np.random.Generator
+) -> dict[str, pa.Array]:
     number, names = len(people), catalogue.names
     own = catalogue.advertiser_bundle[people.advertiser]
     bottom = catalogue.bundle.parent[own]
@@ -80,7 +82,7 @@ def _request(catalogue: Catalogue, people: Population, hour: int, weekday: int, 
     }
 
 
-def _payments(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Array]:
+def _payments(catalogue: Catalogue, people: Population, rng: np.random.Generator) -> dict[str, pa.Array]:
     names, paid = catalogue.names, people.paid
 
     def known(column: str) -> NDArray:
@@ -120,7 +122,7 @@ def _payments(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Arr
     return columns
 
 
-def _installed(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Array]:
+def _installed(catalogue: Catalogue, people: Population, rng: np.random.Generator) -> dict[str, pa.Array]:
     number, names = len(people), catalogue.names
     score = 0.5 * people.activity + np.sqrt(0.75) * rng.normal(size=number)
 
@@ -180,7 +182,7 @@ def _installed(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Ar
     return columns
 
 
-def _habits(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Array]:
+def _habits(catalogue: Catalogue, people: Population, rng: np.random.Generator) -> dict[str, pa.Array]:
     number, names = len(people), catalogue.names
     columns: dict[str, pa.Array] = {}
     present = rng.random(number) >= NULLS["city_hist"]
@@ -212,7 +214,7 @@ def _habits(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Array
     return columns | {"hour_ratio": lists.map(texts(code, names["hour"]), np.round(share, 4))}
 
 
-def _market(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Array]:
+def _market(catalogue: Catalogue, people: Population, rng: np.random.Generator) -> dict[str, pa.Array]:
     """What the ad market knows: it pays more for those who spend, and the active ones click."""
     number, keys = len(people), catalogue.names["format"]
     start = rng.integers(0, len(FORMATS), number)
@@ -238,7 +240,7 @@ def _market(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Array
     return columns
 
 
-def _actions(catalogue: Catalogue, people: Population, rng) -> dict[str, pa.Array]:
+def _actions(catalogue: Catalogue, people: Population, rng: np.random.Generator) -> dict[str, pa.Array]:
     number, names = len(people), catalogue.names
     score = 0.4 * people.activity + np.sqrt(0.84) * rng.normal(size=number)
     outer = Ragged(score > quantile(NULLS["user_actions_bundles_action_count"]), rng.integers(1, 4, number))
