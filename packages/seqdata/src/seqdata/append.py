@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,21 +154,19 @@ def store_fields(store: Store) -> dict[str, Field]:
     return fields
 
 
-class _workshop:
+@contextlib.contextmanager
+def _workshop(store: Path) -> Iterator[Path]:
     """A hidden folder inside a store to work in; it goes when the block ends, however it ends."""
-
-    def __init__(self, store: Path) -> None:
-        self.store, self.folder = store, store / ".work"
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if error is not None:
-            layout.raise_if_full(error, f"changing {self.store}")
+    folder = store / ".work"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    except OSError as error:
+        layout.raise_if_full(error, f"changing {store}")
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _switch(store: Path, fitted: Path, schema: dict[str, Any]) -> None:
@@ -182,9 +181,9 @@ def _switch(store: Path, fitted: Path, schema: dict[str, Any]) -> None:
 
 
 def _add(one: Any, other: Any) -> Any:
-    if isinstance(one, dict):
-        return {
-            key: _add(one[key], other[key]) if key in one and key in other else one.get(key, other.get(key))
-            for key in {**one, **other}
-        }
-    return one + other
+    """Sums the numbers and joins the lists of two nested dicts."""
+    if not isinstance(one, dict):
+        return one + other
+    return {
+        key: _add(one[key], other[key]) if key in one and key in other else (one | other)[key] for key in one | other
+    }
