@@ -75,6 +75,16 @@ def test_label_window_rows_in_the_inputs(tmp_path):
     assert [f.level for f in whole.of("label window")] == ["error", "error"]
 
 
+def test_appending_properly_is_no_leak(tmp_path):
+    log = clean_log()
+    old = log[log.time < CUT - 20 * DAY]
+    store = build(old, tmp_path, fit_before=(CUT - 20 * DAY) * 1_000_000)
+    store = store.append(log[log.time >= CUT - 20 * DAY], fit_before=CUT * 1_000_000, progress=False)
+    report = seqdata.audit(store)
+    assert report.worst == "note"
+    assert "error" in levels(seqdata.audit(store, cutoff=(CUT - DAY) * 1_000_000), "vocabulary")
+
+
 def test_statistics_fitted_after_the_cutoff(tmp_path):
     times = {"price mean": CUT * 1_000_000 + 1, "price spread": CUT * 1_000_000}
     report = seqdata.audit(build(clean_log(), tmp_path), statistics=times)
