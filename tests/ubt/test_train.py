@@ -28,9 +28,11 @@ class Killed(RuntimeError):
 def test_a_run_killed_inside_an_epoch_and_resumed_ends_with_the_same_weights(
     prepared: Prepared, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = epochs(replace(tiny, run_dir=tiny.run_dir + "-whole"), 3)
+    # Steep, so that the validation loss rises and the learning rate falls: the schedule must be resumed as well.
+    tiny = replace(tiny, train=replace(tiny.train, lr_patience=0, learning_rate=0.02))
+    whole = epochs(replace(tiny, run_dir=tiny.run_dir + "-whole"), 4)
     train(prepared, whole)
-    parts = epochs(tiny, 3)
+    parts = epochs(tiny, 4)
     step = UBTModule.training_step
 
     def dies(self: UBTModule, example: object, index: int) -> torch.Tensor:
@@ -51,7 +53,7 @@ def test_a_run_killed_inside_an_epoch_and_resumed_ends_with_the_same_weights(
         for key, value in one.items():
             assert torch.equal(value, other[key]), (name, key)
     histories = [json.loads((Path(run.run_dir) / "epochs.json").read_text()) for run in (whole, parts)]
-    assert histories[0] == histories[1] and len(histories[0]) == 3
+    assert histories[0] == histories[1] and len(histories[0]) == 4
 
 
 def test_a_finished_run_is_not_trained_again_but_goes_on_when_asked_for_more(

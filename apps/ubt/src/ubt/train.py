@@ -56,9 +56,10 @@ def train(prepared: Prepared, config: Config) -> Path:
     elif read_json(finished).get("num_epochs") == settings.num_epochs:
         return folder / "best.ckpt"
     finished.unlink(missing_ok=True)
-    best = ModelCheckpoint(folder, filename="best", monitor="valid_loss", save_last=True, enable_version_counter=False)
     callbacks: list[Callback] = [
-        best,
+        ModelCheckpoint(folder, filename="best", monitor="valid_loss", enable_version_counter=False),
+        # save_last of the one above would follow the best epochs only, and a run resumed would lose the others.
+        ModelCheckpoint(folder, filename="last", enable_version_counter=False),
         EarlyStopping("valid_loss", patience=settings.patience, check_finite=True),
         History(folder.parent),
     ]
@@ -161,6 +162,8 @@ class UBTModule(L.LightningModule):
         self.data = UserBatches(reader, labels, config)
         self.register_buffer("cutoffs", self.data.cutoffs, persistent=False)
         self._valid: list[tuple[dict[str, Tensor], Example]] = []
+        self._schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self._schedule_state: dict[str, Any] = {}
 
     def train_dataloader(self) -> Any:
         return self.data.train(self.current_epoch)
@@ -193,6 +196,9 @@ class UBTModule(L.LightningModule):
         self.log("valid_loss", self._total(losses), prog_bar=True)
         for task, loss in losses.items():
             self.log(f"valid_loss_{task}", loss)
+        # Stepped here and not by lightning, which would do so after it saves, and lose the step when resumed.
+        assert self._schedule is not None
+        self._schedule.step(losses[next(iter(self.weights))].item())
         for task, area in _areas(logits, whole).items():
             self.log(f"valid_auroc_{task}", area, prog_bar=True)
 
@@ -204,9 +210,11 @@ class UBTModule(L.LightningModule):
             {"params": [p for p in self.network.parameters() if id(p) in tables or p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimiser = torch.optim.AdamW(groups, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=self.settings.lr_patience)
-        monitor = f"valid_loss_{next(iter(self.weights))}"
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "monitor": monitor}}
+        self._schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimiser, factor=0.5, patience=self.settings.lr_patience
+        )
+        self._schedule.load_state_dict(self._schedule_state)
+        return optimiser
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for key, value in self.spec.items():
@@ -215,9 +223,11 @@ class UBTModule(L.LightningModule):
                 raise ValueError(
                     f"resume: the run was started with {key} {was}, now it is {value}; start without --resume"
                 )
+        self._schedule_state = checkpoint["schedule"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network"] = self.spec
+        assert self._schedule is not None
+        checkpoint["network"], checkpoint["schedule"] = self.spec, self._schedule.state_dict()
 
     def _logits(self, example: Example) -> dict[str, Tensor]:
         cutoffs = self.cutoffs[-example.churn.shape[1] :]
