@@ -84,9 +84,9 @@ def test_5_the_stack_learns_from_out_of_fold_predictions_only(world: Path, schem
     def out_of_fold(source: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         columns = ["revenue_d1", "revenue_d7", "revenue_d14", "buyer_d7"]
         cache = build_cache(pipe.builder, from_table(source), folder / "features", label_columns=columns)
-        settings, rounds = parameters(CLASSIFIER, dict(pipe.config.classifier), 0, 1)
+        settings, _ = parameters(CLASSIFIER, dict(pipe.config.classifier), 0, 1)
         rows = np.arange(cache.rows)
-        features, fold = pipe.out_of_fold(cache, cache.dataset(rows, settings), rows, rows, settings, rounds)
+        features, fold = pipe.out_of_fold(cache, cache.dataset(rows, settings), rows, rows, settings)
         return features[:, 0], fold
 
     import tempfile
@@ -110,9 +110,9 @@ def test_5_calibration_is_not_learnt_on_the_rows_that_are_reported(world: Path, 
     """Thresholds and calibration come from rows held out of the training window; evaluation rows are never fitted."""
     train = open_partitions(world, end="2025-10-01-08-00")
     pipe = LTVPipeline(schema, config(calibration="isotonic")).fit(train)
-    state = pipe._calibration_state()
+    state = pipe.outputs.to_json()
     predict_table(pipe, open_partitions(world, start="2025-10-01-09-00"))
-    assert pipe._calibration_state() == state
+    assert pipe.outputs.to_json() == state
     assert pipe.report_["training_rows"] + pipe.report_["held_out_rows"] == train.num_rows
 
 

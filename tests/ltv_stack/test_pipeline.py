@@ -244,6 +244,36 @@ def test_stages_may_differ_in_leaves_and_bins(train: Dataset, schema: Schema, co
     assert LTVPipeline(schema, settings).fit(train).horizons == ["d1", "d7", "d14"]
 
 
+def test_boosting_stops_when_held_out_rows_gain_no_more(
+    train: Dataset, later: Dataset, schema: Schema, config: Config, tmp_path: Path
+) -> None:
+    trees = {"n_estimators": 150, "learning_rate": 0.3, "num_leaves": 31, "min_data_in_leaf": 5}
+    scores = {}
+    for patience in (10, None):
+        pipe = LTVPipeline(schema, config(classifier=trees, regressor=trees, early_stopping=patience)).fit(train)
+        scores[patience] = evaluate(pipe, later).metrics["d7"]["msle"]
+        grown = pipe.points.boosters["d7"].num_trees()
+        assert grown == 150 if patience is None else grown < 100
+        loaded = LTVPipeline.load(pipe.save(tmp_path / "model"))
+        assert predict_table(loaded, later).equals(predict_table(pipe, later))
+    assert scores[10] < scores[None]
+
+
+@pytest.mark.parametrize("model", ["tweedie", "stack"])
+def test_a_horizon_too_thin_to_convert_is_skipped_and_the_others_are_fitted(
+    model: str, world: Path, schema: Schema, config: Config
+) -> None:
+    table = open_partitions(world, max_partitions=6).read()
+    thin = table["revenue_d1"].to_numpy().copy()
+    thin[4000:] = 0.0
+    table = table.set_column(table.column_names.index("revenue_d1"), "revenue_d1", pa.array(thin))
+    settings = config(model=model, stack_bases=["elastic_net"], guard="off")
+    pipe = LTVPipeline(schema, settings).fit(from_table(table))
+    assert pipe.horizons == ["d7", "d14"]
+    assert "0 of 2000 held-out rows have an amount" in pipe.skipped_horizons["d1"]
+    assert predict_table(pipe, from_table(table)).num_rows == 6000
+
+
 def test_explanations_sum_to_the_score(fitted: LTVPipeline, later: Dataset) -> None:
     batch = next(iter(later.with_options(chunk_size=20)))
     names, parts = fitted.explain(batch, "d7")

@@ -35,6 +35,8 @@ class LTVConfig:
         folds: folds of time blocks for out-of-fold predictions.
         guard: "strict" refuses leaks, "report" logs them, "off" does not look.
         max_rows: most training rows, drawn by hash; the cut is logged.
+        early_stopping: trees without gain on held-out rows after which boosting stops; None to grow all. These rows
+            also teach chances and calibration, never the intervals. Resampled or reweighted stages grow all trees.
         sample_rows: rows kept in memory to find histogram bins from.
         main_horizon: horizon whose buyers the classifier learns; None for d7, or the longest where there is no d7.
         order_weights: horizon -> weight in the projection; 1 where left out.
@@ -61,6 +63,7 @@ class LTVConfig:
     folds: int = 3
     guard: str = "strict"
     max_rows: int | None = None
+    early_stopping: int | None = 30
     sample_rows: int = 100_000
     main_horizon: str | None = None
     order_weights: Mapping[str, float] = field(default_factory=dict)
@@ -90,6 +93,8 @@ class LTVConfig:
             raise ValueError(f"calibration_frac: got {self.calibration_frac}, needs a number between 0 and 1")
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows: got {self.max_rows}, needs at least 1, or None for no limit")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise ValueError(f"early_stopping: got {self.early_stopping}, needs at least 1, or None to grow all trees")
         if self.calibrate_by and self.calibration == "none":
             raise ValueError("calibrate_by: needs calibration 'isotonic' or 'bucket', got 'none'")
         if isinstance(self.features, Mapping):

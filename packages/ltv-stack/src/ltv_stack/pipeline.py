@@ -18,9 +18,7 @@ import pyarrow as pa
 
 from . import stages
 from .cache import FeatureCache, Ints, build_cache
-from .calibration import BucketCalibrator, IsotonicCalibrator, calibrator_from_json
-from .config import DEEP, LTVConfig, embargo_seconds, estimand_level
-from .conformal import ConformalIntervals
+from .config import DEEP, LTVConfig, embargo_seconds
 from .data import Dataset, drawn, row_hashes
 from .drift import Reference
 from .engine import Engine, LocalEngine
@@ -28,19 +26,17 @@ from .features import FeatureBuilder, Matrix, as_text
 from .guard import audit, refuse
 from .metrics import buyer_metrics
 from .nested import Floats
-from .order import project_order, widen_order
+from .outputs import FEWEST_HELD_OUT_BUYERS, Outputs, converts
 from .sampling import histos, histos_weights, histus, histus_weights, undo_weights
 from .schema import Horizon, Schema
 from .stack import Stack, meta_features
 from .stages import Boosted
-from .twopart import TwoPart
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 _FEWEST_BUYERS = 10
-_CALIBRATION_BUYERS = 20
-_NATIVE = {"log1p": "log1p", "tweedie": "mean", "stack": "log1p", "ziln": "mean", "odmn": "mean", "optdist": "mean"}
+_STOPPING_ROWS = 50_000
 
 
 class LTVPipeline:
@@ -69,13 +65,9 @@ class LTVPipeline:
         self.points = Boosted({})
         self.stack: Stack | None = None
         self.deep: Any = None
-        self.chances: dict[str, IsotonicCalibrator] = {}
-        self.twoparts: dict[str, TwoPart] = {}
-        self.converters: dict[str, IsotonicCalibrator] = {}
-        self.calibrators: dict[str, IsotonicCalibrator | BucketCalibrator] = {}
-        self.intervals: dict[str, ConformalIntervals] = {}
-        self.buyer_intervals: dict[str, ConformalIntervals] = {}
+        self.outputs = Outputs(self.config, [], "")
         self.reference: Reference | None = None
+        self.stopping_rows: Ints = np.empty(0, np.int64)
 
     @property
     def fitted(self) -> bool:
@@ -85,12 +77,7 @@ class LTVPipeline:
     @property
     def output_columns(self) -> list[str]:
         """Names of the predicted columns, without the id."""
-        names = ["buyer_probability"]
-        for horizon in self.horizons:
-            names.append(f"revenue_{horizon}")
-            names += [f"revenue_{horizon}_{label}" for label in self._bounds(horizon)]
-            names += [f"revenue_{horizon}_{_quantile_name(level)}" for level in self.config.quantiles]
-        return names
+        return self.outputs.columns
 
     def fit(self, dataset: Dataset, *, engine: Engine | None = None) -> "LTVPipeline":
         """Learn from a dataset of rows with labels.
@@ -99,28 +86,14 @@ class LTVPipeline:
             LeakageError: a column leaks and the guard is strict.
             ValueError: no rows, no horizon with amounts, or too few buyers; says what it got.
         """
-        started = clock.perf_counter()
-        config = self.config
-        if config.model in DEEP:
-            _require_torch(config.model)
-        self._choose_horizons(dataset)
-        self.report_ = {"rows": dataset.num_rows, "skipped_horizons": self.skipped_horizons}
-        self._guard(dataset)
-        self.builder = FeatureBuilder(self.schema, config.features, seed=config.seed)
-        self.builder.fit(dataset, engine=engine)
-        self._time("features", started)
-        folder = Path(config.cache_dir) if config.cache_dir else Path(tempfile.mkdtemp(prefix="ltv-"))
-        folder = folder / "features"
+        if self.config.model in DEEP:
+            _require_torch(self.config.model)
         try:
-            cache = self._build_cache(dataset, folder, engine)
-            self._time("cache", started)
-            self._fit(cache, started)
-        finally:
-            if not config.cache_dir:
-                shutil.rmtree(folder.parent, ignore_errors=True)
-            elif not config.keep_cache:
-                shutil.rmtree(folder, ignore_errors=True)
-        self._time("total", started)
+            self._fit_stream(dataset, engine, clock.perf_counter())
+        except BaseException:
+            # A fit that failed leaves nothing half fitted behind.
+            self.horizons = []
+            raise
         return self
 
     def predict(
@@ -159,7 +132,7 @@ class LTVPipeline:
             if self.config.calibrate_by not in batch.schema.names:
                 raise ValueError(f"calibrate_by: the data has no column {self.config.calibrate_by!r}")
             segment = as_text(batch.column(self.config.calibrate_by)).to_pylist()
-        columns = self._outputs(self.builder.transform(batch), segment)
+        columns = self.outputs.apply(self._raw(self.builder.transform(batch)), segment)
         arrays: dict[str, pa.Array] = {}
         if self.schema.id and self.schema.id in batch.schema.names:
             arrays[self.schema.id] = batch.column(self.schema.id)
@@ -246,7 +219,7 @@ class LTVPipeline:
             _write_json(temporary / "features.json", self.builder.to_json())
             assert self.reference is not None
             _write_json(temporary / "reference.json", self.reference.to_json())
-            _write_json(temporary / "calibration.json", self._calibration_state())
+            _write_json(temporary / "calibration.json", self.outputs.to_json())
             state = {
                 "format": FORMAT,
                 "schema": self.schema.to_dict(),
@@ -296,8 +269,30 @@ class LTVPipeline:
             from .deep import DeepModel
 
             pipe.deep = DeepModel.load(folder / "deep.pt")
-        pipe._restore_calibration(json.loads((folder / "calibration.json").read_text()))
+        state = json.loads((folder / "calibration.json").read_text())
+        pipe.outputs = Outputs(pipe.config, pipe.horizons, pipe.main).restore(state)
         return pipe
+
+    def _fit_stream(self, dataset: Dataset, engine: Engine | None, started: float) -> None:
+        config = self.config
+        self._choose_horizons(dataset)
+        self.report_ = {"rows": dataset.num_rows, "skipped_horizons": self.skipped_horizons}
+        self._guard(dataset)
+        self.builder = FeatureBuilder(self.schema, config.features, seed=config.seed)
+        self.builder.fit(dataset, engine=engine)
+        self._time("features", started)
+        folder = Path(config.cache_dir) if config.cache_dir else Path(tempfile.mkdtemp(prefix="ltv-"))
+        folder = folder / "features"
+        try:
+            cache = self._build_cache(dataset, folder, engine)
+            self._time("cache", started)
+            self._fit(cache, started)
+        finally:
+            if not config.cache_dir:
+                shutil.rmtree(folder.parent, ignore_errors=True)
+            elif not config.keep_cache:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._time("total", started)
 
     def _choose_horizons(self, dataset: Dataset) -> None:
         names = set(dataset.column_names)
@@ -311,7 +306,6 @@ class LTVPipeline:
         for name, reason in self.skipped_horizons.items():
             log.info("horizon %s skipped: %s", name, reason)
         if not self.horizons:
-            self.horizons = []
             reasons = "; ".join(f"{n}: {r}" for n, r in self.skipped_horizons.items())
             raise ValueError(f"dataset: no horizon has amounts ({reasons})")
 
@@ -323,8 +317,6 @@ class LTVPipeline:
         )
         self.report_["leaks"] = [str(finding) for finding in findings]
         if self.config.guard == "strict":
-            if findings:
-                self.horizons = []
             refuse(findings)
         for finding in findings:
             log.warning("leak: %s", finding)
@@ -377,9 +369,16 @@ class LTVPipeline:
         config = self.config
         train, held_out = self._split(cache)
         for name in list(self.horizons):
-            positive = int((self._revenue(cache, name)[train] > 0).sum())
+            positive, kept = (int((self._revenue(cache, name)[rows] > 0).sum()) for rows in (train, held_out))
+            reason = ""
             if positive < _FEWEST_BUYERS:
                 reason = f"{positive} of {len(train)} training rows have an amount; needs {_FEWEST_BUYERS}"
+            elif converts(config) and kept < FEWEST_HELD_OUT_BUYERS:
+                reason = (
+                    f"{kept} of {len(held_out)} held-out rows have an amount; turning {config.model!r} into estimand "
+                    f"{config.estimand!r} needs {FEWEST_HELD_OUT_BUYERS}"
+                )
+            if reason:
                 self.skipped_horizons[name] = reason
                 self.horizons.remove(name)
                 log.warning("horizon %s skipped: %s", name, reason)
@@ -395,6 +394,7 @@ class LTVPipeline:
         )
         log.info("training on %d rows, calibrating on %d", len(train), len(held_out))
         data = cache.dataset(train, settings)
+        self.stopping_rows = self._stopping_rows(cache, held_out)
         self._fit_classifier(cache, data, train, settings, rounds)
         self._time("classifier", started)
         self._fit_amounts(cache, train)
@@ -402,11 +402,12 @@ class LTVPipeline:
         if config.model in ("log1p", "tweedie"):
             self._fit_points(cache, data, train)
         elif config.model == "stack":
-            self._fit_stack(cache, data, train, settings, rounds)
+            self._fit_stack(cache, data, train, settings)
         elif config.model in DEEP:
             self._fit_deep(cache, train)
         self._time("model", started)
         del data
+        self.stopping_rows = np.empty(0, np.int64)
         self.reference = Reference.fit(cache.sample_matrix)
         self._calibrate(cache, held_out)
         self._time("calibration", started)
@@ -454,6 +455,17 @@ class LTVPipeline:
         first = max(1, int(len(order) * (1 - frac)))
         return np.sort(order[:first]), np.sort(order[first:])
 
+    def _stopping_rows(self, cache: FeatureCache, held_out: Ints) -> Ints:
+        """Held-out rows that tell boosting when to stop: of the half that does not teach the intervals."""
+        rows = held_out[_first_half(cache, held_out)]
+        return np.sort(rows[np.argsort(cache.hashes[rows], kind="stable")[:_STOPPING_ROWS]])
+
+    def _stopping(self, cache: FeatureCache, target: Floats) -> stages.Stopping | None:
+        if self.config.early_stopping is None:
+            return None
+        rows = self.stopping_rows[np.isfinite(target[self.stopping_rows])]
+        return stages.Stopping(cache.take(rows), target[rows], self.config.early_stopping)
+
     def _fit_classifier(
         self, cache: FeatureCache, data: lgb.Dataset, train: Ints, settings: dict[str, Any], rounds: int
     ) -> None:
@@ -468,8 +480,11 @@ class LTVPipeline:
         weight = self._classifier_weight(cache, train) * known
         self.class_weights = (float(weight[buyer == 1].mean()), float(weight[buyer == 0].mean()))
         label = np.nan_to_num(buyer)
+        resampled = "histos" in self.config.sampling
+        stopping = None if resampled else self._stopping(cache, self._buyers(cache))
         self.classifier = Boosted(
-            {"": stages.train_on(data, label, settings, rounds, _none_if_one(weight))}, self.config.num_threads
+            {"": stages.train_on(data, label, settings, rounds, _none_if_one(weight), stopping)},
+            self.config.num_threads,
         )
 
     def _classifier_weight(self, cache: FeatureCache, rows: Ints) -> Floats:
@@ -486,10 +501,19 @@ class LTVPipeline:
         boosters = {}
         for name in self.horizons:
             y = self._revenue(cache, name)
-            boosters[name] = self._amount_booster(cache, train[y[train] > 0], y)
+            stopping = None if "histus" in self.config.sampling else self._stopping(cache, _log_of_buyers(y))
+            boosters[name] = self._amount_booster(cache, train[y[train] > 0], y, stopping=stopping)
         self.amounts = Boosted(boosters, self.config.num_threads)
 
-    def _amount_booster(self, cache: FeatureCache, rows: Ints, y: Floats) -> lgb.Booster:
+    def _amount_booster(
+        self,
+        cache: FeatureCache,
+        rows: Ints,
+        y: Floats,
+        *,
+        trees: int | None = None,
+        stopping: stages.Stopping | None = None,
+    ) -> lgb.Booster:
         settings, rounds = stages.parameters(
             stages.REGRESSOR, dict(self.config.regressor), self.config.seed, self.config.num_threads
         )
@@ -501,7 +525,7 @@ class LTVPipeline:
             weight = histus_weights(y[rows])
         matrix = cache.take(rows)
         return stages.train_in_memory(
-            matrix, np.log1p(y[rows]), cache.names, cache.categorical, settings, rounds, weight
+            matrix, np.log1p(y[rows]), cache.names, cache.categorical, settings, trees or rounds, weight, stopping
         )
 
     def _fit_points(self, cache: FeatureCache, data: lgb.Dataset, train: Ints) -> None:
@@ -516,14 +540,14 @@ class LTVPipeline:
             data = cache.dataset(train, settings)
         boosters = {}
         for name in self.horizons:
-            y = self._revenue(cache, name)[train]
-            target = np.nan_to_num(np.log1p(y) if self.config.model == "log1p" else y)
-            boosters[name] = stages.train_on(data, target, settings, rounds, _none_if_one(np.isfinite(y) * 1.0))
+            y = self._revenue(cache, name)
+            target = np.log1p(y) if self.config.model == "log1p" else y
+            weight = _none_if_one(np.isfinite(y[train]) * 1.0)
+            stopping = self._stopping(cache, target)
+            boosters[name] = stages.train_on(data, np.nan_to_num(target[train]), settings, rounds, weight, stopping)
         self.points = Boosted(boosters, self.config.num_threads)
 
-    def _fit_stack(
-        self, cache: FeatureCache, data: lgb.Dataset, train: Ints, settings: dict[str, Any], rounds: int
-    ) -> None:
+    def _fit_stack(self, cache: FeatureCache, data: lgb.Dataset, train: Ints, settings: dict[str, Any]) -> None:
         """Every meta-feature of a row comes from models that were fitted without its fold."""
         config = self.config
         stack = Stack(config.stack_bases, dict(config.meta), config.seed, config.num_threads)
@@ -531,7 +555,7 @@ class LTVPipeline:
         if len(train) > config.stack_rows:
             log.info("stack_rows: the stack is trained on %d of %d rows", config.stack_rows, len(train))
             chosen = np.sort(np.argsort(cache.hashes[train], kind="stable")[: config.stack_rows])
-        features, fold = self.out_of_fold(cache, data, train, chosen, settings, rounds)
+        features, fold = self.out_of_fold(cache, data, train, chosen, settings)
         targets = {name: np.log1p(self._revenue(cache, name)[train[chosen]]) for name in self.horizons}
         self.stack = stack.fit(features, targets, fold)
 
@@ -542,7 +566,6 @@ class LTVPipeline:
         train: Ints,
         chosen: Ints,
         settings: dict[str, Any],
-        rounds: int,
     ) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Meta-features of chosen training rows by models fitted without their fold, and the folds."""
         fold = stages.blocked_folds(cache.time[train], self.config.folds)
@@ -554,12 +577,15 @@ class LTVPipeline:
         for f in range(self.config.folds):
             outside, own = np.flatnonzero(fold != f), np.flatnonzero(fold[chosen] == f)
             part = data.subset(outside.tolist()).construct()
-            booster = stages.train_on(part, buyer[outside], settings, rounds, _none_if_one(weight[outside]))
+            # As many trees as the full model kept: held-out rows choose them, the fold's own rows never do.
+            trees = stages.trees_of(self.classifier.boosters[""])
+            booster = stages.train_on(part, buyer[outside], settings, trees, _none_if_one(weight[outside]))
             models: dict[str, tuple[Boosted, str]] = {"p": (Boosted({"": booster}, self.config.num_threads), "")}
             for name in self.horizons:
                 y = self._revenue(cache, name)
                 rows = train[outside]
-                amount = self._amount_booster(cache, rows[y[rows] > 0], y)
+                trees = stages.trees_of(self.amounts.boosters[name])
+                amount = self._amount_booster(cache, rows[y[rows] > 0], y, trees=trees)
                 models[name] = (Boosted({"": amount}, self.config.num_threads), "")
             found = stages.predict_rows(cache, train[chosen[own]], models)
             p[own] = undo_weights(found["p"], *self.class_weights)
@@ -584,61 +610,21 @@ class LTVPipeline:
         ).fit(cache, train, targets)
 
     def _calibrate(self, cache: FeatureCache, rows: Ints) -> None:
-        """Learn on held-out rows: chances per horizon, residuals, conversions, calibration and intervals."""
-        config = self.config
-        raw: dict[str, list[Floats]] = {}
+        """Learn what `Outputs` needs on held-out rows, which no model was fitted on."""
+        parts: dict[str, list[Floats]] = {}
         for shard, matrix in cache.matrices():
             first, last = np.searchsorted(rows, [shard.start, shard.start + shard.rows])
             if last > first:
                 for key, column in self._raw(matrix[rows[first:last] - shard.start]).items():
-                    raw.setdefault(key, []).append(column)
-        scores = {key: np.concatenate(columns) for key, columns in raw.items()}
-        segment = None if cache.segment is None else cache.segment[rows]
-        half = (cache.hashes[rows] >> np.uint64(7) & np.uint64(1)).astype(bool)
+                    parts.setdefault(key, []).append(column)
+        scores = {key: np.concatenate(columns) for key, columns in parts.items()}
         buyer = self._buyers(cache)[rows]
         known = np.isfinite(buyer)
         self.report_["held_out_buyer"] = buyer_metrics(buyer[known], scores["p"][known]) if known.any() else {}
-        self.chances, self.twoparts, self.intervals, self.buyer_intervals = {}, {}, {}, {}
-        self.converters, self.calibrators = {}, {}
-        for name in self.horizons:
-            y = self._revenue(cache, name)[rows]
-            known = np.isfinite(y)
-            if (y[known & half] > 0).sum() >= _CALIBRATION_BUYERS:
-                fit = known & half
-                self.chances[name] = IsotonicCalibrator().fit(scores["p"][fit], (y[fit] > 0).astype(float))
-            else:
-                log.warning("%s: %d held-out buyers are too few to calibrate chances", name, int((y[known] > 0).sum()))
-            bought = known & half & (np.nan_to_num(y) > 0)
-            self.twoparts[name] = TwoPart().fit(y[bought], scores[f"g_{name}"][bought])
-            if config.model in _NATIVE and config.estimand in ("log1p", "mean") and self._converts():
-                target = np.log1p(y[known]) if config.estimand == "log1p" else y[known]
-                if (target > 0).sum() < _CALIBRATION_BUYERS:
-                    raise ValueError(
-                        f"estimand: {int((target > 0).sum())} held-out rows have revenue at {name}, too few to turn "
-                        f"{config.model!r} into {config.estimand!r}; give more rows or a larger calibration_frac"
-                    )
-                self.converters[name] = IsotonicCalibrator().fit(scores[f"s_{name}"][known], target)
-            if config.calibration != "none":
-                calibrator = IsotonicCalibrator() if config.calibration == "isotonic" else BucketCalibrator()
-                point = self._space(self._point(name, scores))
-                own = None if segment is None else segment[known]
-                self.calibrators[name] = calibrator.fit(point[known], self._space(y[known]), own)
-            if config.intervals is not None:
-                self._fit_intervals(name, y, scores, known & ~half)
-
-    def _fit_intervals(self, name: str, y: Floats, scores: dict[str, Floats], rows: npt.NDArray[np.bool_]) -> None:
-        assert self.config.intervals is not None
-        if rows.sum() < 50:
-            log.warning("%s: %d held-out rows are too few for intervals", name, int(rows.sum()))
-            return
-        low, high = (bound[rows] for bound in self._quantile_bounds(name, scores))
-        chance = self._chance(name, scores["p"])[rows]
-        self.intervals[name] = ConformalIntervals(self.config.intervals).fit(y[rows], low, high, chance)
-        bought = y[rows] > 0
-        if bought.sum() >= 50:
-            low, high = (bound[rows][bought] for bound in self._buyer_bounds(name, scores))
-            one = ConformalIntervals(self.config.intervals).fit(y[rows][bought], low, high, chance[bought])
-            self.buyer_intervals[name] = one
+        labels = {name: self._revenue(cache, name)[rows] for name in self.horizons}
+        half = _first_half(cache, rows)
+        segment = None if cache.segment is None else cache.segment[rows]
+        self.outputs = Outputs(self.config, self.horizons, self.main).fit(scores, labels, half, segment)
 
     def _raw(self, matrix: Matrix) -> dict[str, Floats]:
         """What the models say of rows: p, g_<h> and s_<h>."""
@@ -658,132 +644,12 @@ class LTVPipeline:
                 scores[f"s_{name}"] = column
         return scores
 
-    def _outputs(self, matrix: Matrix, segment: Sequence[Any] | None) -> dict[str, Floats]:
-        """All predicted columns of rows, each in order over horizons."""
-        config = self.config
-        scores = self._raw(matrix)
-        points = []
-        for name in self.horizons:
-            point = self._point(name, scores)
-            if name in self.calibrators:
-                point = self._money(self.calibrators[name].apply(self._space(point), segment))
-            points.append(np.maximum(point, 0.0))
-        columns = {"buyer_probability": self._chance(self.main, scores["p"])}
-
-        def put(suffix: str, horizons: list[str], table: Floats) -> None:
-            columns.update({f"revenue_{name}{suffix}": table[:, i] for i, name in enumerate(horizons)})
-
-        put("", self.horizons, self._order(points))
-        for level in config.quantiles:
-            surface = [
-                self.twoparts[name].quantile(level, self._chance(name, scores["p"]), scores[f"g_{name}"])
-                for name in self.horizons
-            ]
-            put(f"_{_quantile_name(level)}", self.horizons, self._order(surface))
-        for kind in ("", "buyer_"):
-            bounds = {name: self._bounds(name, scores) for name in self.horizons}
-            held = [name for name in self.horizons if f"{kind}lo" in bounds[name]]
-            if held:
-                low, high = (np.column_stack([bounds[name][f"{kind}{end}"] for name in held]) for end in ("lo", "hi"))
-                low, high = widen_order(low, high)
-                put(f"_{kind}lo", held, low)
-                put(f"_{kind}hi", held, high)
-        return {name: columns[name] for name in self.output_columns}
-
-    def _order(self, columns: list[Floats]) -> Floats:
-        weights = np.array([self.config.order_weights.get(name, 1.0) for name in self.horizons])
-        space = "identity" if self.config.estimand == "mean" else "log1p"
-        return project_order(np.column_stack(columns), weights, space)  # type: ignore[arg-type]
-
-    def _converts(self) -> bool:
-        """Whether the model's own estimand must be turned into the one asked for.
-
-        A Huber meta-learner and ODMN's buckets estimate neither mean without bias, so theirs always is.
-        """
-        return self.config.model in ("stack", "odmn") or _NATIVE[self.config.model] != self.config.estimand
-
-    def _point(self, name: str, scores: dict[str, Floats]) -> Floats:
-        """The estimand of one horizon, before calibration and order [N]."""
-        config = self.config
-        chance, amount = self._chance(name, scores["p"]), scores[f"g_{name}"]
-        if config.estimand not in ("log1p", "mean"):
-            return self.twoparts[name].quantile(estimand_level(config.estimand), chance, amount)
-        if config.model == "document":
-            return scores["p"] * np.expm1(amount)
-        if config.model == "two_stage":
-            if config.estimand == "mean":
-                return chance * self.twoparts[name].buyer_mean(amount)
-            return np.expm1(chance * amount)
-        score = scores[f"s_{name}"]
-        if name in self.converters:
-            return self._money(self.converters[name].apply(score))
-        return np.expm1(score) if config.estimand == "log1p" else score
-
-    def _chance(self, name: str, p: Floats) -> Floats:
-        return self.chances[name].apply(p) if name in self.chances else p
-
-    def _space(self, amount: Floats) -> Floats:
-        return amount if self.config.estimand == "mean" else np.log1p(amount)
-
-    def _money(self, value: Floats) -> Floats:
-        return value if self.config.estimand == "mean" else np.expm1(value)
-
-    def _quantile_bounds(self, name: str, scores: dict[str, Floats]) -> tuple[Floats, Floats]:
-        """Two-part quantiles that hold the level; one-sided where the lower one is 0."""
-        assert self.config.intervals is not None
-        miss = 1.0 - self.config.intervals
-        chance, amount, parts = self._chance(name, scores["p"]), scores[f"g_{name}"], self.twoparts[name]
-        low = parts.quantile(miss / 2, chance, amount)
-        one_sided = parts.quantile(1 - miss, chance, amount)
-        return low, np.where(low > 0, parts.quantile(1 - miss / 2, chance, amount), one_sided)
-
-    def _buyer_bounds(self, name: str, scores: dict[str, Floats]) -> tuple[Floats, Floats]:
-        assert self.config.intervals is not None
-        miss, amount, parts = 1.0 - self.config.intervals, scores[f"g_{name}"], self.twoparts[name]
-        sure = np.ones(len(amount))
-        return parts.quantile(miss / 2, sure, amount), parts.quantile(1 - miss / 2, sure, amount)
-
-    def _bounds(self, name: str, scores: dict[str, Floats] | None = None) -> dict[str, Floats]:
-        """The interval columns of a horizon by label; empty arrays without scores, for their names."""
-        empty = np.empty(0)
-        result: dict[str, Floats] = {}
-        for prefix, fitted, bounds in (
-            ("", self.intervals, self._quantile_bounds),
-            ("buyer_", self.buyer_intervals, self._buyer_bounds),
-        ):
-            if name not in fitted:
-                continue
-            low = high = empty
-            if scores is not None:
-                low, high = fitted[name].apply(*bounds(name, scores), self._chance(name, scores["p"]))
-            result |= {f"{prefix}lo": low, f"{prefix}hi": high}
-        return result
-
     def _explained(self, horizon: str | None) -> lgb.Booster:
         if horizon is None:
             return self.classifier.boosters[""]
         if horizon not in self.horizons:
             raise ValueError(f"horizon: got {horizon!r}, needs one of {self.horizons}, or None for the classifier")
         return (self.points.boosters or self.amounts.boosters)[horizon]
-
-    def _calibration_state(self) -> dict[str, Any]:
-        groups: dict[str, dict[str, Any]] = {
-            "chances": self.chances,
-            "twoparts": self.twoparts,
-            "converters": self.converters,
-            "calibrators": self.calibrators,
-            "intervals": self.intervals,
-            "buyer_intervals": self.buyer_intervals,
-        }
-        return {group: {name: one.to_json() for name, one in fitted.items()} for group, fitted in groups.items()}
-
-    def _restore_calibration(self, state: dict[str, Any]) -> None:
-        self.chances = {n: IsotonicCalibrator.from_json(s) for n, s in state["chances"].items()}
-        self.twoparts = {n: TwoPart.from_json(s) for n, s in state["twoparts"].items()}
-        self.converters = {n: IsotonicCalibrator.from_json(s) for n, s in state["converters"].items()}
-        self.calibrators = {n: calibrator_from_json(s) for n, s in state["calibrators"].items()}
-        self.intervals = {n: ConformalIntervals.from_json(s) for n, s in state["intervals"].items()}
-        self.buyer_intervals = {n: ConformalIntervals.from_json(s) for n, s in state["buyer_intervals"].items()}
 
     def _require_fitted(self) -> None:
         if not self.fitted:
@@ -828,12 +694,17 @@ def _require_torch(model: str) -> None:
         raise ImportError(f"model {model!r} needs the extra: pip install 'ltv-stack[torch]'") from error
 
 
+def _first_half(cache: FeatureCache, rows: Ints) -> npt.NDArray[np.bool_]:
+    """A half of these rows by hash: it teaches chances, calibration and when to stop, the other the intervals."""
+    return (cache.hashes[rows] >> np.uint64(7) & np.uint64(1)).astype(bool)
+
+
+def _log_of_buyers(y: Floats) -> Floats:
+    return np.where(np.nan_to_num(y) > 0, np.log1p(y), np.nan)
+
+
 def _none_if_one(weight: Floats) -> Floats | None:
     return None if (weight == 1.0).all() else weight
-
-
-def _quantile_name(level: float) -> str:
-    return f"q{100 * level:g}".replace(".", "_")
 
 
 def _write_json(path: Path, state: dict[str, Any]) -> None:

@@ -169,21 +169,21 @@ def _charts(
             axes.bar(deciles["bin"] + 0.2, deciles["mean_predicted"], 0.4, label="predicted")
             axes.set_xticks(deciles["bin"])
             axes.set(xlabel="decile of predicted revenue (1 = highest)", ylabel="mean revenue a row [money]")
-            axes.legend()
+            axes.legend(loc="upper right")
 
         def draw_lift(axes: Any, lift: pd.DataFrame = lift) -> None:
             axes.plot([0, *lift["fraction"]], [0, *lift["revenue_share"]], marker="o", label="revenue")
             axes.plot([0, *lift["fraction"]], [0, *lift["buyer_share"]], marker="s", label="buyers")
             axes.plot([0, 1], [0, 1], "--", color="grey", label="chance")
             axes.set(xlabel="share of rows, highest predicted first", ylabel="share of the total", ylim=(0, 1.02))
-            axes.legend()
+            axes.legend(loc="lower right")
 
         def draw_lorenz(axes: Any, y: Any = y, predicted: Any = predicted) -> None:
             for amounts, label in ((y, "true"), (np.maximum(predicted, 0.0), "predicted")):
                 if amounts.sum() > 0:
                     axes.plot(*(side[:: max(1, len(side) // 2000)] for side in lorenz(amounts)), label=label)
             axes.set(xlabel="share of rows, poorest first", ylabel="share of revenue")
-            axes.legend()
+            axes.legend(loc="upper left")
 
         def draw_calibration(axes: Any, deciles: pd.DataFrame = deciles) -> None:
             top = max(float(deciles["mean_true"].max()), float(deciles["mean_predicted"].max()), 1e-9)
@@ -196,7 +196,7 @@ def _charts(
             axes.hist(np.log1p(y), bins, alpha=0.6, label="true", log=True)
             axes.hist(np.log1p(predicted), bins, alpha=0.6, label="predicted", log=True)
             axes.set(xlabel="log(1 + revenue)", ylabel="rows")
-            axes.legend()
+            axes.legend(loc="upper right")
 
         charts += [
             (f"deciles_{horizon}", f"Revenue by decile, {horizon}", draw_deciles),
@@ -243,7 +243,7 @@ def _draw_segment(table: pd.DataFrame, column: str) -> Callable[[Any], None]:
         axes.bar(at + 0.2, top["mean_predicted"], 0.4, label="predicted")
         axes.set_xticks(at, [str(name)[:14] for name in top["segment"]], rotation=60, ha="right")
         axes.set(xlabel=f"{column} (most rows first)", ylabel="mean revenue a row [money]")
-        axes.legend()
+        axes.legend(loc="upper right")
 
     return draw
 

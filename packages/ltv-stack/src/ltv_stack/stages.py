@@ -30,6 +30,9 @@ CLASSIFIER: dict[str, Any] = {
     "max_bin": 127,
 }
 _FEW_ROWS = 30_000
+# Fewer held-out rows say too little about when to stop.
+_FEWEST_STOPPING = 100
+_REWEIGHTED = {"scale_pos_weight", "is_unbalance"}
 # Settings that shape the bins: models that differ in them cannot share a data set.
 BINNING = ("max_bin", "min_data_in_bin", "enable_bundle", "use_missing", "zero_as_missing", "max_bin_by_feature")
 REGRESSOR: dict[str, Any] = CLASSIFIER | {"objective": "regression"}
@@ -85,13 +88,32 @@ def parameters(base: dict[str, Any], overrides: dict[str, Any], seed: int, threa
     return merged | fixed, rounds
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """When boosting stops: after `patience` trees without gain on these rows' features [V, F] and label [V]."""
+
+    matrix: Matrix
+    label: Floats
+    patience: int
+
+
 def train_on(
-    data: lgb.Dataset, label: Floats, settings: dict[str, Any], rounds: int, weight: Floats | None = None
+    data: lgb.Dataset,
+    label: Floats,
+    settings: dict[str, Any],
+    rounds: int,
+    weight: Floats | None = None,
+    stopping: Stopping | None = None,
 ) -> lgb.Booster:
-    """Train on a constructed data set with this label [N] and weight [N]."""
+    """Train on a constructed data set with this label [N] and weight [N]; reweighted labels are never stopped."""
     data.set_label(label)
     data.set_weight(weight)
-    return lgb.train(_threaded(settings, len(label)), data, rounds)
+    settings = _threaded(settings, len(label))
+    if stopping is None or len(stopping.label) < _FEWEST_STOPPING or _REWEIGHTED & set(settings):
+        return lgb.train(settings, data, rounds)
+    held_out = lgb.Dataset(stopping.matrix, stopping.label, reference=data, params=settings)
+    patience = lgb.early_stopping(stopping.patience, first_metric_only=True, verbose=False)
+    return lgb.train(settings, data, rounds, valid_sets=[held_out], callbacks=[patience])
 
 
 def train_in_memory(
@@ -102,6 +124,7 @@ def train_in_memory(
     settings: dict[str, Any],
     rounds: int,
     weight: Floats | None = None,
+    stopping: Stopping | None = None,
 ) -> lgb.Booster:
     """Train on rows in memory, for the few rows of buyers; leaves shrink with the number of rows."""
     settings = settings | {"min_data_in_leaf": min(settings.get("min_data_in_leaf", 20), max(3, len(label) // 40))}
@@ -113,7 +136,12 @@ def train_in_memory(
         categorical_feature=[names.index(name) for name in categorical],
         params=settings,
     )
-    return lgb.train(_threaded(settings, len(label)), data, rounds)
+    return train_on(data, label, settings, rounds, weight, stopping)
+
+
+def trees_of(booster: lgb.Booster) -> int:
+    """How many trees predict: those up to where boosting stopped."""
+    return booster.best_iteration if booster.best_iteration > 0 else booster.num_trees()
 
 
 def blocked_folds(time: Floats, folds: int) -> npt.NDArray[np.int64]:
