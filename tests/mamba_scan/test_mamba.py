@@ -182,6 +182,16 @@ def test_state_updates_are_the_scan(backend, heads, dtype):
     torch.testing.assert_close(state.double().view(b, d, n), last, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_opcheck_of_the_update(backend):
+    torch.manual_seed(0)
+    x, dt, z, B = torch.randn(2, 3, 1), torch.rand(2, 3, 1), torch.randn(2, 3, 1), torch.randn(2, 1, 4, 1)
+    state, A, D = torch.randn(2, 3, 4), -torch.rand(3, 4), torch.randn(3)
+    torch.library.opcheck(
+        torch.ops.mamba_scan.state_update.default, (x, dt, A, B, B, D, z, D, state, None, True, backend)
+    )
+
+
 def test_state_updates_through_indices_touch_only_their_rows():
     pool = torch.randn(5, 3, 4)
     before, index = pool.clone(), torch.tensor([3, 0])
