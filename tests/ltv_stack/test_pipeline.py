@@ -244,6 +244,17 @@ def test_stages_may_differ_in_leaves_and_bins(train: Dataset, schema: Schema, co
     assert LTVPipeline(schema, settings).fit(train).horizons == ["d1", "d7", "d14"]
 
 
+def test_chances_of_a_thin_horizon_follow_its_own_rate_of_buyers(world: Path, schema: Schema, config: Config) -> None:
+    table = open_partitions(world, max_partitions=6).read()
+    thin = table["revenue_d1"].to_numpy().copy()
+    thin[np.random.default_rng(0).random(len(thin)) < 0.9] = 0.0
+    table = table.set_column(table.column_names.index("revenue_d1"), "revenue_d1", pa.array(thin))
+    pipe = LTVPipeline(schema, config(model="two_stage", guard="off")).fit(from_table(table))
+    assert "d1" not in pipe.outputs.chances
+    scores = pipe._raw(pipe.builder.transform(table.combine_chunks().to_batches()[0]))
+    assert pipe.outputs._chance("d1", scores["p"]).mean() == pytest.approx((thin > 0).mean(), rel=0.4)
+
+
 def test_boosting_stops_when_held_out_rows_gain_no_more(
     train: Dataset, later: Dataset, schema: Schema, config: Config, tmp_path: Path
 ) -> None:

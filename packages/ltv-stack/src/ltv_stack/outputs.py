@@ -1,7 +1,7 @@
 """From what the models say to what is put out: chances, estimands, calibration, quantiles, intervals, order."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,15 @@ class Outputs:
         config: settings.
         horizons: fitted horizons in order.
         main: the horizon whose buyers "p" means.
+        rates: horizon -> buyers of the training rows by then, as a multiple of those by the main horizon; used where
+            held-out buyers are too few to calibrate a horizon's chances.
     """
 
-    def __init__(self, config: LTVConfig, horizons: Sequence[str], main: str) -> None:
+    def __init__(
+        self, config: LTVConfig, horizons: Sequence[str], main: str, rates: Mapping[str, float] | None = None
+    ) -> None:
         self.config, self.horizons, self.main = config, list(horizons), main
+        self.rates = dict(rates or {})
         self.chances: dict[str, IsotonicCalibrator] = {}
         self.twoparts: dict[str, TwoPart] = {}
         self.converters: dict[str, IsotonicCalibrator] = {}
@@ -136,10 +141,12 @@ class Outputs:
             "intervals": self.intervals,
             "buyer_intervals": self.buyer_intervals,
         }
-        return {group: {name: one.to_json() for name, one in fitted.items()} for group, fitted in groups.items()}
+        fitted = {group: {name: one.to_json() for name, one in own.items()} for group, own in groups.items()}
+        return {"rates": self.rates, **fitted}
 
     def restore(self, state: dict[str, Any]) -> "Outputs":
         """Take over what `to_json` wrote."""
+        self.rates = dict(state["rates"])
         self.chances = {n: IsotonicCalibrator.from_json(s) for n, s in state["chances"].items()}
         self.twoparts = {n: TwoPart.from_json(s) for n, s in state["twoparts"].items()}
         self.converters = {n: IsotonicCalibrator.from_json(s) for n, s in state["converters"].items()}
@@ -185,7 +192,9 @@ class Outputs:
         return np.expm1(score) if config.estimand == "log1p" else score
 
     def _chance(self, name: str, p: Floats) -> Floats:
-        return self.chances[name].apply(p) if name in self.chances else p
+        if name in self.chances:
+            return self.chances[name].apply(p)
+        return np.minimum(p * self.rates.get(name, 1.0), 1.0)
 
     def _space(self, amount: Floats) -> Floats:
         return amount if self.config.estimand == "mean" else np.log1p(amount)

@@ -409,7 +409,9 @@ class LTVPipeline:
         del data
         self.stopping_rows = np.empty(0, np.int64)
         self.reference = Reference.fit(cache.sample_matrix)
-        self._calibrate(cache, held_out)
+        rates = {name: float((np.nan_to_num(self._revenue(cache, name)[train]) > 0).mean()) for name in self.horizons}
+        main = float((np.nan_to_num(self._buyers(cache)[train]) > 0).mean())
+        self._calibrate(cache, held_out, {name: rate / main for name, rate in rates.items()})
         self._time("calibration", started)
 
     def _split(self, cache: FeatureCache) -> tuple[Ints, Ints]:
@@ -609,7 +611,7 @@ class LTVPipeline:
             **dict(self.config.deep),
         ).fit(cache, train, targets)
 
-    def _calibrate(self, cache: FeatureCache, rows: Ints) -> None:
+    def _calibrate(self, cache: FeatureCache, rows: Ints, rates: dict[str, float]) -> None:
         """Learn what `Outputs` needs on held-out rows, which no model was fitted on."""
         parts: dict[str, list[Floats]] = {}
         for shard, matrix in cache.matrices():
@@ -624,7 +626,8 @@ class LTVPipeline:
         labels = {name: self._revenue(cache, name)[rows] for name in self.horizons}
         half = _first_half(cache, rows)
         segment = None if cache.segment is None else cache.segment[rows]
-        self.outputs = Outputs(self.config, self.horizons, self.main).fit(scores, labels, half, segment)
+        self.outputs = Outputs(self.config, self.horizons, self.main, rates)
+        self.outputs.fit(scores, labels, half, segment)
 
     def _raw(self, matrix: Matrix) -> dict[str, Floats]:
         """What the models say of rows: p, g_<h> and s_<h>."""
