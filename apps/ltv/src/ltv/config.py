@@ -189,6 +189,7 @@ class ModelsConfig:
         stacking_bases: base models of the stack; null = all that are installed
         stacking_meta: LightGBM parameters of the stack's last model
         deep: settings of the neural heads
+        early_stopping: trees without gain on held-out rows after which boosting stops; null = grow all
         guard: "strict" refuses columns that leak, "report" only logs them, "off" does not look
         threads: threads of LightGBM; 0 = all cores
     """
@@ -205,6 +206,7 @@ class ModelsConfig:
     stacking_bases: list[str] | None = None
     stacking_meta: dict[str, Any] = field(default_factory=dict)
     deep: dict[str, Any] = field(default_factory=dict)
+    early_stopping: int | None = 30
     guard: Literal["strict", "report", "off"] = "strict"
     threads: int = 0
 

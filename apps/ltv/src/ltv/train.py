@@ -70,6 +70,7 @@ def ltv_config(config: Config, run: Run) -> LTVConfig:
         "calibration_frac": training.split.val_share,
         "embargo": f"{training.split.embargo_hours}h",
         "folds": training.n_folds,
+        "early_stopping": models.early_stopping,
         "guard": models.guard,
         "max_rows": training.max_rows,
         "num_threads": models.threads,
