@@ -138,11 +138,15 @@ def check(case: Case) -> dict[str, float]:
         out = getattr(case, rival)(*leaves)
         found = (out, *torch.autograd.grad(out, leaves, case.grad))
         pairs = list(zip(found, (expected, *gradients), strict=True))
-        worst = [float((a.detach().double() - b.detach()).abs().max() / b.abs().max()) for a, b in pairs]
+        worst = [relative_error(a.detach(), b.detach()) for a, b in pairs]
         if worst[0] > TOLERANCE[case.dtype] or max(worst[1:]) > GRADIENT_TOLERANCE[case.dtype]:
             raise SystemExit(f"{case.name}: {rival} differs from the reference by {worst}; nothing is timed")
         errors[rival] = max(worst)
     return errors
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
 def seconds(run: Callable[[], object], repeat: int) -> float:
