@@ -89,7 +89,7 @@ class DaskEngine:
         self.close()
 
     def _workers(self) -> int:
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+        return len(self._client.ncores())
 
 
 def make_engine(name: str, address: str | None = None, workers: int = 2) -> LocalEngine | DaskEngine:
