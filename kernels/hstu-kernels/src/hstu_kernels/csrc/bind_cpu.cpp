@@ -146,7 +146,7 @@ struct Pieces {
 // All heads, where the largest bundle is still small beside a thread's share; else one.
 int64_t heads_together(const Problem& p, int threads, double total, double largest) {
   if (p.time.data == nullptr) return 1;
-  return total / double(threads) >= 4 * largest * double(p.heads) ? p.heads : 1;
+  return total / double(threads) >= 3 * largest * double(p.heads) ? p.heads : 1;
 }
 
 Pieces forward_pieces(const Problem& p, int threads) {
