@@ -240,11 +240,10 @@ class Entries:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, files: list[Path], count: int, remap: Path) -> None:
         self.connection, self.count, self.remap = connection, count, remap
-        names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
-        self._all = f"read_parquet([{names}], file_row_number=true, filename=true)"
+        self._files = ["'" + str(path).replace("'", "''") + "'" for path in files]
         connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW counted AS SELECT value, sum(fit)::BIGINT AS n FROM {self._all} GROUP BY"
-            " value"
+            "CREATE OR REPLACE TEMP VIEW counted AS SELECT value, sum(fit)::BIGINT AS n"
+            f" FROM read_parquet([{', '.join(self._files)}]) GROUP BY value"
         )
 
     def assign(self, query: str, buckets: int) -> pa.Table:
@@ -254,18 +253,20 @@ class Entries:
         """
         self.connection.execute(f"CREATE OR REPLACE TEMP TABLE ids AS {query}")
         value = "e.value" if buckets > 1 else "NULL"
-        rows = self.connection.sql(
-            f"SELECT ids.id::INTEGER AS id, {value} AS value FROM {self._all} e LEFT JOIN ids ON e.value = ids.value"
-            " ORDER BY e.filename, e.file_row_number"
-        )
-        with open(self.remap, "wb", buffering=0) as file:
-            for batch in _reader(rows):
-                ids = pc.fill_null(batch.column(0), UNKNOWN).to_numpy(zero_copy_only=False)
-                if buckets > 1:
-                    unknown = batch.column(0).is_null()
-                    ids = ids.copy()
-                    ids[unknown.to_numpy(zero_copy_only=False)] = bucket(batch.column(1).filter(unknown), buckets)
-                write_all(file, np.ascontiguousarray(ids, np.int32))
+        with open(self.remap, "wb", buffering=0) as remap:
+            # part by part, so that what is put back into order stays small
+            for file in self._files:
+                rows = self.connection.sql(
+                    f"SELECT ids.id::INTEGER AS id, {value} AS value FROM read_parquet({file}, file_row_number=true) e"
+                    " LEFT JOIN ids ON e.value = ids.value ORDER BY e.file_row_number"
+                )
+                for batch in _reader(rows):
+                    ids = pc.fill_null(batch.column(0), UNKNOWN).to_numpy(zero_copy_only=False)
+                    if buckets > 1:
+                        unknown = batch.column(0).is_null()
+                        ids = ids.copy()
+                        ids[unknown.to_numpy(zero_copy_only=False)] = bucket(batch.column(1).filter(unknown), buckets)
+                    write_all(remap, np.ascontiguousarray(ids, np.int32))
         table = _reader(self.connection.sql("SELECT value, n FROM ids ORDER BY id")).read_all()
         self.connection.execute("DROP TABLE ids")
         return table

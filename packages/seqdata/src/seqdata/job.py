@@ -96,7 +96,7 @@ class Job:
         return described
 
     def _fit(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        connection = connect(self.plan.budget // 2, self.work)
+        connection = connect(self.plan.budget // 4, self.work)
         described: dict[str, Any] = {}
         for i, (name, codec) in enumerate(self.codecs.items()):
             file = layout.file_name(i, name)
