@@ -346,6 +346,7 @@ def main() -> None:
     parser.add_argument("--memory-limit", default="512MB")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a rival is stopped")
     parser.add_argument("--only", nargs="*", help="rivals to run, seqdata among them")
+    parser.add_argument("--log", type=Path, help="the generated log, kept from one run to the next")
     options = parser.parse_args()
     if options.what == "lgsr":
         log = Path(os.environ["FOOTFALL_DATA"]) / "lgsr" / "transactions.parquet"
@@ -360,8 +361,9 @@ def main() -> None:
         )
         return
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
-        log = Path(folder) / "log.parquet"
-        generate(log, options.events)
+        log = options.log or Path(folder) / "log.parquet"
+        if not log.exists():
+            generate(log, options.events)
         if options.what == "load":
             load(log)
             return
