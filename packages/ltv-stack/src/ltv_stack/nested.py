@@ -15,6 +15,8 @@ Bools = npt.NDArray[np.bool_]
 
 STATISTICS = ("count", "sum", "mean", "std", "min", "max", "top1_share", "top3_share", "entropy")
 ALL_STATISTICS = (*STATISTICS, "distinct")
+# Rows of up to so many entries find their three largest in one pass, longer ones by taking the largest away.
+_SORTED = 24
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,21 @@ class Entries:
     """The entries of a nested column, flattened in row order.
 
     Args:
-        rows: the row every entry belongs to, non-decreasing [E].
+        lengths: how many entries each row has; 0 for a null row [N].
         keys: the outermost key of every entry [E], or None where the column has no keys.
         values: the innermost value of every entry [E].
         present: False where the row is null [N].
     """
 
-    rows: Ints
+    lengths: Ints
     keys: pa.Array | None
     values: pa.Array
     present: Bools
+
+    @property
+    def rows(self) -> Ints:
+        """The row every entry belongs to, non-decreasing [E]."""
+        return np.repeat(np.arange(len(self.lengths), dtype=np.int64), self.lengths)
 
 
 def flatten_nested(array: pa.Array) -> Entries:
@@ -53,24 +60,23 @@ def flatten_nested(array: pa.Array) -> Entries:
     starts, lengths = _extents(array)
     lengths = np.where(present, lengths, 0)
     total = int(lengths.sum())
-    rows = np.repeat(np.arange(len(array), dtype=np.int64), lengths)
     child = array.values
     # One contiguous stretch is sliced; a null row that hides entries leaves a gap, so those are gathered.
-    used = np.flatnonzero(lengths)
-    first = np.cumsum(lengths) - lengths
     if total == 0:
         child = child.slice(0, 0)
-    elif np.array_equal(starts[used], starts[used[0]] + first[used]):
-        child = child.slice(int(starts[used[0]]), total)
+    elif _has_offsets(array.type) and starts[-1] + lengths[-1] - starts[0] == total:
+        child = child.slice(int(starts[0]), total)
     else:
+        first = np.cumsum(lengths) - lengths
         child = child.take(pa.array(np.repeat(starts - first, lengths) + np.arange(total)))
     keys, values = _keys_and_values(child)
     if is_nested(values.type):
         inner = flatten_nested(values)
-        taken = pa.array(inner.rows)
-        keys = inner.keys if keys is None else keys.take(taken)
-        return Entries(rows[inner.rows], keys, inner.values, present)
-    return Entries(rows, keys, values, present)
+        keys = inner.keys if keys is None else keys.take(pa.array(inner.rows))
+        outer = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+        inner_lengths = np.bincount(outer[inner.rows], minlength=len(lengths)).astype(np.int64)
+        return Entries(inner_lengths, keys, inner.values, present)
+    return Entries(lengths, keys, values, present)
 
 
 def nested_statistics(array: pa.Array | pa.ChunkedArray, statistics: Sequence[str] = STATISTICS) -> dict[str, Floats]:
@@ -120,17 +126,18 @@ def nested_lookup(
         return result
     entries = flatten_nested(array)
     held = entries.keys if entries.keys is not None else entries.values
-    wanted = _text(keys).take(pa.array(entries.rows))
+    rows = entries.rows
+    wanted = _text(keys).take(pa.array(rows))
     match = np.asarray(pc.fill_null(pc.equal(_text(held), wanted), False))
     if not match.any():
         return result
-    rows = entries.rows[match]
+    rows = rows[match]
     if how == "count" or entries.keys is None:
         values = np.ones(len(rows))
     else:
         values = _numbers(entries.values)[match]
         rows, values = rows[np.isfinite(values)], values[np.isfinite(values)]
-    starts, owners = _segments(rows)
+    starts, _, owners = _segments(np.bincount(rows, minlength=len(result)))
     if len(owners):
         result[owners] = (np.maximum if how == "max" else np.add).reduceat(values, starts)
     return result
@@ -188,10 +195,9 @@ def _keys_and_values(child: pa.Array) -> tuple[pa.Array | None, pa.Array]:
 
 
 def _statistics(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
-    size = len(entries.present)
     result: dict[str, Floats] = {}
     if "count" in statistics:
-        result["count"] = np.bincount(entries.rows, minlength=size).astype(np.float64)
+        result["count"] = entries.lengths.astype(np.float64)
     if "distinct" in statistics:
         result["distinct"] = _distinct(entries)
     if any(name not in ("count", "distinct") for name in statistics):
@@ -201,12 +207,11 @@ def _statistics(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats
 
 def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
     values = _numbers(entries.values)
-    rows = entries.rows
+    all_lengths = entries.lengths
     finite = np.isfinite(values)
     if not finite.all():
-        rows, values = rows[finite], values[finite]
-    starts, owners = _segments(rows)
-    lengths = np.diff(np.append(starts, len(rows)))
+        all_lengths, values = _keep(all_lengths, finite), values[finite]
+    starts, lengths, owners = _segments(all_lengths)
 
     def scatter(found: Floats, where: Ints = owners, empty: float = np.nan) -> Floats:
         column = np.where(entries.present, empty, np.nan)
@@ -235,31 +240,42 @@ def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
         return result
     positive = values > 0
     if not positive.all():
-        rows, values = rows[positive], values[positive]
-        starts, owners = _segments(rows)
-        lengths = np.diff(np.append(starts, len(rows)))
+        starts, lengths, owners = _segments(_keep(all_lengths, positive))
+        values = values[positive]
         total = fold(np.add.reduceat, values)
     share = values / np.repeat(total, lengths)
     if "entropy" in statistics:
-        surprise = np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0)
+        # A share that underflowed to 0 surprises nobody: 0 · log(tiny) = 0.
+        surprise = share * np.log(np.maximum(share, 5e-324))
         result["entropy"] = scatter(np.maximum(-fold(np.add.reduceat, surprise), 0.0), owners)
-    for name, k in (("top1_share", 1), ("top3_share", 3)):
-        if name in statistics:
-            result[name] = scatter(_top_sum(share, starts, lengths, k), owners)
+    if "top1_share" in statistics:
+        result["top1_share"] = scatter(_top_sum(share, starts, lengths, 1), owners)
+    if "top3_share" in statistics:
+        result["top3_share"] = scatter(_top_sum(share, starts, lengths, 3), owners)
     return {name: result[name] for name in statistics if name in result}
 
 
-def _top_sum(share: Floats, starts: Ints, lengths: Ints, k: int) -> Floats:
-    """Sum of the k largest shares of each segment: k rounds of taking the largest away."""
+def _top_sum(share: Floats, starts: Ints, lengths: Ints, k: Literal[1, 3]) -> Floats:
+    """Sum of the k largest shares of each segment."""
     if not len(starts):
         return np.empty(0)
     rest = share
     top = np.maximum.reduceat(rest, starts)
     if k == 1:
         return top
-    # Segments of k entries or fewer hold everything.
+    # Segments of k entries or fewer hold everything; those of one common length keep their three largest as columns.
     result = np.ones(len(starts))
-    long = lengths > k
+    for length in range(k + 1, _SORTED + 1):
+        own = np.flatnonzero(lengths == length)
+        if len(own):
+            first, second, third = (np.zeros(len(own)) for _ in range(3))
+            for place in range(length):
+                entry = share[starts[own] + place]
+                third = np.maximum(third, np.minimum(second, entry))
+                second = np.maximum(second, np.minimum(first, entry))
+                first = np.maximum(first, entry)
+            result[own] = np.minimum(first + second + third, 1.0)
+    long = lengths > _SORTED
     if not long.any():
         return result
     rest = share[np.repeat(long, lengths)].copy()
@@ -289,10 +305,22 @@ def _distinct(entries: Entries) -> Floats:
     return np.where(entries.present, result, np.nan)
 
 
-def _segments(rows: Ints) -> tuple[Ints, Ints]:
-    """Where each row's run of entries begins, and the rows that have any."""
-    starts = np.flatnonzero(np.diff(rows, prepend=-1) != 0)
-    return starts, rows[starts]
+def _segments(lengths: Ints) -> tuple[Ints, Ints, Ints]:
+    """Of the rows that have entries: where they begin, how many there are, and the rows themselves."""
+    owners = np.flatnonzero(lengths)
+    own = lengths[owners]
+    return np.cumsum(own) - own, own, owners
+
+
+def _keep(lengths: Ints, kept: Bools) -> Ints:
+    """How many entries of each row are kept."""
+    rows = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    return np.bincount(rows[kept], minlength=len(lengths)).astype(np.int64)
+
+
+def _has_offsets(kind: pa.DataType) -> bool:
+    """Whether rows lie one after another in the child."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
