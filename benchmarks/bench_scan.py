@@ -308,8 +308,8 @@ def table(report: dict[str, Any]) -> str:
         "# The selective scan on a CPU",
         "",
         f"{meta['date']}, {meta['machine']}, {meta['threads']} thread(s), {meta['clock']} time, {meta['isa']}, "
-        f"torch {meta['torch']}, commit {meta['commit']}, seed {meta['seed']}, load average at the start {meta['load']}, "
-        f"OMP_WAIT_POLICY={meta['waiting']}.",
+        f"torch {meta['torch']}, commit {meta['commit']}, seed {meta['seed']}, "
+        f"load average at the start {meta['load']}, OMP_WAIT_POLICY={meta['waiting']}.",
         f"Command: `{meta['command']}`. Medians of {meta['rounds']} rounds in which all rivals take turns; equality "
         "with the float64 reference is checked first. float32; softplus, bias, D and gate on. No GPU was used.",
         "",
