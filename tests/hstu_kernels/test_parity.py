@@ -113,7 +113,7 @@ def drawn(examples):
     return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-@drawn(150)
+@drawn(100)
 @given(config=configurations(longest=100, max_batch=4), dtype=st.sampled_from(list(OUT_TOLERANCE)))
 def test_cpu_equals_reference(config, dtype):
     config.check("cpu", dtype)
@@ -131,7 +131,7 @@ def test_triton_and_cpu_equal_reference(config, dtype):
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-@drawn(30)
+@drawn(20)
 @given(config=configurations(longest=70, max_batch=3), dtype=st.sampled_from(list(OUT_TOLERANCE)))
 def test_other_instruction_sets_equal_reference(isa, config, dtype):
     before = os.environ.get("FOOTFALL_ISA")
