@@ -45,7 +45,7 @@ def tiny(raw_log: Path, tmp_path: Path) -> Config:
         model=ModelConfig(
             hidden_size=16, num_layers=1, num_heads=2, max_seq_length=20, id_size=4, max_ids=500, embedding_size=12
         ),
-        train=TrainConfig(num_epochs=2, batch_size=64, learning_rate=1e-3, cutoffs=3, threads=1),
+        train=TrainConfig(num_epochs=2, batch_size=64, learning_rate=1e-3, cutoffs=3, span=2, threads=1),
         score=ScoreConfig(probe_width=16, probe_seeds=1, probe_epochs=1, trees=3),
         progress=False,
     )

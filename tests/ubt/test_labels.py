@@ -63,6 +63,17 @@ def test_earlier_windows_are_labelled_alike_and_know_who_was_there(raw_log: Path
     np.testing.assert_array_equal(second.asked, [user in seen for user in prepared.users])
 
 
+def test_a_span_of_two_windows_ends_where_the_scored_window_starts(raw_log: Path, prepared: Prepared) -> None:
+    first, second = earlier_labels(prepared, 2, span=2)
+    for labels, start, end in ((first, "2022-09-29", "2022-10-27"), (second, "2022-09-15", "2022-10-13")):
+        churn, category = by_hand(raw_log, start, end, prepared.users, prepared.categories)
+        asked = ~np.isnan(labels.churn)
+        np.testing.assert_array_equal(labels.churn[asked], np.array(churn)[asked])
+        np.testing.assert_array_equal(labels.category.toarray(), category)
+    widest = earlier_labels(prepared, 1, span=9)[0]
+    np.testing.assert_array_equal(widest.category.toarray(), first.category.toarray())
+
+
 def test_a_purchase_of_an_unknown_sku_is_a_purchase_without_category(
     raw_copy: Path, prepare_for: Callable[..., Prepared]
 ) -> None:

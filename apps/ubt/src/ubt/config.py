@@ -132,8 +132,10 @@ class TrainConfig:
         learning_rate: initial learning rate of Adam
         weight_decay: decoupled weight decay of the dense weights
         gradient_clip: largest norm of the gradient
-        cutoffs: label windows a user is trained on: the train window and cutoffs - 1 windows before it, each seen
-            from its own start
+        cutoffs: moments from which a user's outcomes are learned: train_start, and cutoffs - 1 moments before it, one
+            window apart
+        span: windows that the outcomes seen from an earlier moment cover. What is scored lies one window later than
+            what the probe is fitted on, so 2 keeps what lasts in the user vector
         valid_share: share of the users whose labels of the train window are kept for early stopping
         patience: epochs without a better validation loss before training stops
         lr_patience: epochs without a better validation loss before the learning rate is halved
@@ -147,6 +149,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     cutoffs: int = 1
+    span: int = 1
     valid_share: float = 0.1
     patience: int = 3
     lr_patience: int = 1

@@ -44,15 +44,16 @@ def window_labels(prepared: Prepared, window: str) -> Labels:
     return _labels(prepared, start, client, category, prepared.active, prepared.asked)
 
 
-def earlier_labels(prepared: Prepared, number: int) -> list[Labels]:
-    """Return the labels of the `number` windows before the train window, newest first.
+def earlier_labels(prepared: Prepared, number: int, span: int = 1) -> list[Labels]:
+    """Return labels that start 1, 2, ..., `number` windows before the train window, newest first.
 
-    All of them are made of outcomes before train_start; a user is active, or asked, from the first event on.
+    Each covers `span` windows, but nothing from valid_start on. A user is active, or asked, from the first event on.
     """
     if number == 0:
         return []
     length = prepared.valid_start - prepared.train_start
-    client, time, category = _outcomes(prepared.folder / "target" / "history_target.parquet")
+    parts = [_outcomes(prepared.folder / "target" / f"{name}_target.parquet") for name in ("history", "train")]
+    client, time, category = (np.concatenate([part[i] for part in parts]) for i in range(3))
     rows = pq.read_table(prepared.folder / "target" / "active_since.parquet")
     since_client, since = _ids(rows.column("client_id")), rows.column("since").to_numpy().astype("datetime64[us]")
     position, known = positions(prepared.users, since_client)
@@ -61,7 +62,8 @@ def earlier_labels(prepared: Prepared, number: int) -> list[Labels]:
     result = []
     for k in range(1, number + 1):
         start = prepared.train_start - k * length
-        inside = (time >= np.datetime64(start, "us")) & (time < np.datetime64(start + length, "us"))
+        end = min(start + span * length, prepared.valid_start)
+        inside = (time >= np.datetime64(start, "us")) & (time < np.datetime64(end, "us"))
         active = prepared.active & (active_since < np.datetime64(start, "us"))
         seen = np.zeros(len(prepared.users), bool)
         seen[prepared.known] = prepared.history(start).lengths() > 0

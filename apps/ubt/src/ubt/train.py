@@ -43,7 +43,7 @@ def train(prepared: Prepared, config: Config) -> Path:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     reader = Reader(prepared, config.model.max_ids)
-    labels = [window_labels(prepared, "train"), *earlier_labels(prepared, settings.cutoffs - 1)][::-1]
+    labels = [window_labels(prepared, "train"), *earlier_labels(prepared, settings.cutoffs - 1, settings.span)][::-1]
     _check_labels(labels, weights)
     L.seed_everything(config.seed, verbose=False)
     module = UBTModule(reader, labels, config, weights)
