@@ -164,8 +164,10 @@ for full in (True, False):
     if not full:
         scan |= {n: None for n in ("offsets", "z", "dz", "D", "bias", "initial", "dlast")}
         conv |= {n: None for n in ("bias", "initial", "documents")}
-    compile(kernels._scan_forward_kernel, pointers, scan | {"SAVE": full})
-    compile(kernels._scan_backward_kernel, pointers, scan | ({} if full else {"out": None}))
+    # "parts" is a number to the scan, a tensor to the convolution.
+    numbers = {n: kind for n, kind in pointers.items() if n != "parts"}
+    compile(kernels._scan_forward_kernel, numbers, scan | {"SAVE": full})
+    compile(kernels._scan_backward_kernel, numbers, scan | ({} if full else {"out": None}))
     compile(kernels._conv_kernel, pointers, conv | {"BACKWARD": False, "parts": None})
     compile(kernels._conv_kernel, pointers, conv | {"BACKWARD": True})
     compile(kernels._conv_input_kernel, pointers, conv | {"parts": None})
