@@ -37,14 +37,14 @@ def main(runs: str) -> None:
         return
     with st.sidebar:
         st.title("Revenue predictions")
-        folder = found[st.selectbox("Run", list(found))]
-        split = st.selectbox("Split", dashboard.splits_of(folder), index=0)
+        folder = found[choose("Run", list(found))]
+        split = choose("Split", dashboard.splits_of(folder))
         stamp = (folder / "evaluation" / split / "predictions.parquet").stat().st_mtime
         data = evaluated_run(str(folder), split, stamp)
         pipe = pipeline(str(folder), stamp)
-        horizon = st.selectbox("Horizon", list(pipe.horizons), index=list(pipe.horizons).index(pipe.main))
+        horizon = choose("Horizon", list(pipe.horizons), list(pipe.horizons).index(pipe.main))
         segments = [name for name in pipe.schema.segments if name in data.predictions]
-        column = st.selectbox("Slice by", ["(all rows)", *segments])
+        column = choose("Slice by", ["(all rows)", *segments])
         chosen: list[str] = []
         if column != "(all rows)":
             values = data.predictions[column].astype(str).value_counts().index.tolist()
@@ -80,6 +80,13 @@ def main(runs: str) -> None:
         draw_features(data)
     with about:
         st.json({"metadata": data.run.metadata(), "metrics": data.metrics})
+
+
+def choose(label: str, options: list[str], index: int = 0) -> str:
+    """Return the option chosen in a select box that always holds one."""
+    chosen = st.selectbox(label, options, index=index)
+    assert chosen is not None
+    return chosen
 
 
 def headline(
