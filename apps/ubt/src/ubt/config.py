@@ -175,7 +175,7 @@ class ScoreConfig:
     probe_width: int = 256
     probe_blocks: int = 1
     probe_seeds: int = 3
-    probe_epochs: int = 3
+    probe_epochs: int = 5
     probe_batch_size: int = 128
     probe_learning_rate: float = 1e-3
     trees: int = 100
