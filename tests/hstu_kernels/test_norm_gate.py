@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from hstu_kernels import HSTU, ops
 
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+# On a CPU torch's own LayerNorm adds up the gradient of its weight in half precision, in as many parts as threads.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
