@@ -266,7 +266,7 @@ def table(report: dict) -> str:
         "",
         "eager, compile: padded to [B, N], eager and under `torch.compile`. loop: one einsum a sequence, unpadded.",
         "*softmax SDPA computes other maths (it has no SiLU weights), padded and causal; torch's nested tensors "
-        "cannot express this attention at all.",
+        "were not tried.",
         "bias: time of ours with position and time bias over ours without. GF/s counts the causal pairs only; sgemm is "
         "torch's 2048 x 2048 product in the same rounds.",
         "",
