@@ -20,6 +20,12 @@ PAGE = Path(dashboard.__file__).with_name("page.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
+@pytest.fixture(autouse=True)
+def main_module_kept(monkeypatch):
+    # AppTest leaves the page behind as __main__, and every process spawned later would run the page.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 def test_runs_are_found_by_their_evaluations(trained, tmp_path):
     assert dashboard.find_runs(trained.parent) == {"small": trained}
     assert dashboard.find_runs(trained) == {"small": trained}
