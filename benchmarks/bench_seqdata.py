@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from provenance import header, provenance
 
 RESULTS = Path(__file__).parent / "results"
 LGSR_FIELDS = [
@@ -37,6 +37,8 @@ LGSR_FIELDS = [
     "STORE_CODE",
 ]
 ROUND = 2_000_000
+SEED = 7
+VERSIONS = ("numpy", "pyarrow", "duckdb", "pandas", "polars")
 
 
 def generate(path: Path, events: int) -> None:
@@ -44,8 +46,9 @@ def generate(path: Path, events: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    users = events // 10
-    rng = np.random.default_rng(7)
+    every = 10
+    users = events // every
+    rng = np.random.default_rng(SEED)
     weight = rng.lognormal(0.0, 1.5, users).cumsum()
     names = rng.permutation(users * 3)[:users]
     kinds = pa.array(["page_visit", "add_to_cart", "search_query", "remove_from_cart", "product_buy"])
@@ -53,6 +56,9 @@ def generate(path: Path, events: int) -> None:
     for start in range(0, events, ROUND):
         count = min(ROUND, events - start)
         user = names[np.searchsorted(weight, rng.random(count) * weight[-1])]
+        # One row in ten goes round the users, so that each of them has one.
+        place = np.arange(start, start + count)
+        user[place % every == 0] = names[place[place % every == 0] // every]
         when = (1_655_942_400 + rng.integers(0, 143 * 86_400, count)) * 1_000_000
         kind = rng.choice(5, count, p=[0.89, 0.03, 0.06, 0.01, 0.01])
         item = (rng.pareto(0.3, count) % 1_000_003).astype(np.int32)
@@ -225,6 +231,7 @@ RIVALS = {
 
 def race(what: str, log: str, rivals: list[str], rounds: int, memory: str, limit: float, about: dict) -> dict:
     """Runs the rivals in turns; every result must describe the same sequences."""
+    facts = provenance(SEED, *VERSIONS)
     runs: dict[str, list[dict]] = {name: [] for name in rivals}
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
         for turn in range(rounds):
@@ -260,9 +267,8 @@ def race(what: str, log: str, rivals: list[str], rounds: int, memory: str, limit
         **about,
         "memory_limit": memory,
         "limit_s": limit,
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
         "rivals": table,
+        "provenance": facts,
     }
     save(what, result, table)
     return result
@@ -272,7 +278,15 @@ def save(what: str, result: dict, table: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"seqdata_{what}.json").write_text(json.dumps(result, indent=1) + "\n")
     ours, cpu = next((row["median_s"], row["cpu_s"]) for name, row in table.items() if "seqdata" in name)
-    lines = [f"# seqdata: {what}", "", ", ".join(f"{k} {v}" for k, v in result.items() if not isinstance(v, dict)), ""]
+    facts = ", ".join(f"{name} {value}" for name, value in result.items() if not isinstance(value, dict))
+    lines = [
+        f"# seqdata: {what}",
+        "",
+        header(result["provenance"]),
+        "",
+        f"Medians of the rounds, rivals in turns: {facts}.",
+        "",
+    ]
     lines += ["| | median s | ratio to seqdata | CPU s | ratio | peak MB |", "|---|---|---|---|---|---|"]
     for name, row in table.items():
         if row["median_s"] is None:
@@ -329,8 +343,11 @@ def load(log: Path) -> None:
             "users": store.num_users,
         }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "seqdata_load.json").write_text(json.dumps(rows, indent=1) + "\n")
-    text = "# seqdata: loading\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v:,.2f} |\n" for k, v in rows.items())
+    facts = provenance(SEED, *VERSIONS, "torch")
+    (RESULTS / "seqdata_load.json").write_text(json.dumps({**rows, "provenance": facts}, indent=1) + "\n")
+    text = f"# seqdata: loading\n\n{header(facts)}\n\n| | |\n|---|---|\n" + "".join(
+        f"| {k} | {v:,.2f} |\n" for k, v in rows.items()
+    )
     (RESULTS / "seqdata_load.md").write_text(text)
     print(text)
 
