@@ -38,6 +38,14 @@ X86_FLAGS = {
 }
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 CUDA_ARCHITECTURES = ("80", "90")
+# Machine code for those, and intermediate code of the last for the cards that come after it.
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES),
+    f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}",
+]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
@@ -57,8 +65,11 @@ def build(package: Path, module: str, *, out: Path | None = None, work: Path | N
     Raises:
         BuildError: no compiler, no Python headers, no ninja or pybind11, or the compiler's own message.
     """
-    out = out or package
-    work = work or package.parents[1] / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}{module}"
+    # Ninja runs in the work folder, where a relative path would mean another file.
+    package = package.resolve()
+    out = package if out is None else out.resolve()
+    folder = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}{module}"
+    work = package.parents[1] / "build" / folder if work is None else work.resolve()
     target = out / f"{module}{SUFFIX}"
     compilers = _compilers(module)
     with _lock(work):
@@ -81,7 +92,8 @@ def load(package: Path, module: str) -> ModuleType:
     """Import the native module of a package: the installed one, else one compiled now into the user's cache.
 
     The cache folder is ``$FOOTFALL_CACHE`` (default ``~/.cache/footfall``), one entry for each state of the sources
-    and the interpreter. Set ``FOOTFALL_JIT=0`` to forbid compiling at run time.
+    and the interpreter. Set ``FOOTFALL_JIT=0`` to forbid compiling at run time, ``FOOTFALL_CUDA=off`` to do without the
+    CUDA module, present or not.
 
     Raises:
         BuildError: no module is installed and none can be compiled; the message says why.
@@ -89,6 +101,8 @@ def load(package: Path, module: str) -> ModuleType:
     name = f"{package.name}.{module}"
     if name in sys.modules:
         return sys.modules[name]
+    if module == "_cuda" and _cuda_policy() == "off":
+        raise BuildError(f"{name} is switched off by FOOTFALL_CUDA=off")
     path = package / f"{module}{SUFFIX}"
     if not path.exists():
         if os.environ.get("FOOTFALL_JIT", "1") == "0":
@@ -112,25 +126,24 @@ def install_time_modules(package: Path, policy: str) -> list[Path]:
     """Build what ``<PACKAGE>_BUILD`` asks for and return the modules' paths; called by ``hatch_build.py``.
 
     ``auto`` builds ``_cpu`` and, where nvcc and CUDA sources are found, ``_cuda``; what cannot be built is left out
-    with a message.
-    ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
+    with a message. ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
+    ``FOOTFALL_CUDA`` settles the CUDA module alone: ``auto`` as above, ``on`` insists on it, ``off`` leaves it out.
     """
     if policy not in ("auto", "cpu", "cuda", "none"):
         raise BuildError(f"{package.name.upper()}_BUILD must be auto, cpu, cuda or none, got {policy!r}")
     if policy == "none":
         return []
-    has_cuda = any((package / "csrc").glob("*_cuda.cu"))
-    wanted = ["_cpu"] + ["_cuda"] * (
-        policy == "cuda" or (policy == "auto" and has_cuda and shutil.which("nvcc") is not None)
-    )
+    has_cuda, cuda = any((package / "csrc").glob("*_cuda.cu")), _cuda_policy()
+    found = policy == "auto" and cuda == "auto" and _nvcc() is not None
+    wanted = ["_cpu"] + ["_cuda"] * (policy == "cuda" or (has_cuda and (cuda == "on" or found)))
     built = []
     for module in wanted:
         try:
             built.append(build(package, module))
         except BuildError as error:
-            if policy != "auto":
+            if policy != "auto" or (module == "_cuda" and cuda == "on"):
                 raise
-            print(f"{package.name}: {module} is not built, the reference path will be used.\n{error}", file=sys.stderr)
+            print(f"{package.name}: {module} is not built, the package will do without it.\n{error}", file=sys.stderr)
     return built
 
 
@@ -155,11 +168,29 @@ def _compilers(module: str) -> dict[str, str]:
         )
     found = {"cxx": cxx}
     if module == "_cuda":
-        nvcc = shutil.which("nvcc")
+        nvcc = _nvcc()
         if nvcc is None:
-            raise BuildError("no nvcc on PATH: install the CUDA toolkit to build the CUDA kernels.")
+            raise BuildError(
+                "no nvcc found (looked for $CUDACXX, nvcc on PATH, $CUDA_HOME/bin and /usr/local/cuda/bin): "
+                "install the CUDA toolkit to build the CUDA kernels."
+            )
         found["nvcc"] = nvcc
     return found
+
+
+def _cuda_policy() -> str:
+    policy = os.environ.get("FOOTFALL_CUDA", "auto")
+    if policy not in ("auto", "on", "off"):
+        raise BuildError(f"FOOTFALL_CUDA must be auto, on or off, got {policy!r}")
+    return policy
+
+
+def _nvcc() -> str | None:
+    if os.environ.get("CUDACXX"):
+        return shutil.which(os.environ["CUDACXX"])
+    homes = (os.environ.get("CUDA_HOME") or "/usr/local/cuda", "/usr/local/cuda")
+    places = ["nvcc", *(str(Path(home, "bin", "nvcc")) for home in homes)]
+    return next((found for place in places if (found := shutil.which(place))), None)
 
 
 def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]) -> str:
@@ -186,12 +217,11 @@ def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]
             lines.append(f"build {objects[-1]}: cxx {_escape(source)}\n  flags = {' '.join(source_flags)}")
     libraries = list(openmp)
     if module == "_cuda":
-        arch = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
         lines.append(
             "rule nvcc\n  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
         )
         lines.append(f"nvcc = {compilers['nvcc']}")
-        nvcc_flags = ["-std=c++17", "-O3", "--use_fast_math", "-Xcompiler=-fPIC", *arch, f"-I{csrc}"]
+        nvcc_flags = [*NVCC_FLAGS, f"-I{_escape(csrc)}"]
         for source in sorted(csrc.glob("*_cuda.cu")):
             objects.append(f"{source.stem}.o")
             lines.append(f"build {objects[-1]}: nvcc {_escape(source)}\n  flags = {' '.join(nvcc_flags)}")
@@ -254,8 +284,8 @@ def _cuda_library_folder(nvcc: str) -> Path:
 
 
 def _fingerprint(package: Path) -> str:
-    digest = hashlib.sha256(f"{sysconfig.get_platform()} {SUFFIX} {os.environ.get('CXX', '')}".encode())
-    for source in sorted((package / "csrc").iterdir()):
+    digest = hashlib.sha256(f"{sysconfig.get_platform()} {SUFFIX} {os.environ.get('CXX', '')} {_nvcc()}".encode())
+    for source in sorted(path for path in (package / "csrc").iterdir() if path.is_file()):
         digest.update(source.name.encode() + source.read_bytes())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:16]
