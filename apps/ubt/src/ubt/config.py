@@ -60,6 +60,7 @@ class LogConfig:
         label_events: event types that count as the outcome in the label windows; empty = all
         active_events: a user with one of these before train_start takes part in the churn task; empty = all
         target_categories: number of categories of the propensity task, the most frequent before train_start
+        target_skus: number of skus of the propensity task, likewise
         train_start: end of the history and start of the train window, UTC
         valid_start: end of the train window and start of the scored window, UTC
         end: end of the scored window, UTC; null = the last event
@@ -76,6 +77,7 @@ class LogConfig:
     label_events: list[str] = field(default_factory=list)
     active_events: list[str] = field(default_factory=list)
     target_categories: int = 100
+    target_skus: int = 100
     train_start: str | None = None
     valid_start: str | None = None
     end: str | None = None

@@ -13,7 +13,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from seqdata import Vector
+from seqdata.vectors import parse_vectors
 from ubt.prepare import Prepared
+
+# Multi-hot label -> column of the outcome rows.
+COLUMN_OF = {"category": "category", "sku": "sku", "new_sku": "sku", "price": "price"}
 
 
 @dataclass
@@ -23,25 +28,37 @@ class Labels:
     Args:
         start: start of the window, UTC; features for these labels may use events before it only
         churn: 1 = no outcome in the window, 0 = at least one, NaN = not part of the task [U]
+        conversion: the same for every user asked, active before or not; NaN = not asked [U]
         category: whether an outcome of each target category lies in the window, sparse [U, C]
-        asked: whether a user takes part in the propensity task [U]
+        sku: the same for the target skus, sparse [U, S]
+        new_sku: the same for the skus that are new in the target windows, sparse [U, N]
+        price_buckets: the same for the target price buckets, sparse [U, P]
+        price: price bucket of the first outcome that has one, NaN = none [U]
+        name: name vector of the first outcome that has one, bytes scaled to [-1, 1], NaN = none [U, W]
+        asked: whether a user takes part in the propensity tasks [U]
     """
 
     start: datetime
     churn: NDArray[np.float32]
+    conversion: NDArray[np.float32]
     category: csr_array
+    sku: csr_array
+    new_sku: csr_array
+    price_buckets: csr_array
+    price: NDArray[np.float32]
+    name: NDArray[np.float32]
     asked: NDArray[np.bool_]
 
 
 def window_labels(prepared: Prepared, window: str) -> Labels:
     """Return the labels of the "train" or the "validation" window, as the challenge defines them.
 
-    Churn is asked of the active users: 1 if no outcome row lies in the window. Category propensity is asked of all
-    users: multi-hot over the target categories.
+    Churn is asked of the active users: 1 if no outcome row lies in the window. The others are asked of all users;
+    a task the log knows nothing of has width 0, or NaN everywhere.
     """
     start = {"train": prepared.train_start, "validation": prepared.valid_start}[window]
-    client, _, category = _outcomes(prepared.folder / "target" / f"{window}_target.parquet")
-    return _labels(prepared, start, client, category, prepared.active, prepared.asked)
+    outcomes = _Outcomes.read(prepared, [f"{window}_target"])
+    return outcomes.labels(start, np.ones(len(outcomes.user), bool), prepared.active, prepared.asked)
 
 
 def earlier_labels(prepared: Prepared, number: int, span: int = 1) -> list[Labels]:
@@ -52,8 +69,7 @@ def earlier_labels(prepared: Prepared, number: int, span: int = 1) -> list[Label
     if number == 0:
         return []
     length = prepared.valid_start - prepared.train_start
-    parts = [_outcomes(prepared.folder / "target" / f"{name}_target.parquet") for name in ("history", "train")]
-    client, time, category = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    outcomes = _Outcomes.read(prepared, ["history_target", "train_target"])
     rows = pq.read_table(prepared.folder / "target" / "active_since.parquet")
     since_client, since = _ids(rows.column("client_id")), rows.column("since").to_numpy().astype("datetime64[us]")
     position, known = positions(prepared.users, since_client)
@@ -63,11 +79,11 @@ def earlier_labels(prepared: Prepared, number: int, span: int = 1) -> list[Label
     for k in range(1, number + 1):
         start = prepared.train_start - k * length
         end = min(start + span * length, prepared.valid_start)
-        inside = (time >= np.datetime64(start, "us")) & (time < np.datetime64(end, "us"))
+        inside = (outcomes.time >= np.datetime64(start, "us")) & (outcomes.time < np.datetime64(end, "us"))
         active = prepared.active & (active_since < np.datetime64(start, "us"))
         seen = np.zeros(len(prepared.users), bool)
         seen[prepared.known] = prepared.history(start).lengths() > 0
-        result.append(_labels(prepared, start, client[inside], category[inside], active, prepared.asked & seen))
+        result.append(outcomes.labels(start, inside, active, prepared.asked & seen))
     return result
 
 
@@ -81,32 +97,123 @@ def positions(users: NDArray, ids: NDArray) -> tuple[NDArray[np.int64], NDArray[
     return position, users[position] == ids
 
 
-def _labels(
-    prepared: Prepared, start: datetime, client: NDArray, category: NDArray, active: NDArray, asked: NDArray
-) -> Labels:
-    users, position_known = positions(prepared.users, client)
-    churn = np.where(active, np.float32(1), np.float32(np.nan))
-    churn[users[position_known]] *= 0
-    columns, category_known = positions(prepared.categories, category)
-    hit = position_known & category_known
-    shape = (len(prepared.users), len(prepared.categories))
-    pairs = np.unique(users[hit] * max(shape[1], 1) + columns[hit])
-    ones = np.ones(len(pairs), np.float32)
-    multi_hot = csr_array((ones, (pairs // max(shape[1], 1), pairs % max(shape[1], 1))), shape=shape)
-    return Labels(start, churn.astype(np.float32), multi_hot, asked)
+@dataclass
+class _Outcomes:
+    """Outcome rows [n] of the users asked for, in time order, each value looked up once for all windows.
+
+    Args:
+        users: number of users U
+        user: position of the row's user [n]
+        time: microseconds UTC [n]
+        width: number of targets of every multi-hot label
+        target: position of the row's value among the targets of every multi-hot label, -1 = none of them [n]
+        price: price bucket, NaN = unknown [n]
+        name: row of `vectors`, -1 = unknown [n]
+        vectors: distinct name vectors, scaled to [-1, 1] [m, W]
+    """
+
+    users: int
+    user: NDArray[np.int64]
+    time: NDArray[np.datetime64]
+    width: dict[str, int]
+    target: dict[str, NDArray[np.int64]]
+    price: NDArray[np.float32]
+    name: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+    @classmethod
+    def read(cls, prepared: Prepared, files: list[str]) -> _Outcomes:
+        paths = [prepared.folder / "target" / f"{name}.parquet" for name in files]
+        wanted = ["client_id", "timestamp", "sku", "category", "price", "name"]
+        present = set(pq.read_schema(paths[0]).names)
+        table = pa.concat_tables(pq.read_table(path, columns=[c for c in wanted if c in present]) for path in paths)
+        user, known = positions(prepared.users, _ids(table.column("client_id")))
+        # An outcome of somebody who is not asked for is no label of anybody.
+        table, user = table.filter(pa.array(known)), user[known]
+        target = {}
+        for label, column in COLUMN_OF.items():
+            target[label] = np.full(len(user), -1)
+            if column in present and len(prepared.targets[label].ids):
+                place, hit = _lookup(prepared.targets[label].ids, table.column(column))
+                target[label][hit] = place[hit]
+        price = np.full(len(user), np.nan, np.float32)
+        if "price" in present:
+            price = pc.cast(table.column("price"), pa.float32()).to_numpy()
+        name, vectors = np.full(len(user), -1), np.zeros((0, prepared.name_width), np.float32)
+        if prepared.name_width and "name" in present:
+            name, vectors = _names(table.column("name"), prepared.name_width, paths[0])
+        return cls(
+            users=len(prepared.users),
+            user=user,
+            time=table.column("timestamp").to_numpy().astype("datetime64[us]"),
+            width={label: len(prepared.targets[label].ids) for label in COLUMN_OF},
+            target=target,
+            price=price,
+            name=name,
+            vectors=vectors,
+        )
+
+    def labels(
+        self, start: datetime, inside: NDArray[np.bool_], active: NDArray[np.bool_], asked: NDArray[np.bool_]
+    ) -> Labels:
+        """Return the labels that the rows `inside` [n] a window give to the users `active` and `asked` [U]."""
+        gone = np.ones(self.users, np.float32)
+        gone[self.user[inside]] = 0
+        price = np.full(self.users, np.nan, np.float32)
+        user, row = self._first(inside & ~np.isnan(self.price))
+        price[user] = self.price[row]
+        name = np.full((self.users, self.vectors.shape[1]), np.nan, np.float32)
+        user, row = self._first(inside & (self.name >= 0))
+        name[user] = self.vectors[self.name[row]]
+        return Labels(
+            start=start,
+            churn=np.where(active, gone, np.float32(np.nan)),
+            conversion=np.where(asked, gone, np.float32(np.nan)),
+            category=self._multi_hot("category", inside),
+            sku=self._multi_hot("sku", inside),
+            new_sku=self._multi_hot("new_sku", inside),
+            price_buckets=self._multi_hot("price", inside),
+            price=price,
+            name=name,
+            asked=asked,
+        )
+
+    def _first(self, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        found = np.flatnonzero(rows)
+        user, first = np.unique(self.user[found], return_index=True)
+        return user, found[first]
+
+    def _multi_hot(self, label: str, inside: NDArray[np.bool_]) -> csr_array:
+        shape = (self.users, self.width[label])
+        hit = inside & (self.target[label] >= 0)
+        pairs = np.unique(self.user[hit] * max(shape[1], 1) + self.target[label][hit])
+        places = (pairs // max(shape[1], 1), pairs % max(shape[1], 1))
+        return csr_array((np.ones(len(pairs), np.float32), places), shape=shape)
 
 
-def _outcomes(path: Path) -> tuple[NDArray, NDArray, NDArray]:
-    names = pq.read_schema(path).names
-    table = pq.read_table(path, columns=[name for name in ("client_id", "timestamp", "category") if name in names])
-    if "category" in names:
-        # An outcome without a category still is an outcome; no target category has this value.
-        column = table.column("category")
-        missing = "" if str(column.type) in ("string", "large_string") else -1
-        category = _ids(pc.fill_null(column, missing))
+def _lookup(targets: NDArray, column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Position of every value [n] among the targets, and whether it is there; a null never is."""
+    if pa.types.is_floating(column.type):
+        # Whole numbers with nulls among them come as floats from pandas.
+        column = pc.cast(column, pa.int64(), safe=False)
+    missing = "" if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else 0
+    place, hit = positions(targets, _ids(pc.fill_null(column, missing)))
+    return place, hit & pc.is_valid(column).to_numpy()
+
+
+def _names(column: pa.ChunkedArray, width: int, path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Code of every name [n], -1 for a null, and the distinct vectors [m, width]; a broken name is a null."""
+    if pa.types.is_nested(column.type):
+        codes, values = np.arange(len(column)), pa.array(column.combine_chunks())
+        codes = np.where(pc.is_valid(column).to_numpy(), codes, -1)
+        values = pc.fill_null(values, pa.scalar([0] * width, values.type))
     else:
-        category = np.full(len(table), -1)
-    return _ids(table.column("client_id")), table.column("timestamp").to_numpy().astype("datetime64[us]"), category
+        encoded = column.combine_chunks().dictionary_encode()
+        codes, values = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False), encoded.dictionary
+    matrix, bad = parse_vectors(values, Vector(width), width, str(path))
+    codes = codes.astype(np.int64)
+    codes[(codes >= 0) & bad[codes]] = -1
+    return codes, matrix.astype(np.float32) / 127.5 - 1
 
 
 def _ids(column: pa.ChunkedArray) -> NDArray:

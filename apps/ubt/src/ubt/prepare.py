@@ -19,7 +19,22 @@ from ubt.config import LogConfig, PrepareConfig
 from ubt.log import Log, read_log, text
 from ubt.rundir import read_json, temporary_directory, write_json
 
-FORMAT = 1
+FORMAT = 2
+PRICE_BUCKETS = 100
+TARGETS = ("category", "sku", "new_sku", "price")
+
+
+@dataclass
+class Targets:
+    """What one propensity task asks about.
+
+    Args:
+        ids: target values [C]; none where the log has no such task
+        popularity: weight of each of them in the novelty score [C]
+    """
+
+    ids: NDArray
+    popularity: NDArray[np.float64]
 
 
 @dataclass
@@ -33,8 +48,8 @@ class Prepared:
         known: positions in `users` of those who have an event anywhere in the log
         active: whether a user takes part in the churn task [U]
         asked: whether a user takes part in the propensity tasks [U]
-        categories: target categories [C]
-        popularity: weight of each target category [C]
+        targets: what each propensity task asks about, by "category", "sku", "new_sku" and "price"
+        name_width: numbers in an item's name vector; 0 where the log has no names
         families: feature family -> field of the store
         train_start, valid_start, end: borders of the windows, UTC
         fingerprint: hash of every input byte and of the settings
@@ -46,13 +61,23 @@ class Prepared:
     known: NDArray[np.int64]
     active: NDArray[np.bool_]
     asked: NDArray[np.bool_]
-    categories: NDArray
-    popularity: NDArray[np.float64]
+    targets: dict[str, Targets]
+    name_width: int
     families: dict[str, str]
     train_start: datetime
     valid_start: datetime
     end: datetime
     fingerprint: str
+
+    @property
+    def categories(self) -> NDArray:
+        """Target categories [C]."""
+        return self.targets["category"].ids
+
+    @property
+    def skus(self) -> NDArray:
+        """Target skus [S]."""
+        return self.targets["sku"].ids
 
     def history(self, before: datetime) -> seqdata.View:
         """Return the events before a moment of the users that are in the store, in the order of `known`."""
@@ -84,6 +109,7 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
             "fingerprint": fingerprint,
             "layout": log.layout,
             "families": log.families,
+            "name_width": _name_width(new / "store", log.families),
             "train_start": text(log.train_start),
             "valid_start": text(log.valid_start),
             "end": text(log.end),
@@ -115,8 +141,13 @@ def open_prepared(folder: str | Path) -> Prepared:
         known=np.flatnonzero(np.isin(users, store.users)),
         active=np.isin(users, np.load(target / "active_clients.npy")),
         asked=np.isin(users, np.load(target / "asked_clients.npy")),
-        categories=np.load(target / "propensity_category.npy"),
-        popularity=np.load(target / "popularity_propensity_category.npy"),
+        targets={
+            what: Targets(
+                np.load(target / f"propensity_{what}.npy"), np.load(target / f"popularity_propensity_{what}.npy")
+            )
+            for what in TARGETS
+        },
+        name_width=facts["name_width"],
         families=facts["families"],
         **{key: datetime.fromisoformat(facts[key]) for key in ("train_start", "valid_start", "end")},
         fingerprint=facts["fingerprint"],
@@ -166,7 +197,9 @@ def _write_outcomes(log: Log, folder: Path) -> None:
         "validation": f"timestamp >= {middle} AND timestamp <= {end}",
     }
     for name, where in borders.items():
-        query = f"SELECT * FROM ({log.outcomes}) WHERE {where} ORDER BY timestamp, client_id"
+        # Ties by sku, so that the first outcome of a user is the same in every run.
+        order = "timestamp, client_id" + (", sku" if "item" in log.families else "")
+        query = f"SELECT * FROM ({log.outcomes}) WHERE {where} ORDER BY {order}"
         log.connection.execute(f"COPY ({query}) TO '{folder / f'{name}_target.parquet'}' (FORMAT parquet)")
     since = f"SELECT client_id, min(timestamp) AS since FROM ({log.active}) GROUP BY client_id ORDER BY client_id"
     log.connection.execute(f"COPY ({since}) TO '{folder / 'active_since.parquet'}' (FORMAT parquet)")
@@ -196,27 +229,50 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
             f"SELECT client_id FROM read_parquet('{target / 'active_since.parquet'}') WHERE since {before}"
         )
         arrays["active_clients"] = _column(active.to_arrow_table())
-    if "propensity_category" not in arrays:
-        history = f"read_parquet('{target / 'history_target.parquet'}')"
-        counted = (
-            log.connection.sql(
-                f"SELECT category, count(*) AS n FROM {history} WHERE category IS NOT NULL "
-                f"GROUP BY category ORDER BY n DESC, category LIMIT {config.target_categories}"
-            ).to_arrow_table()
-            if "category" in log.families
-            else pa.table({"category": pa.array([], pa.int64()), "n": []})
-        )
-        arrays["propensity_category"] = _column(counted)
-        popularity = counted.column("n").to_numpy().astype(np.float64)
-        arrays["popularity_propensity_category"] = popularity / max(popularity.sum(), 1)
-    if "popularity_propensity_category" not in arrays:
-        raise FileNotFoundError(
-            "target/popularity_propensity_category.npy: missing beside target/propensity_category.npy"
-        )
+    history = f"read_parquet('{target / 'history_target.parquet'}')"
+    for what in TARGETS:
+        name = f"propensity_{what}"
+        if name not in arrays:
+            limit = {"category": config.target_categories, "sku": config.target_skus, "price": PRICE_BUCKETS}.get(
+                what, 0
+            )
+            family = {"category": "category", "sku": "item", "price": "price"}.get(what)
+            arrays[name], counts = _most_frequent(log, history, what, limit if family in log.families else 0)
+            arrays[f"popularity_{name}"] = counts / max(counts.sum(), 1)
+        elif f"popularity_{name}" not in arrays:
+            raise FileNotFoundError(f"target/popularity_{name}.npy: missing beside target/{name}.npy")
+        _check_targets(name, arrays[name], arrays[f"popularity_{name}"])
     np.save(folder / "input" / "relevant_clients.npy", users)
     np.save(target / "asked_clients.npy", asked)
     for name, array in arrays.items():
         np.save(target / f"{name}.npy", array)
+
+
+def _most_frequent(log: Log, history: str, column: str, limit: int) -> tuple[NDArray, NDArray[np.float64]]:
+    """The most frequent values of a column of the outcomes before train_start, ties by value, and their counts."""
+    if not limit:
+        return np.zeros(0, np.int64), np.zeros(0)
+    counted = log.connection.sql(
+        f"SELECT {column}, count(*) AS n FROM {history} WHERE {column} IS NOT NULL "
+        f"GROUP BY {column} ORDER BY n DESC, {column} LIMIT {limit}"
+    ).to_arrow_table()
+    return _column(counted), counted.column("n").to_numpy().astype(np.float64)
+
+
+def _check_targets(name: str, ids: NDArray, popularity: NDArray) -> None:
+    if len(np.unique(ids)) != len(ids):
+        raise ValueError(f"target/{name}.npy: {len(ids) - len(np.unique(ids))} duplicates among {len(ids)} targets")
+    if popularity.shape != ids.shape or not np.isfinite(popularity).all() or (popularity < 0).any():
+        raise ValueError(
+            f"target/popularity_{name}.npy: needs one finite number >= 0 for each of the {len(ids)} targets, "
+            f"got {popularity.dtype} {popularity.shape}"
+        )
+
+
+def _name_width(store: Path, families: dict[str, str]) -> int:
+    if "name" not in families:
+        return 0
+    return seqdata.open_store(store).item_column(*families["name"].split(".")).shape[1]
 
 
 def _column(table: pa.Table) -> NDArray:
