@@ -268,7 +268,8 @@ print(peak() - before)
 MUTANTS = {
     "x/2 for SiLU": ("sigmoid = torch.sigmoid(s.scores)", "sigmoid = torch.full_like(s.scores, 0.5)"),
     "x/2 for SiLU, forward": ("torch.sigmoid(s.scores) * s.scale, s.v", "0.5 * s.scale, s.v"),
-    "mask off by one": ("mask = distance > 0", "mask = distance > 1"),
+    "mask off by one": ("(distance > 0)", "(distance > 1)"),
+    "history sees targets": ("(distance > 0) & (col < last_id)", "distance > 0"),
     "diagonal left out": ("mask = mask | (i[:, None] == j[None, :])", "pass"),
     "window off by one": ("distance <= p.max_attn_len", "distance < p.max_attn_len"),
     "full rows off by one": ("last_id - p.min_full_attn_len)", "last_id - p.min_full_attn_len + 1)"),

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from hstu_kernels import hstu_attention
+from hstu_kernels import available_backends, hstu_attention
 from hstu_kernels.time_buckets import bucket_edges
 
 
@@ -20,7 +20,7 @@ def visible(i, j, n, causal, targets, contextual, window, full):
 
     row, col = id_of(i), id_of(j)
     distance = row - col if causal else abs(row - col)
-    seen = distance > 0
+    seen = distance > 0 and j < n - targets
     if window:
         seen = seen and (distance <= window or (full > 0 and row >= last_id - full))
     return i == j or seen or (contextual > 0 and row == 0 and col < last_id)
@@ -128,3 +128,29 @@ def test_every_edge_falls_on_the_same_side_on_all_backends(backend):
     )[1::2, 0, 0]
     buckets = torch.tensor([math.floor(math.log(max(int(x), 1)) / 0.301) for x in stamps[::2]])
     torch.testing.assert_close(out, torch.nn.functional.silu(buckets + 1.0).double())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_no_row_but_itself_sees_a_target(backend, causal):
+    if (status := available_backends()[backend]) != "ok":
+        pytest.skip(status)
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(7)
+    q, k, v = (torch.randn(10, 2, 8, generator=generator) for _ in range(3))
+    offsets, targets = torch.tensor([0, 6, 6, 10]), torch.tensor([2, 0, 1])
+
+    def attend(k, v):
+        tensors = (x.to(device) for x in (q, k, v, offsets))
+        return hstu_attention(*tensors, 6, causal=causal, num_targets=targets.to(device), backend=backend).cpu()
+
+    before = attend(k, v)
+    for target in (4, 5, 9):
+        k_now, v_now = k.clone(), v.clone()
+        k_now[target], v_now[target] = 3 - k[target], 3 - v[target]
+        changed = (attend(k_now, v_now) != before).flatten(1).any(1)
+        assert changed.nonzero().flatten().tolist() == [target]
+    if not causal:
+        k_now = k.clone()
+        k_now[3] += 1
+        assert (attend(k_now, v) != before).flatten(1).any(1).tolist() == [True] * 6 + [False] * 4

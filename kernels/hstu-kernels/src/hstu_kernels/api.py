@@ -44,9 +44,9 @@ def hstu_attention(
         q_offsets: [B + 1] when q holds only the newest rows of each sequence; None when q has all T rows.
         alpha: scale of q·k, Dqk**-0.5 by default. The bias is not scaled.
         divisor: number, or constant tensor [Tq], by which the weights are divided; max_seqlen by default.
-        causal: row i sees rows j <= i; otherwise all rows.
-        num_targets: [B], that many last rows of a sequence are targets: they see the history and themselves, no other
-            target.
+        causal: row i sees rows j <= i; otherwise all rows that are not targets.
+        num_targets: [B], that many last rows of a sequence are targets: each sees the history and itself, and no other
+            row sees it, causal or not.
         num_contextual: int or [B], that many first rows see all rows that are not targets.
         max_attn_len: rows further apart than this do not see each other; 0 for no window.
         min_full_attn_len: that many last rows before the targets, and the targets, ignore the window; 0 for none.

@@ -38,7 +38,8 @@ def row_intervals(p: Problem) -> tuple[Tensor, Tensor]:
     low = torch.where(windowed, begin_of(row_id - p.max_attn_len), 0)
     high = begin_of(row_id)
     if not p.causal:
-        above = torch.where(windowed, begin_of(row_id + p.max_attn_len + 1), n)
+        history = begin_of(last_id)
+        above = torch.where(windowed, begin_of(row_id + p.max_attn_len + 1).minimum(history), history)
         after = begin_of(row_id + 1)
         # A history row sees both sides, contextual rows have nothing on their left, targets nothing on their right.
         alone = (after == at + 1) & (high == at)

@@ -95,7 +95,8 @@ void intervals(const Problem& p, const Masks& masks, std::vector<int32_t>* lo, s
                             !(masks.min_full_attn_len > 0 && id >= last_id - masks.min_full_attn_len);
       int64_t low = windowed ? begin_of(id - masks.max_attn_len) : 0, high = begin_of(id);
       if (!masks.causal) {
-        const int64_t above = windowed ? begin_of(id + masks.max_attn_len + 1) : n;
+        const int64_t history = begin_of(last_id);
+        const int64_t above = windowed ? std::min(begin_of(id + masks.max_attn_len + 1), history) : history;
         // A history row sees both sides, contextual rows have nothing on their left, targets nothing on their right.
         const int64_t next = begin_of(id + 1);
         if (next == i + 1 && high == i) high = std::max(above, next);

@@ -120,7 +120,8 @@ def _mask(p: Problem, b: int, i: Tensor, j: Tensor, n: int) -> Tensor:
     last_id = n - first - targets
     row, col = ((x - first).clamp(min=0).clamp(max=last_id) for x in (i[:, None], j[None, :]))
     distance = row - col if p.causal else (row - col).abs()
-    mask = distance > 0
+    # Nothing but a target itself looks at a target, from the left no more than from the right.
+    mask = (distance > 0) & (col < last_id)
     if p.max_attn_len:
         near = distance <= p.max_attn_len
         if p.min_full_attn_len:
