@@ -9,18 +9,17 @@ all of them; the table holds medians of one run and their ratios, in wall time a
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from record import header, provenance, write
 from torch import Tensor
 
 from mtl_heads.losses import sampled_softmax_loss
@@ -187,9 +186,8 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# Sampled softmax on a CPU",
         "",
-        f"{run['date']}, {run['machine']}, {run['threads']} threads, torch {run['torch']}, commit {run['commit']}, "
-        f"seed {run['seed']}, load average at the start {run['load']}.",
-        f"Command: `{run['command']}`. {run['positions']} positions, D {run['width']}, {run['count']} negatives, "
+        header(report["provenance"]),
+        f"{run['threads']} threads; {run['positions']} positions, D {run['width']}, {run['count']} negatives, "
         f"{run['items']} items, float32, logQ and accidental-hit mask on. Medians of {run['rounds']} rounds in which "
         "the rivals take turns; loss and gradients are checked against float64 first. Peak: the rise of a fresh "
         "process's high-water mark over one forward and backward, gradients included. In brackets: over ours.",
@@ -204,12 +202,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{len(names)}-core {names[0]}" if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="threads for every rival")
@@ -222,23 +214,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     report: dict[str, Any] = {
         "run": {
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": machine(),
             "threads": a.threads,
-            "torch": torch.__version__,
-            "commit": commit,
-            "seed": a.seed,
             "rounds": a.rounds,
             "positions": a.positions,
             "width": a.width,
             "count": a.negatives,
             "items": a.items,
-            "load": round(os.getloadavg()[0], 2),
-            "command": " ".join(["python benchmarks/bench_mtl_heads.py", *sys.argv[1:]]),
         },
+        "provenance": provenance(a.seed, "torch"),
         "rows": [],
     }
     for kind in KINDS:
@@ -246,11 +231,7 @@ def main() -> None:
         print(json.dumps(report["rows"][-1]), flush=True)
     print(table(report))
     if a.out:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
-            fresh = a.out.with_suffix(suffix + ".part")
-            fresh.write_text(text)
-            fresh.replace(a.out.with_suffix(suffix))
+        write(a.out, report, table(report))
 
 
 if __name__ == "__main__":

@@ -11,20 +11,17 @@ import argparse
 import copy
 import csv
 import gzip
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import header, provenance, write
 from torch import Tensor, nn
 
 from mtl_heads import PLE, WEIGHTINGS, MMoE, MultiTaskHeads, SharedBottom, TaskSpec
@@ -185,9 +182,8 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# Single-task against shared-bottom, MMoE and PLE",
         "",
-        f"{meta['date']}, {meta['machine']}, {meta['threads']} threads, torch {meta['torch']}, "
-        f"commit {meta['commit']}.",
-        f"Command: `{meta['command']}`. Seeds {', '.join(map(str, meta['seeds']))}; {meta['epochs']} epochs of batches "
+        header(report["provenance"]),
+        f"{meta['threads']} threads; seeds {', '.join(map(str, meta['seeds']))}; {meta['epochs']} epochs of batches "
         f"of {meta['batch_size']}, Adam {meta['lr']}, weighting {meta['weighting']}. Test AUROC, mean over the seeds ± "
         "standard deviation, in brackets least and largest.",
         "",
@@ -227,12 +223,6 @@ def verdict(spread: dict[str, tuple[float, float]]) -> str:
     return "Mean of the two tasks: " + "; ".join(said) + "."
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{len(names)}-core {names[0]}" if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("FOOTFALL_DATA", "../shared/data")
@@ -249,21 +239,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md (no data rows)")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     report: dict[str, Any] = {
         "run": {
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": machine(),
             "threads": a.threads,
-            "torch": torch.__version__,
-            "commit": commit,
             "seeds": a.seeds,
             "epochs": a.epochs,
             "batch_size": a.batch_size,
             "lr": a.lr,
             "weighting": a.weighting,
-            "command": " ".join(["python benchmarks/bench_mtl_heads_census.py", *_public(sys.argv[1:])]),
         },
+        "provenance": provenance(a.split_seed, "torch"),
         "sizes": {},
         "results": {},
     }
@@ -279,19 +264,7 @@ def main() -> None:
             print(f"{name} {kind}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     print(table(report))
     if a.out:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
-            fresh = a.out.with_suffix(suffix + ".part")
-            fresh.write_text(text)
-            fresh.replace(a.out.with_suffix(suffix))
-
-
-def _public(arguments: list[str]) -> list[str]:
-    """The command line without this machine's folder: the data's place says nothing about the result."""
-    shown = list(arguments)
-    if "--data" in shown:
-        shown[shown.index("--data") + 1] = "DATA"
-    return shown
+        write(a.out, report, table(report))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from provenance import header, provenance
+from record import header, provenance, write
 
 RESULTS = Path(__file__).parent / "results"
 LGSR_FIELDS = [
@@ -275,8 +275,6 @@ def race(what: str, log: str, rivals: list[str], rounds: int, memory: str, limit
 
 
 def save(what: str, result: dict, table: dict) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"seqdata_{what}.json").write_text(json.dumps(result, indent=1) + "\n")
     ours, cpu = next((row["median_s"], row["cpu_s"]) for name, row in table.items() if "seqdata" in name)
     facts = ", ".join(f"{name} {value}" for name, value in result.items() if not isinstance(value, dict))
     lines = [
@@ -297,7 +295,7 @@ def save(what: str, result: dict, table: dict) -> None:
                 f" {row['cpu_s'] / cpu:.2f} | {row['peak_mb']:.0f} |"
             )
     text = "\n".join(lines) + "\n"
-    (RESULTS / f"seqdata_{what}.md").write_text(text)
+    write(RESULTS / f"seqdata_{what}", result, text)
     print(text)
 
 
@@ -342,13 +340,11 @@ def load(log: Path) -> None:
             "events": store.num_events,
             "users": store.num_users,
         }
-    RESULTS.mkdir(exist_ok=True)
     facts = provenance(SEED, *VERSIONS, "torch")
-    (RESULTS / "seqdata_load.json").write_text(json.dumps({**rows, "provenance": facts}, indent=1) + "\n")
     text = f"# seqdata: loading\n\n{header(facts)}\n\n| | |\n|---|---|\n" + "".join(
         f"| {k} | {v:,.2f} |\n" for k, v in rows.items()
     )
-    (RESULTS / "seqdata_load.md").write_text(text)
+    write(RESULTS / "seqdata_load", {**rows, "provenance": facts}, text)
     print(text)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_heads import MultiTaskHeads, TaskSpec, losses, split_labels
+from mtl_heads import PLE, MMoE, MultiTaskHeads, SharedBottom, TaskSpec, losses, split_labels
 from mtl_heads.masks import check_mask
 
 NAN = float("nan")
@@ -220,6 +220,34 @@ def test_rows_without_labels_change_no_gradient():
     assert torch.equal(out.values, out_more.values) and torch.equal(out.counts, out_more.counts)
     assert torch.equal(grad, grad_more[where]) and grad_more.count_nonzero() == grad.count_nonzero()
     assert all(torch.equal(params[name], params_more[name]) for name in params)
+
+
+TRUNKS = {
+    "shared bottom": lambda names: SharedBottom(6, names, hidden=[8]),
+    "mmoe": lambda names: MMoE(6, names, num_experts=3, hidden=[8]),
+    "ple": lambda names: PLE(6, names, num_task_experts=1, num_shared_experts=2, hidden=[8]),
+}
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_rows_without_labels_change_no_gradient_below_the_heads(trunk):
+    """Through the trunk the sums run over more rows, of which the new ones are exact zeros: equal to rounding."""
+    torch.manual_seed(0)
+    names = ("churn", "price")
+    tasks = [TaskSpec("churn", "binary", loss="focal"), TaskSpec("price", "regression")]
+    below, heads = TRUNKS[trunk](names).double(), MultiTaskHeads(8, tasks).double()
+    features, targets = torch.randn(9, 6).double(), {name: _targets(9)[name].double() for name in names}
+
+    def gradients(rows, labels):
+        below.zero_grad()
+        heads.losses(below(rows), labels).values.sum().backward()
+        return {name: p.grad.clone() for name, p in below.named_parameters()}
+
+    more = torch.cat([features, 100 * torch.randn(5, 6).double()])
+    padded = {name: torch.cat([label, torch.full((5,), NAN).double()]) for name, label in targets.items()}
+    expected, got = gradients(features, targets), gradients(more, padded)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-12, atol=1e-14)
 
 
 def test_nan_labels_are_absent_at_the_border():

@@ -1,7 +1,8 @@
-"""Where a result comes from: every file under benchmarks/results/ opens with these facts."""
+"""What every result is written with: where it comes from, and files that appear whole."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 
 def provenance(seed: int, *packages: str) -> dict[str, str]:
@@ -20,7 +22,7 @@ def provenance(seed: int, *packages: str) -> dict[str, str]:
         "machine": machine(),
         "load at the start": f"{os.getloadavg()[0]:.1f}",
         "commit": git.stdout.strip() or "unknown",
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_quoted, sys.argv[1:])]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])]),
         "seed": str(seed),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
@@ -39,5 +41,17 @@ def header(facts: dict[str, str]) -> str:
     return ", ".join(f"`{value}`" if name == "command" else f"{name} {value}" for name, value in facts.items()) + "."
 
 
-def _quoted(word: str) -> str:
+def write(out: Path, report: dict[str, Any], text: str) -> None:
+    """Write OUT.json and OUT.md, each in one step."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, content in ((".json", json.dumps(report, indent=1) + "\n"), (".md", text)):
+        fresh = out.with_suffix(suffix + ".part")
+        fresh.write_text(content)
+        fresh.replace(out.with_suffix(suffix))
+
+
+def _shown(word: str) -> str:
+    # Where the data lies on this machine says nothing about the result.
+    if word.startswith("/"):
+        return "DATA"
     return f'"{word}"' if " " in word else word
