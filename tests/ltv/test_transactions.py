@@ -49,6 +49,8 @@ def test_features_stop_where_labels_start(shop):
         3.0,
     )
     assert seven["active_days"] == 2 and seven["mean_gap_days"] == pytest.approx(2 + 13.9833333 / 24)
+    assert (seven["repeat_days"], seven["recency_days"], seven["spend_per_repeat_day"]) == (1, 2.0, 6.0)
+    assert (three["repeat_days"], three["recency_days"], three["spend_per_repeat_day"]) == (0, 0.0, 0.0)
     assert dict(seven["spend_by_item"]) == {"a": 16.0, "b": 4.0}
     assert dict(seven["spend_by_day"]) == {"-3": 14.0, "-1": 6.0}
     assert three["mean_gap_days"] is None

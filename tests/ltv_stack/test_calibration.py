@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_stack import BucketCalibrator, ConformalIntervals, IsotonicCalibrator, interval_coverage
+from ltv_stack import BucketCalibrator, ConformalIntervals, IsotonicCalibrator, LTVConfig, interval_coverage
 from ltv_stack.calibration import calibrator_from_json
+from ltv_stack.outputs import Outputs
 from ltv_stack.twopart import TwoPart
 
 
@@ -94,6 +95,29 @@ def test_conformal_intervals_cover_their_level_though_the_quantiles_are_wrong(ra
     assert 0.88 <= found["informative"] <= 0.92
     assert found["overall"] >= 0.88
     assert found["lowest"] > 0.85
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.12, 0.3, 0.7])
+@pytest.mark.parametrize("rows", [600, 4000])
+def test_intervals_of_the_outputs_cover_on_average_though_chances_are_learnt_on_the_same_rows(
+    rate: float, rows: int
+) -> None:
+    found = []
+    for seed in range(12):
+        worlds = [zero_inflated(size, 10 * seed + number, rate) for number, size in enumerate((rows, 10_000))]
+        (scores, y), (fresh, truth) = [({"p": p**1.2, "g_d7": g, "s_d7": p * g}, y) for p, g, y in worlds]
+        said = Outputs(LTVConfig(), ["d7"], "d7").fit(scores, {"d7": y}).apply(fresh)
+        low, high, bought = said["revenue_d7_lo"], said["revenue_d7_hi"], truth > 0
+        one = interval_coverage(truth, low, high)
+        buyers = np.nan
+        if "revenue_d7_buyer_lo" in said:
+            inside = (truth >= said["revenue_d7_buyer_lo"]) & (truth <= said["revenue_d7_buyer_hi"])
+            buyers = inside[bought].mean()
+        found.append((one["overall"], one["informative"], buyers))
+    overall, informative, buyers = np.nanmean(np.array([*found, [np.nan, np.nan, 0.9]]), axis=0)
+    assert overall >= 0.89
+    assert 0.88 <= informative <= 0.92
+    assert 0.88 <= buyers <= 0.92
 
 
 def test_too_few_rows_for_the_level_give_an_infinite_interval_not_a_false_promise() -> None:

@@ -1,5 +1,6 @@
 """The pipeline: streams, the same result for every chunk size, ordered outputs, honest errors."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -325,6 +326,30 @@ def test_flat_data_without_time_or_id(config: Config) -> None:
     found = predict_table(pipe, from_table(table))
     assert found.column_names[0] == "buyer_probability"
     assert np.corrcoef(found["revenue_year"].to_numpy(), x)[0, 1] > 0.5
+
+
+def test_a_saved_model_of_another_format_or_with_a_damaged_file_says_which_and_what_to_do(
+    fitted: LTVPipeline, tmp_path: Path
+) -> None:
+    def saved(name: str, change: Callable[[dict], object]) -> Path:
+        folder = fitted.save(tmp_path / "model")
+        state = json.loads((folder / name).read_text())
+        change(state)
+        (folder / name).write_text(json.dumps(state))
+        return folder
+
+    old = saved("pipeline.json", lambda state: state.update(format=1, version="0.9"))
+    with pytest.raises(ValueError, match=r"pipeline\.json has format 1, written by ltv-stack 0\.9; .* fit and save"):
+        LTVPipeline.load(old)
+    with pytest.raises(ValueError, match=r"calibration\.json has no entry 'rates', which format 2 needs; fit"):
+        LTVPipeline.load(saved("calibration.json", lambda state: state.pop("rates")))
+    (fitted.save(tmp_path / "model") / "features.json").write_text('{"kinds": ')
+    with pytest.raises(ValueError, match=r"features\.json is damaged"):
+        LTVPipeline.load(tmp_path / "model")
+    for name in ("buyer_classifier.txt", "reference.json"):
+        (fitted.save(tmp_path / "model") / name).unlink()
+        with pytest.raises(ValueError, match=f"not complete .*{name}"):
+            LTVPipeline.load(tmp_path / "model")
 
 
 def test_errors_name_the_setting(fitted: LTVPipeline, schema: Schema, tmp_path: Path, train: Dataset) -> None:

@@ -119,12 +119,14 @@ class SplitConfig:
     """How rows are held out.
 
     Args:
-        strategy: "temporal" = train_* and val_*; "stratified_random" = a random part of model_*, by buyers
-        val_share: share of the rows held out by "stratified_random"
+        strategy: "temporal" = the newest rows of train_* calibrate; "cross_fit" = every row of train_* trains and
+            calibrates, in training.n_folds + 1 fits, for few rows; "stratified_random" = a random part of model_*, by
+            buyers
+        val_share: share of the rows that calibrates; not used by "cross_fit"
         embargo_hours: hours left out between the train window's end and what it is tuned on
     """
 
-    strategy: Literal["temporal", "stratified_random"] = "temporal"
+    strategy: Literal["temporal", "cross_fit", "stratified_random"] = "temporal"
     val_share: float = 0.2
     embargo_hours: int = 0
 
@@ -158,7 +160,7 @@ class TrainingConfig:
         split: how rows are held out
         sampling: how much is read
         chunk_size: rows in memory at once while streaming; results do not depend on it
-        n_folds: folds of the out-of-fold predictions the stack is fitted on
+        n_folds: folds of the out-of-fold predictions the stack is fitted on, and of split.strategy "cross_fit"
         cache_features: keep the feature matrices as Parquet files below <run_dir>/processed
         max_rows: most training rows, drawn by hash; null = all
     """

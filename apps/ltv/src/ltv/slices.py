@@ -27,6 +27,9 @@ from ltv_stack import (
 TRANSACTION_NUMBERS = (
     "orders",
     "active_days",
+    "repeat_days",
+    "recency_days",
+    "spend_per_repeat_day",
     "spend",
     "spend_per_order",
     "first_order",

@@ -89,7 +89,7 @@ def ltv_config(config: Config, run: Run) -> LTVConfig:
 def _warn_of_open_labels(config: Config) -> None:
     """Say so when train labels reach into the hours the validation rows come from."""
     data = config.data
-    if data.val_start is None or data.train_end is None or config.training.split.strategy != "temporal":
+    if data.val_start is None or data.train_end is None or config.training.split.strategy == "stratified_random":
         return
     longest = max(int(name.removeprefix("d")) for name in data.horizons)
     if data.train_end > closed_before(data.val_start, longest):

@@ -149,12 +149,20 @@ def _features(seen: pd.DataFrame, first: pd.Series, row_time: pd.Series, number:
         return np.bincount(row, values, number)
 
     spend = total(sold["amount"], sold["row"])
+    days = sold["time"].dt.normalize().groupby(sold["row"])
+    active = days.nunique().to_numpy()
+    again = sold["time"].dt.normalize() > days.transform("min")
+    repeat_money = total(sold["amount"] * again, sold["row"])
     count = np.bincount(orders["row"], minlength=number)
     opening = orders.groupby("row")["amount"].first().to_numpy()
     gap = orders.groupby("row")["time"].diff() / DAY
     columns = {
         "orders": pa.array(count),
-        "active_days": pa.array(sold.groupby("row")["time"].agg(lambda t: t.dt.normalize().nunique()).to_numpy()),
+        "active_days": pa.array(active),
+        # What BG/NBD and Gamma-Gamma know of a customer: days bought again, days from first to last, money of those.
+        "repeat_days": pa.array(active - 1),
+        "recency_days": pa.array(((days.max() - days.min()) / DAY).to_numpy()),
+        "spend_per_repeat_day": pa.array(repeat_money / np.maximum(active - 1, 1)),
         "spend": pa.array(spend),
         "spend_per_order": pa.array(spend / count),
         "first_order": pa.array(opening),

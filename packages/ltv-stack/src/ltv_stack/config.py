@@ -29,14 +29,16 @@ class LTVConfig:
         stack_rows: most rows the stack is trained on.
         sampling: "none" or names out of histos, histus, histos_weights, histus_weights joined by "+"; histos shapes the
             buyer classifier's rows, histus those of the amount regressors.
-        split: how rows are held out for calibration: the newest ("temporal") or drawn by buyer ("stratified_random").
-        calibration_frac: share of rows held out.
+        split: how rows are held out for calibration: the newest ("temporal"), drawn by buyer ("stratified_random"), or
+            one stretch of time after the other ("cross_fit": every row calibrates, and all train the models put out;
+            `folds` + 1 times the work, worth it on few rows).
+        calibration_frac: share of rows held out; not used by "cross_fit".
         embargo: gap between training rows and held-out rows, as "6h", "2d" or seconds.
-        folds: folds of time blocks for out-of-fold predictions.
+        folds: folds of time blocks for out-of-fold predictions and for "cross_fit".
         guard: "strict" refuses leaks, "report" logs them, "off" does not look.
         max_rows: most training rows, drawn by hash; the cut is logged.
-        early_stopping: trees without gain on held-out rows after which boosting stops; None to grow all. These rows
-            also teach chances and calibration, never the intervals. Resampled or reweighted stages grow all trees.
+        early_stopping: trees without gain on held-out rows after which boosting stops; None to grow all. Resampled or
+            reweighted stages grow all trees.
         sample_rows: rows kept in memory to find histogram bins from.
         main_horizon: horizon whose buyers the classifier learns; None for d7, or the longest where there is no d7.
         order_weights: horizon -> weight in the projection; 1 where left out.
@@ -80,7 +82,7 @@ class LTVConfig:
     def __post_init__(self) -> None:
         _one_of("model", self.model, MODELS)
         _one_of("calibration", self.calibration, ("none", "isotonic", "bucket"))
-        _one_of("split", self.split, ("temporal", "stratified_random"))
+        _one_of("split", self.split, ("temporal", "stratified_random", "cross_fit"))
         _one_of("guard", self.guard, ("strict", "report", "off"))
         for part in self.sampling.split("+"):
             _one_of("sampling", part, SAMPLING)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-_BIN_ROWS = 200
+_BIN_ROWS = 500
 
 
 class ConformalIntervals:
@@ -18,7 +18,7 @@ class ConformalIntervals:
 
     Args:
         level: share of rows to cover.
-        bins: most bins of buyer probability; they hold equal expected buyers and at least 200 rows each.
+        bins: most bins of buyer probability; they hold equal expected buyers and at least 500 rows each.
 
     Source: Romano, Patterson, Candès, Conformalized Quantile Regression, NeurIPS 2019; Vovk's Mondrian conformal.
     """

@@ -5,10 +5,11 @@ import logging
 import shutil
 import tempfile
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightgbm as lgb
 import numpy as np
@@ -34,7 +35,10 @@ from .stages import Boosted
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+Part = TypeVar("Part")
+
+# Of a saved pipeline; rises with every change that an older reader or an older folder cannot follow.
+FORMAT = 2
 _FEWEST_BUYERS = 10
 _STOPPING_ROWS = 50_000
 
@@ -67,7 +71,8 @@ class LTVPipeline:
         self.deep: Any = None
         self.outputs = Outputs(self.config, [], "")
         self.reference: Reference | None = None
-        self.stopping_rows: Ints = np.empty(0, np.int64)
+        self._stop_on: tuple[Ints, Matrix] | None = None
+        self._trees: dict[str, int] = {}
 
     @property
     def fitted(self) -> bool:
@@ -222,6 +227,7 @@ class LTVPipeline:
             _write_json(temporary / "calibration.json", self.outputs.to_json())
             state = {
                 "format": FORMAT,
+                "version": _version(),
                 "schema": self.schema.to_dict(),
                 "config": self.config.to_dict(),
                 "horizons": self.horizons,
@@ -245,16 +251,33 @@ class LTVPipeline:
 
     @classmethod
     def load(cls, folder: str | Path) -> "LTVPipeline":
-        """The pipeline `save` wrote."""
+        """The pipeline `save` wrote.
+
+        Raises:
+            ValueError: another format, or a file that is missing or damaged; names it and says what to do.
+        """
         folder = Path(folder)
         if not (folder / "pipeline.json").is_file():
             raise ValueError(f"folder: {folder} holds no pipeline.json; needs what LTVPipeline.save wrote")
-        state = json.loads((folder / "pipeline.json").read_text())
-        if state["format"] != FORMAT:
-            raise ValueError(f"folder: {folder} has format {state['format']}, this version reads {FORMAT}")
+        state = _read_json(folder / "pipeline.json")
+        if state.get("format") != FORMAT:
+            raise ValueError(
+                f"folder: {folder / 'pipeline.json'} has format {state.get('format')}, written by ltv-stack "
+                f"{state.get('version', 'of an unknown version')}; this version ({_version()}) reads format {FORMAT}: "
+                "fit and save the model again, or load it with the version that wrote it"
+            )
+        try:
+            return cls._restored(folder, state)
+        except (KeyError, FileNotFoundError, lgb.basic.LightGBMError) as error:
+            raise ValueError(
+                f"folder: {folder} says format {FORMAT} but is not complete ({error}); fit and save the model again"
+            ) from error
+
+    @classmethod
+    def _restored(cls, folder: Path, state: dict[str, Any]) -> "LTVPipeline":
         pipe = cls(Schema.from_dict(state["schema"]), LTVConfig.restore(state["config"]))
-        pipe.builder = FeatureBuilder.from_json(json.loads((folder / "features.json").read_text()))
-        pipe.reference = Reference.from_json(json.loads((folder / "reference.json").read_text()))
+        pipe.builder = _read_part(folder / "features.json", FeatureBuilder.from_json)
+        pipe.reference = _read_part(folder / "reference.json", Reference.from_json)
         pipe.horizons, pipe.skipped_horizons = state["horizons"], state["skipped_horizons"]
         pipe.main, pipe.report_ = state["main"], state["report"]
         pipe.class_weights = (state["class_weights"][0], state["class_weights"][1])
@@ -269,8 +292,8 @@ class LTVPipeline:
             from .deep import DeepModel
 
             pipe.deep = DeepModel.load(folder / "deep.pt")
-        state = json.loads((folder / "calibration.json").read_text())
-        pipe.outputs = Outputs(pipe.config, pipe.horizons, pipe.main).restore(state)
+        outputs = Outputs(pipe.config, pipe.horizons, pipe.main)
+        pipe.outputs = _read_part(folder / "calibration.json", outputs.restore)
         return pipe
 
     def _fit_stream(self, dataset: Dataset, engine: Engine | None, started: float) -> None:
@@ -369,7 +392,10 @@ class LTVPipeline:
         config = self.config
         train, held_out = self._split(cache)
         for name in list(self.horizons):
-            positive, kept = (int((self._revenue(cache, name)[rows] > 0).sum()) for rows in (train, held_out))
+            bought = self._revenue(cache, name) > 0
+            positive, kept = int(bought[train].sum()), int(bought[held_out].sum())
+            if config.split == "cross_fit":
+                positive -= max(int(bought[own].sum()) for own in self._folds(cache, train))
             reason = ""
             if positive < _FEWEST_BUYERS:
                 reason = f"{positive} of {len(train)} training rows have an amount; needs {_FEWEST_BUYERS}"
@@ -389,12 +415,28 @@ class LTVPipeline:
         self.main = config.main_horizon or ("d7" if "d7" in self.horizons else self.horizons[-1])
         if self.main not in self.horizons:
             raise ValueError(f"main_horizon: got {self.main!r}, needs one of {self.horizons}")
+        log.info("training on %d rows, calibrating on %d", len(train), len(held_out))
+        self._trees = {}
+        if config.split == "cross_fit":
+            scores = self._cross_fit(cache, train, started)
+        else:
+            self._fit_models(cache, train, self._stopping_rows(cache, held_out), started)
+            scores = self._score(cache, held_out)
+        self.reference = Reference.fit(cache.sample_matrix)
+        rates = {name: float((np.nan_to_num(self._revenue(cache, name)[train]) > 0).mean()) for name in self.horizons}
+        main = float((np.nan_to_num(self._buyers(cache)[train]) > 0).mean())
+        self._calibrate(cache, held_out, scores, {name: rate / main for name, rate in rates.items()})
+        self._time("calibration", started)
+
+    def _fit_models(self, cache: FeatureCache, train: Ints, stopping_rows: Ints, started: float) -> None:
+        """Every model on these rows; `stopping_rows` tell boosting when to stop, unless the trees are counted."""
+        config = self.config
         settings, rounds = stages.parameters(
             stages.CLASSIFIER, dict(config.classifier), config.seed, config.num_threads
         )
-        log.info("training on %d rows, calibrating on %d", len(train), len(held_out))
         data = cache.dataset(train, settings)
-        self.stopping_rows = self._stopping_rows(cache, held_out)
+        if config.early_stopping is not None and not self._trees:
+            self._stop_on = stopping_rows, cache.take(stopping_rows)
         self._fit_classifier(cache, data, train, settings, rounds)
         self._time("classifier", started)
         self._fit_amounts(cache, train)
@@ -405,14 +447,41 @@ class LTVPipeline:
             self._fit_stack(cache, data, train, settings)
         elif config.model in DEEP:
             self._fit_deep(cache, train)
+        self._stop_on = None
         self._time("model", started)
-        del data
-        self.stopping_rows = np.empty(0, np.int64)
-        self.reference = Reference.fit(cache.sample_matrix)
-        rates = {name: float((np.nan_to_num(self._revenue(cache, name)[train]) > 0).mean()) for name in self.horizons}
-        main = float((np.nan_to_num(self._buyers(cache)[train]) > 0).mean())
-        self._calibrate(cache, held_out, {name: rate / main for name, rate in rates.items()})
-        self._time("calibration", started)
+
+    def _cross_fit(self, cache: FeatureCache, rows: Ints, started: float) -> dict[str, Floats]:
+        """Scores of every row by models that never saw its stretch of time; then the models of all rows.
+
+        These grow as many trees as were right on average for the rows left out.
+        """
+        time, gap = cache.time[rows], embargo_seconds(self.config.embargo)
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        scores: dict[str, Floats] = {}
+        grown: dict[str, list[int]] = {}
+        for own in self._folds(cache, rows):
+            first, last = cache.time[own].min(), cache.time[own].max()
+            near = (time > first - gap) & (time < last + gap) if gap else np.zeros(len(rows), dtype=bool)
+            outside = rows[~(near | np.isin(rows, own))]
+            if not len(outside):
+                raise ValueError(f"embargo: {self.config.embargo} leaves no rows beside a fold of {len(own)} rows")
+            self._fit_models(cache, outside, self._stopping_rows(cache, own), started)
+            at = np.array([place[row] for row in own.tolist()])
+            for key, column in self._score(cache, own).items():
+                scores.setdefault(key, np.empty(len(rows)))[at] = column
+            for key, booster in self._boosters().items():
+                grown.setdefault(key, []).append(stages.trees_of(booster))
+        self._trees = {key: max(1, round(float(np.mean(counts)))) for key, counts in grown.items()}
+        self._fit_models(cache, rows, np.empty(0, np.int64), started)
+        return scores
+
+    def _folds(self, cache: FeatureCache, rows: Ints) -> list[Ints]:
+        fold = stages.blocked_folds(cache.time[rows], self.config.folds)
+        return [rows[fold == f] for f in range(self.config.folds)]
+
+    def _boosters(self) -> dict[str, lgb.Booster]:
+        groups = {"buyer": self.classifier, "amount": self.amounts, "point": self.points}
+        return {f"{group}:{name}": one for group, held in groups.items() for name, one in held.boosters.items()}
 
     def _split(self, cache: FeatureCache) -> tuple[Ints, Ints]:
         """Training and held-out rows, ascending."""
@@ -428,12 +497,15 @@ class LTVPipeline:
                     True
                 )
             train, held_out = rows[~held], rows[held]
+        elif config.split == "cross_fit":
+            train = held_out = rows
         else:
             train, held_out = self._split_by_time(cache)
         if config.max_rows is not None and len(train) > config.max_rows:
             log.warning("max_rows: %d of %d training rows are used", config.max_rows, len(train))
             self.report_["rows_over_the_cap"] = len(train) - config.max_rows
             train = np.sort(train[np.argsort(cache.hashes[train], kind="stable")[: config.max_rows]])
+            held_out = train if config.split == "cross_fit" else held_out
         self.report_ |= {"training_rows": len(train), "held_out_rows": len(held_out)}
         if len(train) == 0 or len(held_out) == 0:
             raise ValueError(
@@ -458,15 +530,15 @@ class LTVPipeline:
         return np.sort(order[:first]), np.sort(order[first:])
 
     def _stopping_rows(self, cache: FeatureCache, held_out: Ints) -> Ints:
-        """Held-out rows that tell boosting when to stop: of the half that does not teach the intervals."""
-        rows = held_out[_first_half(cache, held_out)]
-        return np.sort(rows[np.argsort(cache.hashes[rows], kind="stable")[:_STOPPING_ROWS]])
+        """Held-out rows that tell boosting when to stop."""
+        return np.sort(held_out[np.argsort(cache.hashes[held_out], kind="stable")[:_STOPPING_ROWS]])
 
-    def _stopping(self, cache: FeatureCache, target: Floats) -> stages.Stopping | None:
-        if self.config.early_stopping is None:
+    def _stopping(self, target: Floats) -> stages.Stopping | None:
+        if self.config.early_stopping is None or self._stop_on is None:
             return None
-        rows = self.stopping_rows[np.isfinite(target[self.stopping_rows])]
-        return stages.Stopping(cache.take(rows), target[rows], self.config.early_stopping)
+        rows, matrix = self._stop_on
+        known = np.isfinite(target[rows])
+        return stages.Stopping(matrix[known], target[rows[known]], self.config.early_stopping)
 
     def _fit_classifier(
         self, cache: FeatureCache, data: lgb.Dataset, train: Ints, settings: dict[str, Any], rounds: int
@@ -483,7 +555,8 @@ class LTVPipeline:
         self.class_weights = (float(weight[buyer == 1].mean()), float(weight[buyer == 0].mean()))
         label = np.nan_to_num(buyer)
         resampled = "histos" in self.config.sampling
-        stopping = None if resampled else self._stopping(cache, self._buyers(cache))
+        stopping = None if resampled else self._stopping(self._buyers(cache))
+        rounds = self._trees.get("buyer:", rounds)
         self.classifier = Boosted(
             {"": stages.train_on(data, label, settings, rounds, _none_if_one(weight), stopping)},
             self.config.num_threads,
@@ -503,8 +576,9 @@ class LTVPipeline:
         boosters = {}
         for name in self.horizons:
             y = self._revenue(cache, name)
-            stopping = None if "histus" in self.config.sampling else self._stopping(cache, _log_of_buyers(y))
-            boosters[name] = self._amount_booster(cache, train[y[train] > 0], y, stopping=stopping)
+            stopping = None if "histus" in self.config.sampling else self._stopping(_log_of_buyers(y))
+            trees = self._trees.get(f"amount:{name}")
+            boosters[name] = self._amount_booster(cache, train[y[train] > 0], y, trees=trees, stopping=stopping)
         self.amounts = Boosted(boosters, self.config.num_threads)
 
     def _amount_booster(
@@ -545,8 +619,9 @@ class LTVPipeline:
             y = self._revenue(cache, name)
             target = np.log1p(y) if self.config.model == "log1p" else y
             weight = _none_if_one(np.isfinite(y[train]) * 1.0)
-            stopping = self._stopping(cache, target)
-            boosters[name] = stages.train_on(data, np.nan_to_num(target[train]), settings, rounds, weight, stopping)
+            stopping = self._stopping(target)
+            trees = self._trees.get(f"point:{name}", rounds)
+            boosters[name] = stages.train_on(data, np.nan_to_num(target[train]), settings, trees, weight, stopping)
         self.points = Boosted(boosters, self.config.num_threads)
 
     def _fit_stack(self, cache: FeatureCache, data: lgb.Dataset, train: Ints, settings: dict[str, Any]) -> None:
@@ -611,23 +686,25 @@ class LTVPipeline:
             **dict(self.config.deep),
         ).fit(cache, train, targets)
 
-    def _calibrate(self, cache: FeatureCache, rows: Ints, rates: dict[str, float]) -> None:
-        """Learn what `Outputs` needs on held-out rows, which no model was fitted on."""
+    def _score(self, cache: FeatureCache, rows: Ints) -> dict[str, Floats]:
+        """What the models say of these rows, ascending."""
         parts: dict[str, list[Floats]] = {}
         for shard, matrix in cache.matrices():
             first, last = np.searchsorted(rows, [shard.start, shard.start + shard.rows])
             if last > first:
                 for key, column in self._raw(matrix[rows[first:last] - shard.start]).items():
                     parts.setdefault(key, []).append(column)
-        scores = {key: np.concatenate(columns) for key, columns in parts.items()}
+        return {key: np.concatenate(columns) for key, columns in parts.items()}
+
+    def _calibrate(self, cache: FeatureCache, rows: Ints, scores: dict[str, Floats], rates: dict[str, float]) -> None:
+        """Learn what `Outputs` needs on held-out rows, scored by models that were not fitted on them."""
         buyer = self._buyers(cache)[rows]
         known = np.isfinite(buyer)
         self.report_["held_out_buyer"] = buyer_metrics(buyer[known], scores["p"][known]) if known.any() else {}
         labels = {name: self._revenue(cache, name)[rows] for name in self.horizons}
-        half = _first_half(cache, rows)
         segment = None if cache.segment is None else cache.segment[rows]
         self.outputs = Outputs(self.config, self.horizons, self.main, rates)
-        self.outputs.fit(scores, labels, half, segment)
+        self.outputs.fit(scores, labels, segment)
 
     def _raw(self, matrix: Matrix) -> dict[str, Floats]:
         """What the models say of rows: p, g_<h> and s_<h>."""
@@ -697,11 +774,6 @@ def _require_torch(model: str) -> None:
         raise ImportError(f"model {model!r} needs the extra: pip install 'ltv-stack[torch]'") from error
 
 
-def _first_half(cache: FeatureCache, rows: Ints) -> npt.NDArray[np.bool_]:
-    """A half of these rows by hash: it teaches chances, calibration and when to stop, the other the intervals."""
-    return (cache.hashes[rows] >> np.uint64(7) & np.uint64(1)).astype(bool)
-
-
 def _log_of_buyers(y: Floats) -> Floats:
     return np.where(np.nan_to_num(y) > 0, np.log1p(y), np.nan)
 
@@ -712,3 +784,26 @@ def _none_if_one(weight: Floats) -> Floats | None:
 
 def _write_json(path: Path, state: dict[str, Any]) -> None:
     path.write_text(json.dumps(state, default=float))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"folder: {path} is damaged ({error}); fit and save the model again") from error
+
+
+def _read_part(path: Path, build: Callable[[dict[str, Any]], Part]) -> Part:
+    try:
+        return build(_read_json(path))
+    except KeyError as error:
+        raise ValueError(
+            f"folder: {path} has no entry {error}, which format {FORMAT} needs; fit and save the model again"
+        ) from error
+
+
+def _version() -> str:
+    try:
+        return version("ltv-stack")
+    except PackageNotFoundError:
+        return "not installed"
