@@ -35,6 +35,7 @@ class Labels:
         price_buckets: the same for the target price buckets, sparse [U, P]
         price: price bucket of the first outcome that has one, NaN = none [U]
         name: name vector of the first outcome that has one, bytes scaled to [-1, 1], NaN = none [U, W]
+        item: id in the store's vocabulary of the first outcome's item that it knows, 0 = none [U]
         asked: whether a user takes part in the propensity tasks [U]
     """
 
@@ -47,6 +48,7 @@ class Labels:
     price_buckets: csr_array
     price: NDArray[np.float32]
     name: NDArray[np.float32]
+    item: NDArray[np.int64]
     asked: NDArray[np.bool_]
 
 
@@ -110,6 +112,7 @@ class _Outcomes:
         price: price bucket, NaN = unknown [n]
         name: row of `vectors`, -1 = unknown [n]
         vectors: distinct name vectors, scaled to [-1, 1] [m, W]
+        item: id of the row's item in the store's vocabulary, 0 = missing, 1 = unknown [n]
     """
 
     users: int
@@ -120,6 +123,7 @@ class _Outcomes:
     price: NDArray[np.float32]
     name: NDArray[np.int64]
     vectors: NDArray[np.float32]
+    item: NDArray[np.int64]
 
     @classmethod
     def read(cls, prepared: Prepared, files: list[str]) -> _Outcomes:
@@ -142,6 +146,9 @@ class _Outcomes:
         name, vectors = np.full(len(user), -1), np.zeros((0, prepared.name_width), np.float32)
         if prepared.name_width and "name" in present:
             name, vectors = _names(table.column("name"), prepared.name_width, paths[0])
+        item = np.zeros(len(user), np.int64)
+        if "item" in prepared.families and "sku" in present:
+            item = prepared.store.vocabulary(prepared.families["item"]).encode(table.column("sku")).astype(np.int64)
         return cls(
             users=len(prepared.users),
             user=user,
@@ -151,6 +158,7 @@ class _Outcomes:
             price=price,
             name=name,
             vectors=vectors,
+            item=item,
         )
 
     def labels(
@@ -165,6 +173,9 @@ class _Outcomes:
         name = np.full((self.users, self.vectors.shape[1]), np.nan, np.float32)
         user, row = self._first(inside & (self.name >= 0))
         name[user] = self.vectors[self.name[row]]
+        item = np.zeros(self.users, np.int64)
+        user, row = self._first(inside & (self.item > 1))
+        item[user] = self.item[row]
         return Labels(
             start=start,
             churn=np.where(active, gone, np.float32(np.nan)),
@@ -175,6 +186,7 @@ class _Outcomes:
             price_buckets=self._multi_hot("price", inside),
             price=price,
             name=name,
+            item=item,
             asked=asked,
         )
 
