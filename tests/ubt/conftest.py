@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from ubt.config import Config, GenerateConfig, LogConfig, ModelConfig, PrepareConfig, ScoreConfig, TrainConfig
+from ubt.config import (
+    Config,
+    FeaturesConfig,
+    GenerateConfig,
+    LogConfig,
+    ModelConfig,
+    PrepareConfig,
+    ScoreConfig,
+    TrainConfig,
+)
 from ubt.generate import generate
 from ubt.prepare import Prepared, open_prepared, prepare
 
-TINY = GenerateConfig(clients=6000, relevant_share=0.1, target_categories=8, target_skus=5)
+TINY = GenerateConfig(clients=6000, relevant_share=0.1, target_categories=8, target_skus=5, target_new_skus=3)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +55,8 @@ def tiny(raw_log: Path, tmp_path: Path) -> Config:
             hidden_size=16, num_layers=1, num_heads=2, max_seq_length=20, id_size=4, max_ids=500, embedding_size=12
         ),
         train=TrainConfig(num_epochs=2, batch_size=64, learning_rate=1e-3, cutoffs=3, span=2, threads=1),
-        score=ScoreConfig(probe_width=16, probe_seeds=1, probe_epochs=1, trees=3),
+        features=FeaturesConfig(cf_size=6, cf_values=500),
+        score=ScoreConfig(sample=0, width=16, trees=3),
         progress=False,
     )
 

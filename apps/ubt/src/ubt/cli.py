@@ -19,17 +19,17 @@ HELP = {
     "generate": "write a log in the RecSys Challenge 2025 layout, with signal planted in it, to data_dir",
     "prepare": "read the raw log and write store, targets and users to <run_dir>/prepared",
     "train": "train the network on what `ubt prepare` wrote; checkpoints go to <run_dir>/checkpoints",
-    "embed": "write embeddings.npy and client_ids.npy with the best checkpoint",
-    "score": "score the embeddings beside a baseline, on the window after the one they were trained on",
+    "embed": "write embeddings.npy and client_ids.npy with the best checkpoint, and the other blocks beside them",
+    "score": "score blocks, alone and together, as the challenge does, on the window after the one of training",
     "run": "all of it: generate (where the config says so), prepare, train, embed, score",
 }
 GROUPS = {
     "generate": ("generate",),
     "prepare": ("log", "prepare"),
     "train": ("model", "train"),
-    "embed": (),
-    "score": ("score", "train.threads"),
-    "run": ("generate", "log", "prepare", "model", "train", "score"),
+    "embed": ("features",),
+    "score": ("features", "score", "train.threads"),
+    "run": ("generate", "log", "prepare", "model", "train", "features", "score"),
 }
 EPILOG = """\
 A setting has one name everywhere: a key of the YAML file, an option here. An option may be shortened to its last part

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-TASKS = ("churn", "category_propensity")
+TASKS = ("churn", "category_propensity", "product_propensity", "price", "name")
+WEIGHTINGS = ("static", "uncertainty", "dwa", "gradnorm")
+BLOCKS = ("hstu", "aggregates", "cf")
 
 
 @dataclass
@@ -20,6 +22,7 @@ class GenerateConfig:
         end: last second of the log, UTC
         target_categories: number of categories in target/propensity_category.npy
         target_skus: number of skus in target/propensity_sku.npy
+        target_new_skus: number of skus in target/propensity_new_sku.npy, none of which is seen before train_start
         log_seed: seed of everything drawn
         if_missing: `ubt run` writes the log itself where data_dir holds none, or one with other settings
     """
@@ -30,6 +33,7 @@ class GenerateConfig:
     end: str = "2022-11-09 23:59:59"
     target_categories: int = 100
     target_skus: int = 100
+    target_new_skus: int = 20
     log_seed: int = 0
     if_missing: bool = False
 
@@ -37,6 +41,9 @@ class GenerateConfig:
         """Raise ValueError for a log without clients, history or targets."""
         if self.clients < 100:
             raise ValueError(f"generate.clients: got {self.clients}, needs at least 100")
+        for name in ("target_categories", "target_skus", "target_new_skus"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"generate.{name}: got {getattr(self, name)}, needs at least 2")
         if self.days < 60:
             raise ValueError(f"generate.days: got {self.days}, needs at least 60 (28 of them are label windows)")
         if not 0 < self.relevant_share <= 1:
@@ -106,6 +113,8 @@ class ModelConfig:
         id_size: width of each feature family's embedding
         max_ids: most frequent skus and URLs that have a vector of their own; rarer ones share one
         embedding_size: width of the user vector that is written, at most 2048
+        half_lives_days: for each of them, the mean of every family over the events that have it, weighed by age, is
+            part of what the user vector is made of
         time_buckets: buckets of the relative time bias
         dropout: dropout in feature encoder, layers and heads
         id_dropout: share of the skus and URLs that training replaces by "unknown"
@@ -118,6 +127,7 @@ class ModelConfig:
     id_size: int = 64
     max_ids: int = 100_000
     embedding_size: int = 512
+    half_lives_days: list[float] = field(default_factory=lambda: [2.0, 14.0, 60.0])
     time_buckets: int = 128
     dropout: float = 0.1
     id_dropout: float = 0.1
@@ -128,9 +138,18 @@ class TrainConfig:
     """How the network is trained.
 
     Args:
-        task_weights: weight of each task's loss, as "task:weight,task:weight"; a task that is not named is not trained
+        task_weights: weight of each task's loss, as "task:weight,task:weight"; a task that is not named is not trained,
+            the first one is the main task
+        weighting: what the weights are multiplied by: "static" by 1; "uncertainty", "dwa" and "gradnorm" by a weight
+            that is learned while training
+        loss: loss of churn and category_propensity, "focal" or "bce"
+        focal_alpha: weight of the rarer class of a label in the focal loss, the other one weighs 1 - focal_alpha
+        focal_gamma: how much less easy labels count in the focal loss
+        balance: in [0, 1): how far rare categories outweigh frequent ones; 0 = not at all, towards 1 = by 1 / frequency
+        num_negatives: skus drawn anew for every batch that product_propensity tells the bought ones from
+        novelty_weight: weight of the popularity of the predicted categories and skus
         num_epochs: epochs at most
-        batch_size: users per batch
+        batch_size: users per batch, of all processes together
         learning_rate: initial learning rate of Adam
         weight_decay: decoupled weight decay of the dense weights
         gradient_clip: largest norm of the gradient
@@ -142,9 +161,18 @@ class TrainConfig:
         patience: epochs without a better validation loss before training stops
         lr_patience: epochs without a better validation loss before the learning rate is halved
         threads: CPU threads; 0 = torch's own choice
+        processes: processes that train together, on this machine (gloo on CPUs, nccl on GPUs)
+        precision: "32" or "bf16", in which matrices are multiplied
     """
 
     task_weights: str = "churn:1.0,category_propensity:0.5"
+    weighting: str = "static"
+    loss: str = "focal"
+    focal_alpha: float = 0.75
+    focal_gamma: float = 2.0
+    balance: float = 0.9
+    num_negatives: int = 400
+    novelty_weight: float = 0.01
     num_epochs: int = 10
     batch_size: int = 256
     learning_rate: float = 5e-5
@@ -156,31 +184,56 @@ class TrainConfig:
     patience: int = 3
     lr_patience: int = 1
     threads: int = 0
+    processes: int = 1
+    precision: str = "32"
+
+
+@dataclass
+class FeaturesConfig:
+    """The blocks of user vectors beside the network's own.
+
+    Args:
+        windows_days: windows before train_start in which aggregates count, in days; the longest is also the half-life
+            of an event in the collaborative block
+        cf_size: width of the collaborative block
+        cf_values: most frequent skus, categories and URLs, of each so many, that the collaborative block knows
+        cf_users: users that the collaborative block is fitted on, at most
+    """
+
+    windows_days: list[float] = field(default_factory=lambda: [1.0, 7.0, 30.0])
+    cf_size: int = 128
+    cf_values: int = 100_000
+    cf_users: int = 500_000
 
 
 @dataclass
 class ScoreConfig:
-    """How representations are compared. One probe serves all of them.
+    """How representations are compared: one network, trained in the same way, serves all of them.
 
     Args:
-        windows_days: windows before train_start in which the aggregate baseline counts, in days
-        probe_width: width of the probe network
-        probe_blocks: residual blocks of the probe network
-        probe_seeds: probe networks whose logits are averaged
-        probe_epochs: passes over the train window's labels
-        probe_batch_size: users per batch of the probe
-        probe_learning_rate: learning rate of the probe (AdamW)
-        trees: boosting rounds of the LightGBM rival
+        scorer: "official": the challenge's network (2048 wide, 3 blocks) on all clients, hours on a CPU; "sampled": the
+            same code on `sample` of them, with a network of `width` and `layers`
+        sample: clients drawn for "sampled"; 0 = all
+        width: width of the network of "sampled"
+        layers: residual blocks of the network of "sampled"
+        seeds: networks whose scores are averaged; the first has the challenge's seed
+        trees: boosting rounds of LightGBM on the aggregates, one model a label; 0 = without this rival
     """
 
-    windows_days: list[float] = field(default_factory=lambda: [1.0, 7.0, 30.0])
-    probe_width: int = 256
-    probe_blocks: int = 1
-    probe_seeds: int = 3
-    probe_epochs: int = 5
-    probe_batch_size: int = 128
-    probe_learning_rate: float = 1e-3
+    scorer: str = "sampled"
+    sample: int = 20_000
+    width: int = 256
+    layers: int = 1
+    seeds: int = 1
     trees: int = 100
+
+    def check(self) -> None:
+        """Raise ValueError for a scorer that does not exist or a size without sense."""
+        if self.scorer not in ("official", "sampled"):
+            raise ValueError(f"score.scorer: got {self.scorer!r}, needs official or sampled")
+        for name, least in (("sample", 0), ("width", 1), ("layers", 0), ("seeds", 1), ("trees", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"score.{name}: got {getattr(self, name)}, needs at least {least}")
 
 
 @dataclass
@@ -196,7 +249,9 @@ class Config:
         prepare: how events become the store
         model: size of the network
         train: how the network is trained
+        features: the blocks beside the network's
         score: how representations are compared
+        blocks: blocks that are written, scored and put side by side, as "hstu,aggregates,cf"
         seed: seed of weights, shuffling, dropout and probe
         resume: continue an interrupted run in run_dir
         progress: show progress bars
@@ -210,7 +265,9 @@ class Config:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    blocks: str = "hstu,aggregates,cf"
     seed: int = 42
     resume: bool = False
     progress: bool = True

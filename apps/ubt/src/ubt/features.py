@@ -1,7 +1,8 @@
-"""The rival: hand-made aggregates of each user's events before a moment, without a loop over users."""
+"""Hand-made features of each user's events before a moment, without a loop over users."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -9,53 +10,125 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqdata import Batch
-from ubt.prepare import Prepared
+from ubt.prepare import PRICE_BUCKETS, Prepared
 from ubt.progress import progress
 
 BATCH_EVENTS = 2_000_000
 TOP = 10
 DAY = 86400.0
+PRICE_STEPS = 10
+# Families whose values are counted, in the order of the organisers' code.
+COUNTED = ("item", "category", "price", "url")
 
 
 @dataclass
-class Aggregates:
-    """Features [U, F] of the users asked for, and their names; users without events have zeros and no recency."""
+class Features:
+    """Features of some users.
 
+    Args:
+        rows: positions of the users among those asked for [n]
+        values: [n, F]
+        names: of the features
+    """
+
+    rows: NDArray[np.int64]
     values: NDArray[np.float32]
     names: list[str]
 
 
-def aggregates(prepared: Prepared, before: datetime, windows_days: list[float]) -> Aggregates:
-    """Count, date and average what every user did before a moment, as the challenge's own baseline does, and more.
+def official_features(prepared: Prepared, before: datetime, windows_days: list[float]) -> Iterator[Features]:
+    """Yield the features of the challenge's own baseline, in parts of the users who have a history.
+
+    Per event type: how many events; per window and per column (sku, category, price, url, whichever these events
+    have) how many of them hold each of the ten most frequent values. A window ends at the last event of its type.
+    Mean query vector. Raw numbers. Source: Synerise/recsys2025, baseline/aggregated_features_baseline.
+
+    Args:
+        prepared: the log
+        before: events at or after this moment do not count, UTC
+        windows_days: lengths of the windows
+    """
+    counts = _Counts(prepared)
+    for _, batch in _batches(prepared, before, "most frequent values"):
+        counts.add(batch)
+    top = counts.top()
+    for rows, batch in _batches(prepared, before, "baseline"):
+        part = _Part(prepared, batch, before, windows_days)
+        part.official(top, counts.last)
+        yield part.features(rows)
+
+
+def aggregates(prepared: Prepared, before: datetime, windows_days: list[float]) -> Iterator[Features]:
+    """Yield the baseline's features as logarithms, and more, in parts of the users who have a history.
 
     Per event type and window: number of events. Per event type: days since the first and the last one. Distinct
-    skus, URLs and days. Per target category and per each of the ten most frequent values of category, price and URL:
-    number of events, in the longest window and ever. Mean price, name and query vectors.
+    skus, URLs and days. Per target category and target sku: number of events, ever; per target category also in the
+    longest window. Share of the events in each tenth of the prices. Mean price, name and query vectors.
 
     Args:
         prepared: the log
         before: events at or after this moment do not count, UTC
         windows_days: lengths of the windows that end at `before`
     """
+    counts = _Counts(prepared)
+    for _, batch in _batches(prepared, before, "most frequent values"):
+        counts.add(batch)
+    top = counts.top()
+    for rows, batch in _batches(prepared, before, "aggregates"):
+        part = _Part(prepared, batch, before, windows_days)
+        part.official(top, counts.last)
+        part.columns = [
+            (name, column if name.startswith("mean") else np.log1p(column)) for name, column in part.columns
+        ]
+        part.more()
+        yield part.features(rows)
+
+
+def _batches(prepared: Prepared, before: datetime, what: str) -> Iterator[tuple[NDArray[np.int64], Batch]]:
     view = prepared.history(before)
-    now = int(before.replace(tzinfo=timezone.utc).timestamp())
-    fields = list(prepared.families.values())
     longest = max(int(view.lengths().max(initial=0)), 1)
-    batches = view.batches(max_tokens=max(BATCH_EVENTS, longest), fields=fields)
-    total, names, row = None, [], 0
-    with progress(len(view), "aggregates", unit="user") as bar:
-        for batch in batches:
-            part = _Part(prepared, batch, now, windows_days)
-            if total is None:
-                names = [name for name, _ in part.columns]
-                total = np.zeros((len(prepared.users), len(names)), np.float32)
-            rows = prepared.known[row : row + len(batch)]
-            total[rows] = np.stack([column for _, column in part.columns], 1)
+    row = 0
+    with progress(len(view), what, unit="user") as bar:
+        for batch in view.batches(max_tokens=max(BATCH_EVENTS, longest), fields=list(prepared.families.values())):
+            yield prepared.known[row : row + len(batch)], batch
             row += len(batch)
             bar.update(len(batch))
-    if total is None:
-        raise ValueError("log: none of the users asked for has an event")
-    return Aggregates(total, names)
+
+
+class _Counts:
+    """How often every event type goes with every value, and when each type was last seen, among the users asked."""
+
+    def __init__(self, prepared: Prepared):
+        self.prepared = prepared
+        families = prepared.families
+        self.types = len(prepared.store.vocabulary(families["event_type"]))
+        self.last = np.zeros(self.types, np.int64)
+        self.counts = {
+            family: np.zeros((self.types, len(prepared.store.vocabulary(families[family]))), np.int64)
+            for family in COUNTED
+            if family in families
+        }
+
+    def add(self, batch: Batch) -> None:
+        jagged, families = batch.jagged, self.prepared.families
+        event = jagged[families["event_type"]].astype(np.int64)
+        np.maximum.at(self.last, event, jagged["timestamp"])
+        for family, counts in self.counts.items():
+            pairs = event * counts.shape[1] + jagged[families[family]]
+            values, number = np.unique(pairs, return_counts=True)
+            counts.reshape(-1)[values] += number
+
+    def top(self) -> dict[tuple[int, str], NDArray[np.int64]]:
+        """The most frequent values of every event type (in the order of types) and family that go together."""
+        result = {}
+        for event in range(2, self.types):
+            for family, counts in self.counts.items():
+                # Values 0 and 1 are missing and unknown.
+                known = counts[event, 2:]
+                order = 2 + np.argsort(-known, kind="stable")[:TOP]
+                if known.any():
+                    result[event, family] = order[counts[event, order] > 0]
+        return result
 
 
 @dataclass
@@ -64,7 +137,7 @@ class _Part:
 
     prepared: Prepared
     batch: Batch
-    now: int
+    before: datetime
     windows: list[float]
     columns: list[tuple[str, NDArray]] = field(default_factory=list)
 
@@ -72,8 +145,41 @@ class _Part:
         jagged, families = self.batch.jagged, self.prepared.families
         self.users = len(self.batch)
         self.user = np.repeat(np.arange(self.users), jagged.lengths)
-        self.days = (self.now - jagged["timestamp"]) / DAY
-        event = jagged[families["event_type"]]
+        now = int(self.before.replace(tzinfo=timezone.utc).timestamp())
+        self.days = (now - jagged["timestamp"]) / DAY
+        self.event = jagged[families["event_type"]]
+
+    def features(self, rows: NDArray[np.int64]) -> Features:
+        values = np.stack([column for _, column in self.columns], 1).astype(np.float32)
+        return Features(rows, values, [name for name, _ in self.columns])
+
+    def official(self, top: dict[tuple[int, str], NDArray[np.int64]], last: NDArray[np.int64]) -> None:
+        """Add the features of the challenge's baseline."""
+        jagged, families = self.batch.jagged, self.prepared.families
+        vocabulary = self.prepared.store.vocabulary(families["event_type"])
+        for code in range(2, len(vocabulary)):
+            name = str(vocabulary.decode([code])[0])
+            here = np.flatnonzero(self.event == code)
+            user = self.user[here]
+            self.columns.append((f"{name}: count", np.bincount(user, minlength=self.users)))
+            age = last[code] - jagged["timestamp"][here]
+            for window in self.windows:
+                recent = age <= window * DAY
+                for family, chosen in ((f, ids) for (e, f), ids in top.items() if e == code):
+                    values = jagged[families[family]][here]
+                    labels = self.prepared.store.vocabulary(families[family]).decode(chosen)
+                    counts = self._table(user[recent], values[recent], chosen)
+                    self.columns += [
+                        (f"{name}: {family} {label} in {window:g} days", counts[:, i]) for i, label in enumerate(labels)
+                    ]
+        if "query" in families:
+            codes = jagged[families["query"]]
+            self._mean("query", self.prepared.store.vectors(families["query"])[codes], codes > 0)
+
+    def more(self) -> None:
+        """Add what the baseline does not look at."""
+        jagged, families = self.batch.jagged, self.prepared.families
+        event = self.event
         vocabulary = self.prepared.store.vocabulary(families["event_type"])
         everything = np.ones(len(self.user), bool)
         self._activity("any", everything)
@@ -84,22 +190,19 @@ class _Part:
             if family in families:
                 values = jagged[families[family]]
                 self._distinct(family, values, values > 0)
-        for family in ("category", "price", "url"):
-            if family in families:
-                # Ids 2, 3, ... are the values by falling frequency before the cutoff.
-                self._values(family, jagged[families[family]], np.arange(2, 2 + TOP))
         if "category" in families:
-            targets = self.prepared.store.vocabulary(families["category"]).encode(self.prepared.categories)
-            self._values("target category", jagged[families["category"]], np.asarray(targets))
+            self._targets("category", jagged[families["category"]], recent=True)
+        if "item" in families:
+            self._targets("sku", jagged[families["item"]], recent=False)
         if "price" in families:
             vocabulary = self.prepared.store.vocabulary(families["price"])
             price = np.r_[0.0, 0.0, np.asarray(vocabulary.values, np.float64)][jagged[families["price"]]]
-            self._mean("price", price[:, None], jagged[families["price"]] > 1)
+            known = jagged[families["price"]] > 1
+            self._mean("price", price[:, None], known)
+            step = np.minimum(price * PRICE_STEPS // PRICE_BUCKETS, PRICE_STEPS - 1)
+            self._mean("price step", step[:, None] == np.arange(PRICE_STEPS), known)
         if "name" in families:
             self._mean("name", jagged[families["name"]], (jagged[families["name"]] != 0).any(1))
-        if "query" in families:
-            codes = jagged[families["query"]]
-            self._mean("query", self.prepared.store.vectors(families["query"])[codes], codes > 0)
 
     def _activity(self, name: str, where: NDArray) -> None:
         for window in self.windows:
@@ -118,18 +221,24 @@ class _Part:
         pairs = np.unique(np.stack([self.user[where], values[where]]), axis=1)[0]
         self.columns.append((f"distinct {name}", np.log1p(np.bincount(pairs, minlength=self.users))))
 
-    def _values(self, name: str, values: NDArray, chosen: NDArray) -> None:
+    def _targets(self, what: str, values: NDArray, recent: bool) -> None:
+        family = {"category": "category", "sku": "item"}[what]
+        ids = self.prepared.store.vocabulary(self.prepared.families[family]).encode(self.prepared.targets[what].ids)
+        spans = [("", np.inf)] + ([(f" in {self.windows[-1]:g} days", self.windows[-1])] if recent else [])
+        for label, days in spans:
+            where = self.days <= days
+            counts = np.log1p(self._table(self.user[where], values[where], np.asarray(ids)))
+            self.columns += [(f"target {what} {i}{label}", counts[:, i]) for i in range(len(ids))]
+
+    def _table(self, user: NDArray, values: NDArray, chosen: NDArray) -> NDArray[np.int64]:
+        """How often every user goes with every chosen value [users, len(chosen)]; ids 0 and 1 never count."""
         slot = np.full(max(int(values.max(initial=0)), int(chosen.max(initial=0))) + 1, -1)
-        slot[chosen] = np.arange(len(chosen))
-        for label, where in (
-            ("", self.days < np.inf),
-            (f" in {self.windows[-1]:g} days", self.days <= self.windows[-1]),
-        ):
-            place = slot[values]
-            hit = where & (place >= 0)
-            size = self.users * len(chosen)
-            counts = np.bincount(self.user[hit] * len(chosen) + place[hit], minlength=size).reshape(self.users, -1)
-            self.columns += [(f"{name} {i}{label}", np.log1p(counts[:, i])) for i in range(len(chosen))]
+        known = chosen > 1
+        slot[chosen[known]] = np.flatnonzero(known)
+        place = slot[values]
+        hit = place >= 0
+        size = self.users * len(chosen)
+        return np.bincount(user[hit] * len(chosen) + place[hit], minlength=size).reshape(self.users, -1)
 
     def _mean(self, name: str, values: NDArray, where: NDArray) -> None:
         number = np.maximum(np.bincount(self.user[where], minlength=self.users), 1)

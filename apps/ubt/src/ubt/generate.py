@@ -5,15 +5,18 @@ log-normal tail, 88.8 % page visits, 5.8 % searches, 3.2 % cart additions, 1.1 %
 share of duplicate rows of each table, Zipf popularity of skus, categories and URLs, price buckets that are quantiles,
 and 16 integers 0..255 per name and per query, written as numpy prints them.
 
-A client is simulated session by session; what can be learned from the past is planted in four places, so that no
+A client is simulated session by session; what can be learned from the past is planted in five places, so that no
 kind of model is favoured by construction:
 
 - **activity** (counts and recency see it): every client has a pace, a session size, a loyalty and a readiness to buy;
 - **taste** (co-occurrence and aggregates see it): a client draws three topics from one of a few personas and keeps a
-  price level; items, URLs, names and queries all belong to topics;
+  price level, to which the nearest of three items is chosen; items, URLs, names and queries all belong to topics;
 - **order** (only the sequence shows it): visits serve missions. A mission stays on one topic for several sessions and
   ripens from browsing over carts to a purchase; after it, the next topic often is the fixed successor of the last
   one, or, for consumable topics, the same topic again after that topic's own period;
+- **launches** (taste shows them, nothing else can): some skus of well-sold categories cannot be had before train_start;
+  from then on they are half of what is looked for in their category, by whoever looks there at that price. They are
+  the targets of propensity_new_sku;
 - **mood** (recent patterns show it): a slowly drifting satisfaction moves return gaps, cart removals, visits to
   service pages and the hazard of going quiet; buying something durable raises that hazard, something consumable
   lowers it.
@@ -69,13 +72,14 @@ def generate(data_dir: str | Path, config: GenerateConfig) -> Path:
     buys_before = np.zeros(config.clients, np.int64)
     category_sales = np.zeros(len(catalogue.category_id), np.int64)
     sku_sales = np.zeros(len(catalogue.sku_id), np.int64)
+    train_sales = np.zeros(len(catalogue.sku_id), np.int64)
     with temporary_directory(final) as folder:
         writers = {name: pq.ParquetWriter(folder / f"{name}.parquet", _schema(name)) for name in TABLES}
         with progress(config.clients, "generate", unit="client") as bar:
             for number, first in enumerate(range(0, config.clients, CHUNK_CLIENTS)):
                 clients = min(CHUNK_CLIENTS, config.clients - first)
                 simulation = Simulation(
-                    catalogue, clients, start, end, np.random.default_rng([config.log_seed, 1, number])
+                    catalogue, clients, start, end, history_end, np.random.default_rng([config.log_seed, 1, number])
                 )
                 for name, (client, second, value) in simulation.tables().items():
                     past = second < history_end
@@ -84,6 +88,8 @@ def generate(data_dir: str | Path, config: GenerateConfig) -> Path:
                     if name == "product_buy":
                         buys_before[here] += np.bincount(client[past], minlength=clients)
                         sku_sales += np.bincount(value[past], minlength=len(sku_sales))
+                        train = ~past & (second < history_end + 14 * DAY)
+                        train_sales += np.bincount(value[train], minlength=len(sku_sales))
                     ids = client_ids[client + first]
                     writers[name].write_table(_event_table(name, ids, second, value, catalogue))
                 bar.update(clients)
@@ -96,8 +102,14 @@ def generate(data_dir: str | Path, config: GenerateConfig) -> Path:
         (folder / "target").mkdir()
         np.save(folder / "input" / "relevant_clients.npy", client_ids[relevant])
         np.save(folder / "target" / "active_clients.npy", client_ids[relevant[buys_before[relevant] > 0]])
-        _save_popular(folder / "target", "category", catalogue.category_id, category_sales, config.target_categories)
-        _save_popular(folder / "target", "sku", catalogue.sku_id, sku_sales, config.target_skus)
+        price_sales = np.bincount(catalogue.sku_price, sku_sales, minlength=100)
+        target = folder / "target"
+        _save_popular(target, "category", catalogue.category_id, category_sales, config.target_categories)
+        _save_popular(target, "sku", catalogue.sku_id, sku_sales, config.target_skus)
+        _save_popular(target, "price", np.arange(100), price_sales, 100)
+        # Nobody bought these before train_start: their popularity is that of the train window.
+        launched = catalogue.launched
+        _save_popular(target, "new_sku", catalogue.sku_id[launched], train_sales[launched], len(launched))
         write_json(folder / MARK, settings_of(config))
     return final
 
@@ -123,6 +135,8 @@ class Catalogue:
     url_id: NDArray[np.int64]
     category_of_topic: Choice
     sku_of_category: Choice
+    launch_of_category: NDArray[np.int64]
+    stand_in: NDArray[np.int64]
     url_of_category: Choice
     query_of_category: Choice
     generic_url: Choice
@@ -151,6 +165,16 @@ class Catalogue:
         cycle = rng.permutation(TOPICS)
         successor = np.empty(TOPICS, np.int64)
         successor[cycle] = np.roll(cycle, -1)
+        # Of some well-sold categories the last sku is new in the label windows; until then the first one stands in.
+        first = np.searchsorted(sku_category, np.arange(categories))
+        last = np.searchsorted(sku_category, np.arange(categories), side="right") - 1
+        launching = popularity * (last > first)
+        number = min(config.target_new_skus, int((launching > 0).sum()))
+        launching = rng.choice(categories, number, replace=False, p=launching / launching.sum())
+        launch_of_category = np.full(categories, -1)
+        launch_of_category[launching] = last[launching]
+        stand_in = np.arange(skus)
+        stand_in[last[launching]] = first[launching]
         # Pages that belong to no topic come last: 8 service pages after 32 generic ones.
         return cls(
             successor=successor,
@@ -165,11 +189,18 @@ class Catalogue:
             url_id=rng.permutation(urls).astype(np.int64),
             category_of_topic=Choice.within(topic, TOPICS, popularity),
             sku_of_category=Choice.within(sku_category, categories, _zipf_within(sku_category, 0.9)),
+            launch_of_category=launch_of_category,
+            stand_in=stand_in,
             url_of_category=Choice.within(url_category, categories, _zipf_within(url_category, 1.0)),
             query_of_category=Choice.within(query_category, categories, _zipf_within(query_category, 1.0)),
             generic_url=Choice.within(np.zeros(32, np.int64), 1, _zipf(32, 1.0), base=urls - 40),
             service_url=Choice.within(np.zeros(8, np.int64), 1, _zipf(8, 1.0), base=urls - 8),
         )
+
+    @property
+    def launched(self) -> NDArray[np.int64]:
+        """Skus that cannot be had before train_start."""
+        return self.launch_of_category[self.launch_of_category >= 0]
 
 
 @dataclass
@@ -196,8 +227,8 @@ class Choice:
 class Simulation:
     """One chunk of clients, advanced session by session; all clients that still have time left move together."""
 
-    def __init__(self, catalogue: Catalogue, clients: int, start: int, end: int, rng: np.random.Generator):
-        self.catalogue, self.rng, self.end = catalogue, rng, end
+    def __init__(self, catalogue: Catalogue, clients: int, start: int, end: int, launch: int, rng: np.random.Generator):
+        self.catalogue, self.rng, self.end, self.launch = catalogue, rng, end, launch
         persona = rng.integers(0, PERSONAS, clients)
         cumulative = np.cumsum(catalogue.persona_topics, axis=1)
         draws = rng.random((clients, 3))
@@ -317,6 +348,10 @@ class Simulation:
         rng, catalogue = self.rng, self.catalogue
         drawn = [catalogue.sku_of_category(catalogue.category_of_topic(topic, rng), rng) for _ in range(3)]
         skus = np.stack(drawn, 1)
+        late = (self.time[who] >= self.launch)[:, None]
+        launched = catalogue.launch_of_category[catalogue.sku_category[skus]]
+        wanted = (launched >= 0) & (rng.random(skus.shape) < 0.5)
+        skus = np.where(late, np.where(wanted, launched, skus), catalogue.stand_in[skus])
         distance = np.abs(catalogue.sku_price[skus] - self.price[who, None])
         return skus[np.arange(len(who)), distance.argmin(1)]
 
@@ -401,7 +436,7 @@ def _relevant(events: NDArray, buys: NDArray, config: GenerateConfig, rng: np.ra
 def _save_popular(folder: Path, what: str, ids: NDArray, sales: NDArray, number: int) -> None:
     top = np.argsort(-sales, kind="stable")[: min(number, len(ids))]
     np.save(folder / f"propensity_{what}.npy", ids[top])
-    np.save(folder / f"popularity_propensity_{what}.npy", sales[top] / max(sales.sum(), 1))
+    np.save(folder / f"popularity_propensity_{what}.npy", (sales[top] / max(sales.sum(), 1)).astype(np.float64))
 
 
 def _children(parents: int, number: int, popularity: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -86,18 +86,21 @@ def _train(config: Config, whole_run: bool) -> tuple[str, dict]:
 
 
 def _embed(config: Config, whole_run: bool) -> tuple[str, dict]:
+    from ubt.blocks import open_entry, write_blocks
     from ubt.embed import embed
     from ubt.prepare import open_prepared
 
     prepared = open_prepared(config.prepared)
     number, width, without = embed(prepared, Path(config.run_dir) / "checkpoints" / "best.ckpt", config.embeddings)
     line = f"{number:,} users x {width} float16 in {config.embeddings}, {without:,} of them without events, no NaN"
-    return line, {}
+    folders = write_blocks(prepared, config)
+    dims = ", ".join(f"{name} {open_entry(folder, prepared.users)[0].shape[1]}" for name, folder in folders.items())
+    return f"{line}; blocks: {dims}", {}
 
 
 def _score(config: Config, whole_run: bool) -> tuple[str, dict]:
     from ubt.prepare import open_prepared
     from ubt.score import score
 
-    table = score(open_prepared(config.prepared), config.embeddings, config)
+    table = score(open_prepared(config.prepared), config)
     return f"metrics in {Path(config.run_dir) / 'metrics.json'}\n{table}\n", {}

@@ -209,7 +209,7 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
     (folder / "input").mkdir()
     target = folder / "target"
     before = f"< TIMESTAMP '{text(log.train_start)}'"
-    arrays = dict(log.arrays)
+    arrays: dict[str, NDArray] = dict(log.arrays)
     users = arrays.pop("relevant_clients", None)
     if users is None:
         # Nobody said who is asked for: everybody is embedded, and whoever has a history is scored. Users who only
@@ -230,15 +230,18 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         )
         arrays["active_clients"] = _column(active.to_arrow_table())
     history = f"read_parquet('{target / 'history_target.parquet'}')"
+    guessed = {
+        "category": ("category", config.target_categories),
+        "sku": ("item", config.target_skus),
+        "price": ("price", PRICE_BUCKETS),
+    }
     for what in TARGETS:
         name = f"propensity_{what}"
         if name not in arrays:
-            limit = {"category": config.target_categories, "sku": config.target_skus, "price": PRICE_BUCKETS}.get(
-                what, 0
-            )
-            family = {"category": "category", "sku": "item", "price": "price"}.get(what)
-            arrays[name], counts = _most_frequent(log, history, what, limit if family in log.families else 0)
-            arrays[f"popularity_{name}"] = counts / max(counts.sum(), 1)
+            # Without its files a task asks about what was bought most; nobody can guess what will be new.
+            family, limit = guessed.get(what, ("", 0))
+            arrays[name], sales = _most_frequent(log, history, what, limit if family in log.families else 0)
+            arrays[f"popularity_{name}"] = sales / max(sales.sum(), 1)
         elif f"popularity_{name}" not in arrays:
             raise FileNotFoundError(f"target/popularity_{name}.npy: missing beside target/{name}.npy")
         _check_targets(name, arrays[name], arrays[f"popularity_{name}"])

@@ -1,4 +1,4 @@
-"""Score representations on the window after the one they were trained on, beside rivals that must be beaten."""
+"""Score blocks of user vectors, alone and together, as the challenge does, beside rivals that must be beaten."""
 
 from __future__ import annotations
 
@@ -9,133 +9,177 @@ from pathlib import Path
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from ubt.config import Config
-from ubt.features import Aggregates, aggregates
-from ubt.labels import window_labels
-from ubt.metrics import Auroc, auroc, macro_auroc, roc_curve
+from ubt import official
+from ubt.blocks import BASELINE, open_entry, parse_blocks, write_blocks
+from ubt.config import Config, ScoreConfig
+from ubt.labels import Labels, window_labels
+from ubt.metrics import auroc, roc_curve
+from ubt.official import Result, Task
 from ubt.plots import plot_labels, plot_roc
 from ubt.prepare import Prepared
-from ubt.probe import probe
 from ubt.progress import progress
 from ubt.rundir import write_json
 
-OURS, BASELINE, TREES = "ubt embeddings, probe", "aggregates, probe", "aggregates, LightGBM"
+CONSTANT, TREES, ALL = "constant", "LightGBM on aggregates", "all"
+# Propensity task -> what is asked about.
+PROPENSITY = {
+    "propensity_category": "category",
+    "propensity_sku": "sku",
+    "propensity_new_sku": "new_sku",
+    "propensity_price": "price",
+}
+TASKS = ("churn", "propensity_category", "propensity_sku", "conversion", "propensity_new_sku", "propensity_price")
 
 
 @dataclass
-class Task:
-    """A task as the scorer sees it.
+class Method:
+    """One row of the table.
 
     Args:
-        name: name of the task
-        rows: users who take part [U]
-        train: labels of the train window of those users [n, C]
-        scored: labels of the scored window [n, C]
+        dims: width of the vectors, None where there are none
+        score: gives its result on a task
     """
 
-    name: str
-    rows: NDArray[np.bool_]
-    train: NDArray[np.float32]
-    scored: NDArray[np.float32]
-
-    def area(self, score: NDArray) -> Auroc:
-        """Return the AUROC of a score [n, C], the mean over the labels if there are several."""
-        return auroc(self.scored[:, 0], score[:, 0]) if self.name == "churn" else macro_auroc(self.scored, score)
+    dims: int | None
+    score: Callable[[Task], Result]
 
 
-def score(prepared: Prepared, embeddings_dir: str | Path, config: Config) -> str:
-    """Score our embeddings and their rivals, write ``metrics.json`` and plots, and return the table as text.
+def score(prepared: Prepared, config: Config) -> str:
+    """Score every block, all of them together and all but one, and their rivals; return the tables as text.
 
-    Every representation is made of events before train_start. A probe, the same for all, is fitted on the labels of
-    the train window and judged on the labels of the scored window of the same users; LightGBM likewise.
+    All vectors are made of events before train_start. The scorer's network is fitted on the labels of the train window
+    and judged on the labels of the scored window of the same users. Writes the blocks that are not there yet,
+    ``metrics.json``, ``scores/<method>/scores.json`` and ``epochs.json`` as the challenge's tool does, and plots.
 
     Raises:
-        FileNotFoundError: if there are no embeddings
-        ValueError: if they do not fit the users asked for
+        FileNotFoundError: if the network's embeddings are missing; names the command that helps
+        ValueError: if they are no entry the challenge accepts, or no task can be scored
     """
-    embeddings = load_embeddings(prepared, embeddings_dir)
-    baseline = aggregates(prepared, prepared.train_start, config.score.windows_days)
-    tasks = _tasks(prepared)
-    methods: dict[str, Callable[[Task], NDArray]] = {
-        "constant": lambda task: np.zeros(task.scored.shape),
-        "one feature, untrained": lambda task: _one_feature(baseline, task),
-        BASELINE: lambda task: probe(baseline.values[task.rows], task.train, config.score, config.seed),
-        TREES: lambda task: _trees(baseline.values[task.rows], task.train, config),
-        OURS: lambda task: probe(embeddings[task.rows], task.train, config.score, config.seed),
-    }
-    scores: dict[str, dict[str, NDArray]] = {task.name: {} for task in tasks}
-    areas: dict[str, dict[str, Auroc]] = {task.name: {} for task in tasks}
-    with progress(len(methods) * len(tasks), "score", unit="method") as bar:
+    config.score.check()
+    names = parse_blocks(config.blocks)
+    folders = write_blocks(prepared, config)
+    order = _order(prepared, config, names)
+    tasks, left_out = _tasks(prepared, config.score, order, config.seed)
+    vectors = {name: open_entry(folders[name], prepared.users)[0] for name in [BASELINE, *names]}
+    methods = _methods(vectors, names, config)
+    results: dict[str, dict[str, Result]] = {name: {} for name in methods}
+    with progress(len(methods) * len(tasks), "score", unit="fit") as bar:
         for task in tasks:
             for name, method in methods.items():
-                scores[task.name][name] = method(task)
-                areas[task.name][name] = task.area(scores[task.name][name])
+                results[name][task.name] = method.score(task)
                 bar.update()
     run_dir = Path(config.run_dir)
-    widths = {BASELINE: baseline.values.shape[1], TREES: baseline.values.shape[1], OURS: embeddings.shape[1]}
-    write_json(run_dir / "metrics.json", _metrics(prepared, tasks, areas))
-    _plot(run_dir, tasks, scores)
-    return _table(prepared, tasks, areas, widths)
+    _write(run_dir, prepared, config, tasks, left_out, methods, results)
+    _plot(run_dir, tasks, results, [BASELINE, *names, *([ALL] if len(names) > 1 else [])])
+    return _tables(prepared, config, tasks, left_out, names, methods, results)
 
 
-def load_embeddings(prepared: Prepared, folder: str | Path) -> NDArray[np.float16]:
-    """Return the embeddings [U, D] in the order of the users asked for, memory-mapped where the order allows it.
-
-    Raises:
-        FileNotFoundError: if a file is missing; names the command that helps
-        ValueError: if dtype, shape or ids are not what the challenge accepts, or a value is not finite
-    """
-    folder = Path(folder)
-    for name in ("embeddings.npy", "client_ids.npy"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"{folder / name}: not found; run `ubt embed` with the same --config and --run-dir first"
-            )
-    vectors, ids = np.load(folder / "embeddings.npy", mmap_mode="r"), np.load(folder / "client_ids.npy")
-    if vectors.ndim != 2 or vectors.dtype != np.float16 or not 0 < vectors.shape[1] <= 2048:
-        raise ValueError(f"embeddings.npy: got {vectors.dtype} {vectors.shape}, needs float16 [users, 1..2048]")
-    order = np.argsort(ids, kind="stable")
-    if len(ids) != len(vectors) or not np.array_equal(ids[order], np.sort(prepared.users)):
-        raise ValueError(
-            f"client_ids.npy: got {len(ids)} ids, needs each of the {len(prepared.users)} relevant clients once"
-        )
-    for start in range(0, len(vectors), 1 << 16):
-        if not np.isfinite(vectors[start : start + (1 << 16)]).all():
-            raise ValueError(f"embeddings.npy: NaN or infinite in rows {start} to {start + (1 << 16)}")
-    if np.array_equal(ids, prepared.users):
-        return vectors
-    return vectors[order[np.searchsorted(ids, prepared.users, sorter=order)]]
+def _order(prepared: Prepared, config: Config, names: list[str]) -> NDArray[np.int64]:
+    """Positions of the users in the order of the entry's client_ids.npy, which is the order of training."""
+    if "hstu" not in names:
+        return np.arange(len(prepared.users))
+    ids = np.load(config.embeddings / "client_ids.npy")
+    by_id = np.argsort(prepared.users, kind="stable")
+    return by_id[np.searchsorted(prepared.users, ids, sorter=by_id)]
 
 
-def _tasks(prepared: Prepared) -> list[Task]:
+def _tasks(
+    prepared: Prepared, config: ScoreConfig, order: NDArray[np.int64], seed: int
+) -> tuple[list[Task], dict[str, str]]:
+    """Return the tasks that can be scored, and why the others cannot."""
     train, scored = window_labels(prepared, "train"), window_labels(prepared, "validation")
-    tasks = []
-    active = ~np.isnan(train.churn)
-    if active.any():
-        tasks.append(Task("churn", active, train.churn[active, None], scored.churn[active, None]))
-    if len(prepared.categories):
-        rows = train.asked
-        tasks.append(Task("category propensity", rows, train.category[rows].toarray(), scored.category[rows].toarray()))
-    for task in tasks:
-        for window, labels in (("train", task.train), ("scored", task.scored)):
-            if not (labels.any() and (labels == 0).any()):
-                raise ValueError(
-                    f"{task.name}: all labels of the {window} window are the same, so nothing can be scored"
-                )
-    return tasks
+    users = order[train.asked[order] & scored.asked[order]]
+    if config.scorer == "sampled" and 0 < config.sample < len(users):
+        kept = np.random.default_rng([seed, 11]).choice(len(users), config.sample, replace=False)
+        users = users[np.sort(kept)]
+    tasks, left_out = [], {}
+    for name in TASKS:
+        rows = users[~np.isnan(train.churn[users])] if name == "churn" else users
+        popularity = prepared.targets[PROPENSITY[name]].popularity if name in PROPENSITY else None
+        task = Task(name, rows, _labels(train, name)[rows], _labels(scored, name)[rows], popularity)
+        reason = _unfit(task)
+        if reason:
+            left_out[name] = reason
+        else:
+            tasks.append(task)
+    if not tasks:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ValueError(f"no task can be scored: {listed}")
+    return tasks, left_out
 
 
-def _one_feature(baseline: Aggregates, task: Task) -> NDArray:
-    """Recency of the last event for churn; for propensity, how often a user touched each target category."""
-    if task.name == "churn":
-        columns = [baseline.names.index("any: days since last")]
-    else:
-        columns = [baseline.names.index(f"target category {i}") for i in range(task.scored.shape[1])]
-    return baseline.values[task.rows][:, columns]
+def _labels(labels: Labels, task: str) -> csr_array:
+    if task in PROPENSITY:
+        return {
+            "category": labels.category,
+            "sku": labels.sku,
+            "new_sku": labels.new_sku,
+            "price": labels.price_buckets,
+        }[PROPENSITY[task]]
+    return csr_array(np.nan_to_num({"churn": labels.churn, "conversion": labels.conversion}[task])[:, None])
 
 
-def _trees(features: NDArray, labels: NDArray, config: Config) -> NDArray:
+def _unfit(task: Task) -> str | None:
+    width = task.train.shape[1]
+    if not len(task.rows):
+        return "no client takes part"
+    if task.popularity is not None and width < 2:
+        return f"{width} targets, needs two or more"
+    if task.popularity is not None and not task.popularity.any():
+        return "no target has a popularity above 0"
+    for window, labels in (("train", task.train), ("scored", task.scored)):
+        if labels.nnz in (0, len(task.rows) * width):
+            return f"all labels of the {window} window are {int(labels.nnz > 0)}"
+    return None
+
+
+def _methods(vectors: dict[str, NDArray], names: list[str], config: Config) -> dict[str, Method]:
+    def network(*blocks: str) -> Method:
+        parts = [vectors[block] for block in blocks]
+
+        def features(rows: NDArray[np.int64]) -> NDArray:
+            return np.concatenate([part[rows] for part in parts], 1)
+
+        return Method(sum(part.shape[1] for part in parts), lambda task: _fit(features, task, config.score))
+
+    methods = {CONSTANT: Method(None, lambda task: official.judged(task, np.zeros(task.scored.shape, np.float32)))}
+    methods[BASELINE] = network(BASELINE)
+    if config.score.trees and "aggregates" in names:
+        block = vectors["aggregates"]
+        methods[TREES] = Method(
+            block.shape[1], lambda task: official.judged(task, _trees(block[task.rows], task, config))
+        )
+    methods |= {name: network(name) for name in names}
+    if len(names) > 1:
+        methods[ALL] = network(*names)
+    if len(names) > 2:
+        methods |= {_without(name): network(*(other for other in names if other != name)) for name in names}
+    return methods
+
+
+def _without(name: str) -> str:
+    return f"{ALL} but {name}"
+
+
+def _fit(features: Callable[[NDArray[np.int64]], NDArray], task: Task, config: ScoreConfig) -> Result:
+    """One network in "official"; in "sampled" the mean over `seeds` networks, with the logits of the first."""
+    if config.scorer == "official":
+        return official.fit(features, task, official.WIDTH, official.BLOCKS)
+    results = [
+        official.fit(features, task, config.width, config.layers, official.SEED + i) for i in range(config.seeds)
+    ]
+    return Result(
+        score=float(np.mean([one.score for one in results])),
+        influence=np.mean([one.influence for one in results], axis=0),
+        parts={part: float(np.mean([one.parts[part] for one in results])) for part in results[0].parts},
+        best_epoch=results[0].best_epoch,
+        logits=results[0].logits,
+    )
+
+
+def _trees(features: NDArray, task: Task, config: Config) -> NDArray[np.float32]:
     """Fit one LightGBM per label and return its raw scores [n, C]; the bins are made once for all labels."""
     settings = {
         "objective": "binary",
@@ -151,77 +195,132 @@ def _trees(features: NDArray, labels: NDArray, config: Config) -> NDArray:
         "num_threads": config.train.threads,
         "verbosity": -1,
     }
+    features = np.asarray(features, np.float32)
     data = lightgbm.Dataset(features, params=settings, free_raw_data=False)
-    scores = np.zeros(labels.shape)
-    for c in range(labels.shape[1]):
-        if labels[:, c].any():
-            model = lightgbm.train(settings, data.set_label(np.ascontiguousarray(labels[:, c])), config.score.trees)
-            scores[:, c] = model.predict(features, raw_score=True)
+    truth = task.train.toarray()
+    # A label that nobody had in the train window is as good as impossible.
+    scores = np.full(truth.shape, -np.log(2 * len(truth)), np.float32)
+    for c in np.flatnonzero(truth.any(0)):
+        model = lightgbm.train(settings, data.set_label(np.ascontiguousarray(truth[:, c])), config.score.trees)
+        scores[:, c] = model.predict(features, raw_score=True)
     return scores
 
 
-def _metrics(prepared: Prepared, tasks: list[Task], areas: dict[str, dict[str, Auroc]]) -> dict:
-    result: dict = {"scored_window": [str(prepared.valid_start), str(prepared.end)], "tasks": {}}
+def _write(
+    run_dir: Path,
+    prepared: Prepared,
+    config: Config,
+    tasks: list[Task],
+    left_out: dict[str, str],
+    methods: dict[str, Method],
+    results: dict[str, dict[str, Result]],
+) -> None:
+    content: dict = {
+        "scorer": _scorer(config.score),
+        "scored_window": [str(prepared.valid_start), str(prepared.end)],
+        "left_out": left_out,
+        "tasks": {},
+    }
     for task in tasks:
-        methods = {}
-        for name, area in areas[task.name].items():
-            difference, error = area.minus(areas[task.name][BASELINE])
-            methods[name] = {
-                "auroc": round(area.value, 5),
-                "standard_error": round(area.standard_error, 5),
-                "minus_aggregates_probe": round(difference, 5),
+        found = {}
+        for name in methods:
+            result = results[name][task.name]
+            difference, error = result.minus(results[BASELINE][task.name])
+            found[name] = {
+                "dims": methods[name].dims,
+                "score": round(result.score, 5),
+                "standard_error": round(result.standard_error, 5),
+                **{part: round(value, 5) for part, value in result.parts.items()},
+                "best_epoch": result.best_epoch,
+                "minus_official_baseline": round(difference, 5),
                 "standard_error_of_difference": round(error, 5),
             }
-        result["tasks"][task.name] = {
-            "users": int(task.rows.sum()),
-            "positives": int(task.scored.sum()),
-            "labels_scored": areas[task.name][OURS].labels,
+        content["tasks"][task.name] = {
+            "clients": len(task.rows),
+            "positives": int(task.scored.nnz),
             "labels": task.scored.shape[1],
-            "methods": methods,
+            "methods": found,
         }
-    return result
+    write_json(run_dir / "metrics.json", content)
+    for name, scored in results.items():
+        folder = run_dir / "scores" / name.replace(" ", "_")
+        write_json(folder / "scores.json", {task: result.score for task, result in scored.items()})
+        write_json(folder / "epochs.json", {task: result.best_epoch for task, result in scored.items()})
 
 
-def _table(prepared: Prepared, tasks: list[Task], areas: dict[str, dict[str, Auroc]], widths: dict[str, int]) -> str:
-    lines = [f"scored window {prepared.valid_start} .. {prepared.end} UTC, history before {prepared.train_start}"]
-    head = f"{'method':<26}{'dims':>6}"
-    for task in tasks:
-        head += f"{task.name + ', AUROC (se)':>34}{'- aggregates (se)':>22}"
+def _scorer(config: ScoreConfig) -> str:
+    if config.scorer == "official":
+        return f"official: all clients, network {official.WIDTH} wide with {official.BLOCKS} blocks"
+    clients = f"{config.sample:,} clients" if config.sample else "all clients"
+    more = f", mean of {config.seeds} networks" if config.seeds > 1 else ""
+    return (
+        f"sampled: {clients}, network {config.width} wide with {config.layers} block(s){more}; "
+        "not comparable with the challenge's leaderboard"
+    )
+
+
+def _tables(
+    prepared: Prepared,
+    config: Config,
+    tasks: list[Task],
+    left_out: dict[str, str],
+    names: list[str],
+    methods: dict[str, Method],
+    results: dict[str, dict[str, Result]],
+) -> str:
+    shown = {task.name: task.name.removeprefix("propensity_") for task in tasks}
+    lines = [
+        f"scorer {_scorer(config.score)}",
+        f"scored window {prepared.valid_start} .. {prepared.end} UTC, history before {prepared.train_start}",
+        "score of the challenge: AUROC for churn and conversion, else 0.8 AUROC + 0.1 novelty + 0.1 diversity; "
+        "(standard error)",
+    ]
+    head = f"{'method':<24}{'dims':>6}" + "".join(f"{shown[task.name]:>18}" for task in tasks)
     lines += [head, "-" * len(head)]
-    for name in areas[tasks[0].name]:
-        line = f"{name:<26}{widths.get(name, '-'):>6}"
+    for name, method in methods.items():
+        line = f"{name:<24}{method.dims if method.dims else '-':>6}"
         for task in tasks:
-            area = areas[task.name][name]
-            difference, error = area.minus(areas[task.name][BASELINE])
-            line += f"{area.value:>25.4f} ({area.standard_error:.4f})"
-            line += f"{'-':>22}" if name == BASELINE else f"{difference:>+13.4f} ({error:.4f})"
+            result = results[name][task.name]
+            line += f"{result.score:>9.4f} ({result.standard_error:.4f})"
         lines.append(line)
-    for task in tasks:
-        number = f"{int(task.rows.sum()):,} users, {int(task.scored.sum()):,} positive labels"
-        if task.name != "churn":
-            number += f", mean over {areas[task.name][OURS].labels} of {task.scored.shape[1]} categories"
-        lines.append(f"{task.name}: {number}. {_verdict(areas[task.name])}")
+    clients = ", ".join(f"{shown[t.name]} {len(t.rows):,} / {t.scored.nnz:,}" for t in tasks)
+    lines.append(f"clients / positive labels in the scored window: {clients}")
+    lines += [f"{name}: left out, {reason}" for name, reason in left_out.items()]
+    lines += ["", f"{'difference':<30}" + "".join(f"{shown[task.name]:>24}" for task in tasks)]
+    ours = ALL if len(names) > 1 else names[0]
+    for one, other in _comparisons(names, ours, methods):
+        line = f"{f'{one} - {other}':<30}"
+        for task in tasks:
+            difference, error = results[one][task.name].minus(results[other][task.name])
+            line += f"{difference:>+10.4f} ({error:.4f}) {verdict(difference, error):<4}"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def _verdict(areas: dict[str, Auroc]) -> str:
-    sentences = []
-    for rival in (BASELINE, TREES):
-        difference, error = areas[OURS].minus(areas[rival])
-        word = "win against" if difference > 2 * error else "LOSE against" if difference < -2 * error else "tie with"
-        sentences.append(f"{word} {rival} ({difference:+.4f}, se {error:.4f})")
-    return "Our embeddings " + " and ".join(sentences) + "."
+def _comparisons(names: list[str], ours: str, methods: dict[str, Method]) -> list[tuple[str, str]]:
+    pairs = [(ours, BASELINE), *((name, BASELINE) for name in names if name != ours), (ours, TREES)]
+    # What a block adds to the others.
+    pairs += [(ours, _without(name)) for name in names]
+    if len(names) == 2:
+        pairs += [(ours, name) for name in names]
+    return [(one, other) for one, other in pairs if one in methods and other in methods]
 
 
-def _plot(run_dir: Path, tasks: list[Task], scores: dict[str, dict[str, NDArray]]) -> None:
-    shown = (BASELINE, TREES, OURS)
+def verdict(difference: float, error: float) -> str:
+    """Return "win", "LOSE", or "tie" within two standard errors."""
+    return "win" if difference > 2 * error else "LOSE" if difference < -2 * error else "tie"
+
+
+def _plot(run_dir: Path, tasks: list[Task], results: dict[str, dict[str, Result]], shown: list[str]) -> None:
     for task in tasks:
+        truth = task.scored.toarray()
         if task.name == "churn":
-            curves = {name: roc_curve(task.scored[:, 0], scores[task.name][name][:, 0]) for name in shown}
+            curves = {name: roc_curve(truth[:, 0], results[name][task.name].logits[:, 0]) for name in shown}
             plot_roc(run_dir, curves, "Churn in the scored window")
-        else:
-            usable = [c for c in range(task.scored.shape[1]) if 0 < task.scored[:, c].sum() < len(task.scored)]
+        elif task.name == "propensity_category":
+            usable = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
             lists = {
-                name: [auroc(task.scored[:, c], scores[task.name][name][:, c]).value for c in usable] for name in shown
+                name: [auroc(truth[:, c], results[name][task.name].logits[:, c]).value for c in usable]
+                for name in shown
             }
             plot_labels(run_dir, lists, "Purchase of each target category in the scored window")
