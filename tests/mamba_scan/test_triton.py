@@ -136,7 +136,7 @@ def test_kernels_compile_for_real_cards():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("ok") == 2 * 2 * 5
+    assert done.stdout.count("ok") == 2 * 2 * 10
 
 
 COMPILE = """
@@ -144,6 +144,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import mamba_scan.impl.triton as kernels
+import mamba_scan.triton_ssd as ssd
 
 def compile(kernel, pointers, constants):
     signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
@@ -171,4 +172,13 @@ for full in (True, False):
     compile(kernels._conv_kernel, pointers, conv | {"BACKWARD": False, "parts": None})
     compile(kernels._conv_kernel, pointers, conv | {"BACKWARD": True})
     compile(kernels._conv_input_kernel, pointers, conv | {"parts": None})
+    # "first" is a tensor to the convolution only, "start" may be absent.
+    chunks = {n: "*fp32" for n in "states totals start final ends dy dx y ddt dA dB dC dt A".split()}
+    chunks |= {n: "*bf16" for n in "x B C".split()} | {n: "*i64" for n in "firsts sizes first_of chunks_of".split()}
+    blocks = dict(PER_GROUP=6, T=64, P=64, N=64, PRECISION="tf32" if full else "ieee")
+    compile(ssd._chunk_states_kernel, chunks, blocks | {"REVERSE": full})
+    compile(ssd._pass_states_kernel, chunks, {"REVERSE": full, "CELLS": 256} | ({} if full else {"start": None}))
+    compile(ssd._chunk_outputs_kernel, chunks, blocks)
+    compile(ssd._chunk_inputs_kernel, chunks, blocks)
+    compile(ssd._chunk_coefficients_kernel, chunks, blocks | {"HEADS": 4})
 """

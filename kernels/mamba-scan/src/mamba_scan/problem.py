@@ -200,6 +200,14 @@ class SSDProblem:
             dt = torch.nn.functional.softplus(dt)
         return dt.clamp(self.dt_min, self.dt_max)
 
+    def finished(self, y: Tensor) -> Tensor:
+        """The output from y = H C, shaped as x: skip connection and gate, in the dtype of x."""
+        if self.D is not None:
+            y = y + self.D.to(self.dtype).view(self.x.shape[-2], -1) * self.x.to(self.dtype)
+        if self.z is not None:
+            y = y * torch.nn.functional.silu(self.z.to(self.dtype))
+        return y.to(self.x.dtype)
+
     def to_scan(self, x: Tensor) -> Tensor:
         """[b, l, h, p] as [b, d, l], or [T, h, p] as [T, d]."""
         return x.flatten(-2) if self.offsets is not None else x.flatten(-2).mT

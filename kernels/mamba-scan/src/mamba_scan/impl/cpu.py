@@ -198,12 +198,7 @@ def _ssd_chunks(p: SSDProblem) -> tuple[Tensor, Tensor]:
         place = torch.cat(order).argsort()
         y = y + (C * decay.exp()[..., None]) @ torch.cat(entering)[place].mT
     y = y.transpose(1, 2)[inside]
-    y = y if p.offsets is not None else y.view(p.x.shape)
-    if p.D is not None:
-        y = y + p.D.to(p.dtype).view(heads, -1) * p.x.to(p.dtype)
-    if p.z is not None:
-        y = y * torch.nn.functional.silu(p.z.to(p.dtype))
-    return y.to(p.x.dtype), state.clone()
+    return p.finished(y.view(p.x.shape)), state.clone()
 
 
 def _conv_arguments(p: ConvProblem) -> tuple[dict[str, Any], list[Tensor | None]]:

@@ -7,7 +7,6 @@ a scratch of its own and then back. Sums over programs are taken afterwards by t
 """
 
 import os
-from typing import Any
 
 import torch
 import triton
@@ -15,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_scan.problem import CHUNK, ConvProblem, ScanProblem, SSDProblem
+from mamba_scan.triton_ssd import Chunks
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # States of a program, channels times states, that registers hold well; and the programs that fill a large card.
@@ -180,31 +180,32 @@ def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) ->
 
 
 def ssd_forward(p: SSDProblem) -> tuple[Tensor, Tensor]:
-    """As ``cpu.ssd_forward``, by the scan's kernels: a head is so many channels of one step size."""
-    scan = p.as_scan()
-    out, last = scan_forward(scan, scan.u.new_empty(0, p.states, scan.channels, dtype=torch.float32))
-    return torch.empty_like(p.x).copy_(p.from_scan(out)), last.view(p.segments, *p.x.shape[-2:], p.states)
+    """As ``cpu.ssd_forward``."""
+    chunks = Chunks(p, p.steps())
+    states, final = chunks.states(chunks.x, chunks.B, p.initial_states)
+    return torch.empty_like(p.x).copy_(p.finished(chunks.outputs(states))), final
 
 
 def ssd_backward(p: SSDProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
-    """As ``cpu.ssd_backward``, by the scan's kernels and autograd of what leads to their arguments."""
+    """As ``cpu.ssd_backward``; autograd for what comes before the scan and after it."""
     tensors = p.leaves()
     with torch.enable_grad():
-        scan = p.replaced(tensors).as_scan()
-    names = [k for k, x in vars(scan).items() if isinstance(x, Tensor) and x.requires_grad]
-    inputs = [getattr(scan, name) for name in names]
-    fields: dict[str, Any] = {k: x.detach() if isinstance(x, Tensor) else x for k, x in vars(scan).items()}
-    detached = ScanProblem(**fields)
-    saved = scan.u.new_empty(detached.slots, p.states, detached.channels, dtype=torch.float32)
-    scan_forward(detached, saved)
-    dout = torch.zeros_like(p.x) if dout is None else dout
-    dlast = None if dfinal is None else dfinal.flatten(1, 2)
-    grads = scan_backward(detached, saved, p.to_scan(dout), dlast)
-    found = torch.autograd.grad(inputs, list(tensors.values()), [grads[name] for name in names], allow_unused=True)
-    return {
-        name: torch.zeros_like(x) if grad is None else _as(grad, x)
-        for (name, x), grad in zip(tensors.items(), found, strict=True)
-    }
+        steps = p.replaced(tensors).steps()
+    chunks = Chunks(p, steps.detach())
+    states, _ = chunks.states(chunks.x, chunks.B, p.initial_states)
+    # Of what comes after the scan only the gate needs the scan's output.
+    y = chunks.outputs(states) if p.z is not None else torch.zeros_like(p.x, dtype=p.dtype)
+    with torch.enable_grad():
+        out = p.replaced(tensors).finished(y.requires_grad_())
+    dout = torch.zeros_like(out) if dout is None else dout
+    dy, *direct = torch.autograd.grad(out, [y, *tensors.values()], dout, allow_unused=True)
+    dy = chunks.rows(dy)
+    ends, dinitial = chunks.states(dy, chunks.C, dfinal, reverse=True)
+    grads = chunks.gradients(dy, states, ends) | {"initial_states": dinitial}
+    before = torch.autograd.grad(steps, list(tensors.values()), grads.pop("steps"), allow_unused=True)
+    parts = zip(tensors.items(), direct, before, strict=True)
+    found = {name: [g for g in (grads.get(name), *autograd) if g is not None] for (name, _), *autograd in parts}
+    return {name: _as(sum(found[name], x.new_zeros(())), x) for name, x in tensors.items()}
 
 
 class _Arguments:
