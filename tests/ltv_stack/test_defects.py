@@ -22,7 +22,7 @@ from ltv_stack import (
     open_partitions,
     predict_table,
 )
-from ltv_stack.cache import build_cache
+from ltv_stack.cache import FeatureCache, build_cache
 from ltv_stack.stages import CLASSIFIER, parameters
 
 Config = Callable[..., LTVConfig]
@@ -53,13 +53,18 @@ def test_2_unix_seconds_are_seconds_and_recency_is_the_row_s_own() -> None:
     np.testing.assert_allclose(found[:, builder.names.index("last_buy__decay")], [0.5, 0.5])
 
 
-def test_3_oversampling_looks_at_the_amount_and_is_not_a_no_op(world: Path, schema: Schema, config: Config) -> None:
+def test_3_oversampling_looks_at_the_amount_and_is_not_a_no_op(
+    world: Path, schema: Schema, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the 0/1 flag all percentile edges collapse into one bin and nothing is resampled."""
     amount = open_partitions(world).read(["revenue_d7"])["revenue_d7"].to_numpy()
     assert len(histos(amount)) > len(amount)
     weights = histos_weights(amount)
     assert weights[amount > 20].mean() > 1.5 * weights[amount == 0].mean()
+    given: list[np.ndarray] = []
+    monkeypatch.setattr("ltv_stack.pipeline.histos", lambda y, seed: given.append(y) or histos(y, seed=seed))
     pipe = LTVPipeline(schema, config(sampling="histos")).fit(open_partitions(world))
+    assert len(np.unique(given[0])) > 100
     assert pipe.class_weights[0] > 1.2 * pipe.class_weights[1]
 
 
@@ -109,7 +114,21 @@ def _flip(flag: np.ndarray, rows: slice) -> np.ndarray:
 def test_5_calibration_is_not_learnt_on_the_rows_that_are_reported(world: Path, schema: Schema, config: Config) -> None:
     """Thresholds and calibration come from rows held out of the training window; evaluation rows are never fitted."""
     train = open_partitions(world, end="2025-10-01-08-00")
-    pipe = LTVPipeline(schema, config(calibration="isotonic")).fit(train)
+    fitted: list[np.ndarray] = []
+    calibrated: list[np.ndarray] = []
+
+    class Watched(LTVPipeline):
+        def _fit_models(self, cache: FeatureCache, rows: np.ndarray, *rest: object) -> None:
+            fitted.append(rows)
+            super()._fit_models(cache, rows, *rest)
+
+        def _calibrate(self, cache: FeatureCache, rows: np.ndarray, scores: dict, rates: dict) -> None:
+            calibrated.append(rows)
+            np.testing.assert_array_equal(scores["p"], self._score(cache, rows)["p"])
+            super()._calibrate(cache, rows, scores, rates)
+
+    pipe = Watched(schema, config(calibration="isotonic")).fit(train)
+    assert not set(fitted[0]) & set(calibrated[0]) and len(calibrated[0]) > 1000
     state = pipe.outputs.to_json()
     predict_table(pipe, open_partitions(world, start="2025-10-01-09-00"))
     assert pipe.outputs.to_json() == state

@@ -14,6 +14,7 @@ import streamlit as st
 from ltv import dashboard
 from ltv.dashboard import Evaluated
 from ltv_stack import LTVPipeline, buyer_metrics, calibration_table, decile_table, lift_table, revenue_metrics
+from ltv_stack.report import calibration_points
 
 BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#9a9a9a"
 
@@ -73,7 +74,8 @@ def main(runs: str) -> None:
     with scatter:
         draw_scatter(rows, amount, horizon)
     with deciles:
-        draw_deciles(rows, truth, predicted, horizon, None if column == "(all rows)" else column)
+        segment = None if column == "(all rows)" else column
+        draw_deciles(rows, truth, predicted, horizon, segment, pipe.config.estimand)
     with user:
         draw_user(data, pipe, horizon)
     with features:
@@ -96,7 +98,7 @@ def headline(
     money, buyers = revenue_metrics(truth, predicted), buyer_metrics((truth > 0).astype(float), probability)
     cells = {
         "rows": f"{len(rows):,}",
-        "buyers": f"{buyers['base_rate']:.2%}",
+        "buyers": f"{buyers['base_rate']:.1%}",
         f"MSLE {horizon}": f"{money['msle']:.4f}",
         "RMSLE": f"{money['rmsle']:.4f}",
         "AUC": f"{buyers['auc']:.3f}",
@@ -178,7 +180,7 @@ def draw_scatter(rows: pd.DataFrame, amount: str, horizon: str) -> None:
 
 
 def draw_deciles(
-    rows: pd.DataFrame, truth: np.ndarray, predicted: np.ndarray, horizon: str, segment: str | None
+    rows: pd.DataFrame, truth: np.ndarray, predicted: np.ndarray, horizon: str, segment: str | None, estimand: str
 ) -> None:
     """Decile chart, lift curve and calibration of the slice, computed from its rows."""
     left, right = st.columns(2)
@@ -215,9 +217,34 @@ def draw_deciles(
     chance = alt.Chart(pd.DataFrame({"x": [0, 1]})).mark_line(strokeDash=[4, 4], color=GREY).encode(x="x:Q", y="x:Q")
     right.subheader("Lift")
     right.altair_chart(chart + chance, width="stretch")
+    left, right = st.columns(2)
+    left.subheader("Calibration")
+    left.altair_chart(calibration_chart(truth, predicted, estimand, horizon), width="stretch")
+    if estimand != "mean":
+        left.caption(f"Predictions are the estimand {estimand}; money is below the mean of the rows in the tables.")
     right.subheader(f"Money by {segment}" if segment else "Money by decile")
     table = calibration_table(truth, predicted, rows[segment].astype(str).tolist() if segment else None)
     right.dataframe(table, hide_index=True, width="stretch")
+
+
+def calibration_chart(truth: np.ndarray, predicted: np.ndarray, estimand: str, horizon: str) -> alt.LayerChart:
+    """Mean true against mean predicted value of twentieths of the rows, in the space of the estimand."""
+    unit, space = (f"log(1 + revenue by {horizon})", np.log1p) if estimand == "log1p" else ("revenue", np.asarray)
+    said, true = calibration_points(space(truth), space(np.maximum(predicted, 0.0)))
+    table = pd.DataFrame({"predicted": said, "true": true}).query("predicted > 0 and true > 0")
+    ends = [table.to_numpy().min(initial=np.inf), table.to_numpy().max(initial=0.0)] if len(table) else [0.1, 1.0]
+    scale = alt.Scale(type="log", nice=False)
+    points = (
+        alt.Chart(table)
+        .mark_circle(size=70, color=BLUE, opacity=1)
+        .encode(
+            x=alt.X("predicted:Q", scale=scale, title=f"mean predicted {unit}"),
+            y=alt.Y("true:Q", scale=scale, title=f"mean true {unit}"),
+            tooltip=["predicted", "true"],
+        )
+    )
+    line = alt.Chart(pd.DataFrame({"x": ends})).mark_line(strokeDash=[4, 4], color=GREY).encode(x="x:Q", y="x:Q")
+    return line + points
 
 
 def draw_user(data: Evaluated, pipe: LTVPipeline, horizon: str) -> None:

@@ -94,8 +94,8 @@ class Outputs:
                 point = self._space(self._point(name, scores))
                 own = None if segment is None else segment[known]
                 self.calibrators[name] = calibrator.fit(point[known], self._space(y[known]), own)
-            if config.intervals is not None:
-                self._fit_intervals(name, y, scores, known)
+        if config.intervals is not None:
+            self._fit_intervals(scores, labels, config.intervals)
         return self
 
     def apply(self, scores: Scores, segment: Sequence[Any] | None = None) -> dict[str, Floats]:
@@ -124,9 +124,12 @@ class Outputs:
         ):
             held = [name for name in self.horizons if name in fitted]
             if held:
-                pairs = [fitted[n].apply(*bounds(n, scores), self._chance(n, scores["p"])) for n in held]
-                low, high = (np.column_stack([pair[end] for pair in pairs]) for end in (0, 1))
-                low, high = widen_order(low, high)
+                ordered = _in_order([bounds(name, scores) for name in held])
+                pairs = [
+                    fitted[name].apply(low, high, self._chance(name, scores["p"]))
+                    for name, (low, high) in zip(held, ordered, strict=True)
+                ]
+                low, high = widen_order(*(np.column_stack([pair[end] for pair in pairs]) for end in (0, 1)))
                 put(f"{prefix}lo", held, low)
                 put(f"{prefix}hi", held, high)
         return {name: columns[name] for name in self.columns}
@@ -155,19 +158,27 @@ class Outputs:
         self.buyer_intervals = {n: ConformalIntervals.from_json(s) for n, s in state["buyer_intervals"].items()}
         return self
 
-    def _fit_intervals(self, name: str, y: Floats, scores: Scores, rows: npt.NDArray[np.bool_]) -> None:
-        assert self.config.intervals is not None
-        if rows.sum() < _FEWEST_ROWS:
-            log.warning("%s: %d held-out rows are too few for intervals", name, int(rows.sum()))
-            return
-        low, high = (bound[rows] for bound in self._quantile_bounds(name, scores))
-        chance = self._chance(name, scores["p"])[rows]
-        self.intervals[name] = ConformalIntervals(self.config.intervals).fit(y[rows], low, high, chance)
-        bought = y[rows] > 0
-        if bought.sum() >= _FEWEST_ROWS:
-            low, high = (bound[rows][bought] for bound in self._buyer_bounds(name, scores))
-            one = ConformalIntervals(self.config.intervals).fit(y[rows][bought], low, high, chance[bought])
-            self.buyer_intervals[name] = one
+    def _fit_intervals(self, scores: Scores, labels: dict[str, Floats], level: float) -> None:
+        """Correct the model's bounds, put in order over horizons first: what order costs is then in the correction."""
+        for fitted, bounds, buyers in (
+            (self.intervals, self._quantile_bounds, False),
+            (self.buyer_intervals, self._buyer_bounds, True),
+        ):
+            rows = {name: (np.nan_to_num(labels[name]) > 0 if buyers else np.isfinite(labels[name])) for name in labels}
+            held = [name for name in self.horizons if rows[name].sum() >= _FEWEST_ROWS]
+            few = [name for name in self.horizons if name not in held]
+            if few:
+                log.warning(
+                    "%s: fewer than %d held-out %s, no intervals%s",
+                    ", ".join(few),
+                    _FEWEST_ROWS,
+                    "buyers" if buyers else "rows",
+                    " for rows that buy" if buyers else "",
+                )
+            for name, (low, high) in zip(held, _in_order([bounds(name, scores) for name in held]), strict=True):
+                own = rows[name]
+                chance = self._chance(name, scores["p"][own])
+                fitted[name] = ConformalIntervals(level).fit(labels[name][own], low[own], high[own], chance)
 
     def _order(self, columns: list[Floats]) -> Floats:
         weights = np.array([self.config.order_weights.get(name, 1.0) for name in self.horizons])
@@ -216,6 +227,16 @@ class Outputs:
         miss, amount, parts = 1.0 - self.config.intervals, scores[f"g_{name}"], self.twoparts[name]
         sure = np.ones(len(amount))
         return parts.quantile(miss / 2, sure, amount), parts.quantile(1 - miss / 2, sure, amount)
+
+
+def _in_order(bounds: list[tuple[Floats, Floats]]) -> list[tuple[Floats, Floats]]:
+    """Lower and upper bounds of the horizons, each made non-decreasing; a lower bound of 0 stays 0, and one-sided."""
+    if not bounds:
+        return []
+    low, high = (np.column_stack([pair[end] for pair in bounds]) for end in (0, 1))
+    one_sided = widen_order(low, high)[0] == 0
+    low, high = np.where(one_sided, 0.0, project_order(low)), project_order(high)
+    return list(zip(low.T, high.T, strict=True))
 
 
 def converts(config: LTVConfig) -> bool:

@@ -69,7 +69,7 @@ def write_report(
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     body = [f"<h1>{html.escape(title)}</h1>", _summary(evaluation, pipe)]
-    for name, heading, draw in _charts(evaluation, drift, importance):
+    for name, heading, draw in _charts(evaluation, pipe.config.estimand, drift, importance):
         figure = _figure()
         draw(figure.subplots())
         figure.tight_layout()
@@ -153,7 +153,7 @@ def _coverage_table(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _charts(
-    evaluation: Evaluation, drift: pd.DataFrame | None, importance: pd.DataFrame | None
+    evaluation: Evaluation, estimand: str, drift: pd.DataFrame | None, importance: pd.DataFrame | None
 ) -> list[tuple[str, str, Callable[[Any], None]]]:
     table = evaluation.predictions
     assert table is not None
@@ -169,6 +169,8 @@ def _charts(
             axes.bar(deciles["bin"] + 0.2, deciles["mean_predicted"], 0.4, label="predicted")
             axes.set_xticks(deciles["bin"])
             axes.set(xlabel="decile of predicted revenue (1 = highest)", ylabel="mean revenue a row [money]")
+            if estimand != "mean":
+                axes.set_title(f"predicted is the estimand {estimand}, not the mean", fontsize=9)
             axes.legend(loc="upper right")
 
         def draw_lift(axes: Any, lift: pd.DataFrame = lift) -> None:
@@ -185,11 +187,17 @@ def _charts(
             axes.set(xlabel="share of rows, poorest first", ylabel="share of revenue")
             axes.legend(loc="upper left")
 
-        def draw_calibration(axes: Any, deciles: pd.DataFrame = deciles) -> None:
-            top = max(float(deciles["mean_true"].max()), float(deciles["mean_predicted"].max()), 1e-9)
-            axes.plot([0, top], [0, top], "--", color="grey")
-            axes.plot(deciles["mean_predicted"], deciles["mean_true"], marker="o")
-            axes.set(xlabel="mean predicted revenue of the decile [money]", ylabel="mean true revenue [money]")
+        def draw_calibration(axes: Any, y: Any = y, predicted: Any = predicted) -> None:
+            unit, space = ("log(1 + revenue)", np.log1p) if estimand == "log1p" else ("revenue [money]", np.asarray)
+            said, true = map(np.array, calibration_points(space(y), space(np.maximum(predicted, 0.0))))
+            ends = [side[side > 0] for side in (said, true)]
+            if all(map(len, ends)):
+                low, high = min(side.min() for side in ends), max(side.max() for side in ends)
+                axes.plot([low, high], [low, high], "--", color="grey", label="as predicted")
+                axes.set(xscale="log", yscale="log")
+                axes.legend(loc="upper left")
+            axes.plot(said, true, marker="o")
+            axes.set(xlabel=f"mean predicted {unit}, twentieths of the rows", ylabel=f"mean true {unit}")
 
         def draw_distribution(axes: Any, y: Any = y, predicted: Any = predicted) -> None:
             bins = np.linspace(0, max(float(np.log1p(y).max()), float(np.log1p(predicted).max()), 1e-3), 60).tolist()
@@ -202,7 +210,7 @@ def _charts(
             (f"deciles_{horizon}", f"Revenue by decile, {horizon}", draw_deciles),
             (f"lift_{horizon}", f"Share of revenue and buyers found, {horizon}", draw_lift),
             (f"lorenz_{horizon}", f"Lorenz curves, {horizon}", draw_lorenz),
-            (f"calibration_{horizon}", f"Calibration of money, {horizon}", draw_calibration),
+            (f"calibration_{horizon}", f"Calibration, {horizon}", draw_calibration),
             (f"distribution_{horizon}", f"Distribution of revenue, {horizon}", draw_distribution),
         ]
         for name, segment in evaluation.tables.items():
@@ -254,10 +262,12 @@ def _draw_buyers(evaluation: Evaluation) -> Callable[[Any], None]:
         assert table is not None
         truth = column_numbers(table["true_buyer"])
         known = np.isfinite(truth)
-        deciles = calibration_points(truth[known], column_numbers(table["buyer_probability"])[known])
-        axes.plot([0, 1], [0, 1], "--", color="grey")
-        axes.plot(deciles[0], deciles[1], marker="o")
-        axes.set(xlabel="buyer probability", ylabel="share of rows that bought")
+        points = calibration_points(truth[known], column_numbers(table["buyer_probability"])[known])
+        top = 1.05 * max(*points[0], *points[1], 1e-9)
+        axes.plot([0, top], [0, top], "--", color="grey", label="as predicted")
+        axes.plot(points[0], points[1], marker="o")
+        axes.set(xlabel="mean buyer probability, twentieths of the rows", ylabel="share that bought")
+        axes.legend(loc="upper left")
 
     return draw
 
