@@ -11,18 +11,15 @@ LOG_WIDTH = 0.301
 NEVER = 2**63 - 1
 
 
+@cache
 def bucket_edges(last_bucket: int, device: torch.device) -> Tensor:
     """Return the int64 edges [last_bucket] between the buckets floor(ln(max(|dt|, 1)) / 0.301) of ``|dt|`` seconds.
 
     Edge ``b - 1`` is the least ``|dt|`` of bucket ``b``; a bucket is the number of edges that are not above ``|dt|``.
     Edges beyond int64 are 2**63 - 1.
     """
-    return torch.tensor(_edges(last_bucket), dtype=torch.int64, device=device)
-
-
-@cache
-def _edges(last_bucket: int) -> tuple[int, ...]:
-    return tuple(_first_in(bucket) for bucket in range(1, last_bucket + 1))
+    edges = [_first_in(bucket) for bucket in range(1, last_bucket + 1)]
+    return torch.tensor(edges, dtype=torch.int64, device=device)
 
 
 def _first_in(bucket: int) -> int:

@@ -15,8 +15,6 @@ namespace {
 
 // Query rows of a tile of the backward pass.
 constexpr int kQueries = 8 * kRows;
-// Copies of the time table's gradient: neighbouring keys often share a bucket, and would wait for each other's sum.
-constexpr int kCopies = 8;
 constexpr int kFloatLanes = kBytes / 4;
 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -115,6 +113,8 @@ struct Clock {
   uint8_t* narrow;
   uint8_t* strip;
   int64_t first_row, first_tile, strip_stride;
+  // No time difference of the sequence reaches this bucket.
+  int64_t bucket_count;
   bool narrow_span, shared, filled;
 
   void take(const Problem& problem, const Plan& plan, Arena& arena) {
@@ -143,6 +143,7 @@ struct Clock {
     }
     // The difference is taken without a sign, since it may be beyond int64.
     narrow_span = uint64_t(most) - uint64_t(least) < 0x7fffffffu;
+    bucket_count = bucket(uint64_t(most) - uint64_t(least)) + 1;
     shared = problem.heads > 1 && narrow_span && strip_stride * (piece.row_end - piece.row_begin) <= kStripBytes;
     if (narrow_span) {
       for (int64_t j = 0; j < n; ++j) relative[j] = int32_t(ts[j] - least);
@@ -187,6 +188,36 @@ struct Clock {
     }
   }
 
+  // ln |dt| / 0.301 = log2 |dt| * (ln 2 / 0.301); log2 of the mantissa is a polynomial, off by less than 2e-5.
+  static constexpr float kScale = 2.3028146863453f, kUnsure = 1e-4f;
+  static constexpr float kLog2[7] = {-0.025123486819730995f, 0.043929099810229265f, -0.07058958707028791f, 0.1417180408864134f,
+                                     -0.3206323393495808f,   0.9618212338349935f,   0.584962765399147f};
+
+#if defined(__AVX512F__)
+  void narrow_row(int32_t now, const int32_t* then, int begin, int end, uint8_t* to) const {
+    const __m512i last = _mm512_set1_epi32(int32_t(p->time.width - 1)), from = _mm512_set1_epi32(now);
+    for (int c = begin; c < end; c += 16) {
+      __m512i dt = _mm512_abs_epi32(_mm512_sub_epi32(from, _mm512_loadu_si512(then + c)));
+      const __mmask16 more = _mm512_cmpgt_epi32_mask(dt, _mm512_set1_epi32(1));
+      const __m512 x = _mm512_cvtepi32_ps(dt);
+      const __m512 t = _mm512_sub_ps(_mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero), _mm512_set1_ps(1.5f));
+      __m512 log2 = _mm512_set1_ps(kLog2[0]);
+      for (int i = 1; i < 7; ++i) log2 = _mm512_fmadd_ps(log2, t, _mm512_set1_ps(kLog2[i]));
+      log2 = _mm512_add_ps(log2, _mm512_getexp_ps(x));
+      // 0 and 1 second, the one without a logarithm and the other on an edge, both belong to bucket 0.
+      const __m512 scaled = _mm512_maskz_mul_ps(more, log2, _mm512_set1_ps(kScale));
+      const __m512i b = _mm512_cvttps_epi32(scaled);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c), _mm512_cvtepi32_epi8(_mm512_min_epi32(b, last)));
+      // Distance from the middle of the bucket.
+      const __m512 off = _mm512_abs_ps(_mm512_sub_ps(_mm512_sub_ps(scaled, _mm512_cvtepi32_ps(b)), _mm512_set1_ps(0.5f)));
+      uint32_t unsure = _mm512_mask_cmp_ps_mask(more, off, _mm512_set1_ps(0.5f - kUnsure), _CMP_GT_OQ);
+      for (; __builtin_expect(unsure != 0, 0); unsure &= unsure - 1) {
+        const int l = __builtin_ctz(unsure), d = now - then[c + l];
+        to[c + l] = uint8_t(bucket(uint64_t(d < 0 ? -d : d)));
+      }
+    }
+  }
+#else
   inline __attribute__((always_inline)) void narrow_row(int32_t now, const int32_t* then, int begin, int end, uint8_t* to) const {
     typedef Simd<float>::V V;
     typedef Simd<float>::I I;
@@ -198,44 +229,30 @@ struct Clock {
       dt = dt < 1 ? I{} + 1 : dt;
       const I bits = (I) __builtin_convertvector(dt, V);
       const V t = (V)((bits & 0x7fffff) | 0x3f800000) - 1.5f;
-      V log2 = t * -0.025123486819730995f + 0.043929099810229265f;
-      log2 = log2 * t + -0.07058958707028791f;
-      log2 = log2 * t + 0.1417180408864134f;
-      log2 = log2 * t + -0.3206323393495808f;
-      log2 = log2 * t + 0.9618212338349935f;
-      log2 = log2 * t + 0.584962765399147f;
+      V log2 = V{} + kLog2[0];
+      for (int i = 1; i < 7; ++i) log2 = log2 * t + kLog2[i];
       log2 += __builtin_convertvector((bits >> 23) - 127, V);
-      // ln 2 / 0.301
-      V scaled = log2 * 2.3028146863453f;
+      V scaled = log2 * kScale;
       scaled = dt == 1 ? V{} + 0.5f : scaled;
       I b = __builtin_convertvector(scaled, I);
       const V rest = scaled - __builtin_convertvector(b, V);
-      const I unsure = (rest < 1e-4f) | (rest > 1 - 1e-4f);
+      const I unsure = (rest < kUnsure) | (rest > 1 - kUnsure);
       b = b > last ? I{} + last : b;
-      put_bytes(to + c, b);
+      for (int l = 0; l < kFloatLanes; ++l) to[c + l] = uint8_t(b[l]);
       if (any(unsure))
         for (int l = 0; l < kFloatLanes; ++l)
           if (unsure[l]) to[c + l] = uint8_t(bucket(uint64_t(dt[l])));
     }
   }
 
-  static void put_bytes(uint8_t* to, Simd<float>::I x) {
-#if defined(__AVX512F__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
-#else
-    for (int l = 0; l < kFloatLanes; ++l) to[l] = uint8_t(x[l]);
-#endif
-  }
-
   static bool any(Simd<float>::I x) {
-#if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     return !_mm256_testz_si256((__m256i)x, (__m256i)x);
 #else
     return (x[0] | x[1] | x[2] | x[3]) != 0;
 #endif
   }
+#endif
 };
 
 template <class F, class Index>
@@ -506,7 +523,7 @@ struct Backward {
     dk = arena.take<F>(kKeys * padded_qk);
     dv = arena.take<F>(kKeys * padded_v);
     own_dq = arena.take<F>(plan.max_rows * padded_qk);
-    d_time = arena.take<F>(p.d_time ? p.time.width * kCopies : 0);
+    d_time = arena.take<F>(p.d_time ? p.time.width * lanes : 0);
     kept = arena.take<F>(kRows * kKeys);
     clock.take(p, plan, arena);
   }
@@ -552,9 +569,44 @@ struct Backward {
   }
 };
 
-template <class F, class Index>
-void spread(const Index* buckets, const F* d_row, int begin, int end, F* d_time) {
-  for (int c = begin; c < end; ++c) d_time[buckets[c] * kCopies + c % kCopies] += d_row[c];
+// Each lane has its own copy of the time table's gradient, so that keys which share a bucket, as neighbours often do, do not wait for
+// each other's sum. begin and end are multiples of the lanes.
+template <class F>
+void spread(const int32_t* buckets, const F* d_row, int begin, int end, F* d_time) {
+  constexpr int lanes = Simd<F>::lanes;
+  for (int c = begin; c < end; c += lanes)
+    for (int l = 0; l < lanes; ++l) d_time[buckets[c + l] * lanes + l] += d_row[c + l];
+}
+
+template <class F>
+void spread(const uint8_t* buckets, const F* d_row, int begin, int end, F* d_time) {
+  constexpr int lanes = Simd<F>::lanes;
+  for (int c = begin; c < end; c += lanes) {
+    const uint8_t* const here = buckets + c;
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) {
+      const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(here));
+      const __m512 d = _mm512_loadu_ps(d_row + c);
+      // One step for each bucket that occurs: one or two where time is far away.
+      for (uint32_t rest = 0xffff; rest;) {
+        const uint8_t first = here[__builtin_ctz(rest)];
+        const __mmask16 same = _mm_cmpeq_epi8_mask(b, _mm_set1_epi8(char(first)));
+        float* const to = d_time + first * lanes;
+        _mm512_storeu_ps(to, _mm512_mask_add_ps(_mm512_loadu_ps(to), same, _mm512_loadu_ps(to), d));
+        rest &= ~uint32_t(same);
+      }
+      continue;
+    }
+#endif
+    bool same = true;
+    for (int l = 1; l < lanes; ++l) same &= here[l] == here[0];
+    if (same) {
+      F* const to = d_time + here[0] * lanes;
+      store(to, load(to) + load(d_row + c));
+    } else {
+      for (int l = 0; l < lanes; ++l) d_time[here[l] * lanes + l] += d_row[c + l];
+    }
+  }
 }
 
 // Fills rows r0.. of the weights and d_scores tiles, zeros included, and adds to dq and the tables.
@@ -580,9 +632,9 @@ void back_through_scores(Pass& pass, const Problem& p, const HeadTerms<F>& head,
     F *w_row = w + r * kKeys, *d_row = d + r * kKeys;
     const int64_t bucket_row = r * terms.buckets.stride;
     if (p.d_time && terms.buckets.narrow)
-      spread(terms.buckets.narrow + bucket_row, d_row, group.begin, group.end, pass.d_time);
+      spread(terms.buckets.narrow + bucket_row, d_row, begin, end, pass.d_time);
     else if (p.d_time)
-      spread(terms.buckets.wide + bucket_row, d_row, group.begin, group.end, pass.d_time);
+      spread(terms.buckets.wide + bucket_row, d_row, begin, end, pass.d_time);
     zero(w_row, begin);
     zero(d_row, begin);
     zero(w_row + end, kKeys - end);
@@ -616,7 +668,8 @@ void walk_backward(Pass& pass, const Problem& p, const Piece& piece, bool again)
   F* const d_position = p.d_position ? pass.partial + piece.position_at : nullptr;
   zero(dq, rows * padded_qk);
   if (d_position) zero(d_position, piece.key_end - piece.key_begin + rows + kKeys);
-  if (p.d_time) zero(pass.d_time, p.time.width * kCopies);
+  const int64_t buckets = p.d_time ? pass.clock.bucket_count : 0;
+  zero(pass.d_time, buckets * Simd<F>::lanes);
   for (int64_t tile = piece.key_begin; tile < piece.key_end; tile += kKeys) {
     const int count = int(min64(kKeys, n - tile));
     bool packed = false;
@@ -653,12 +706,14 @@ void walk_backward(Pass& pass, const Problem& p, const Piece& piece, bool again)
   if (piece.dq_at < 0)
     for (int64_t r = 0; r < rows; ++r)
       write_row<F, In>(p.dq, row0 + r, piece.head, p.width_qk, F(p.alpha), dq + r * padded_qk);
-  if (p.d_time)
-    for (int64_t b = 0; b < p.time.width; ++b) {
-      F sum = 0;
-      for (int l = 0; l < kCopies; ++l) sum += pass.d_time[b * kCopies + l];
-      pass.partial[piece.time_at + b] = sum;
+  if (p.d_time) {
+    F* const to = pass.partial + piece.time_at;
+    for (int64_t b = 0; b < buckets; ++b) {
+      to[b] = 0;
+      for (int l = 0; l < Simd<F>::lanes; ++l) to[b] += pass.d_time[b * Simd<F>::lanes + l];
     }
+    zero(to + buckets, p.time.width - buckets);
+  }
 }
 
 #if defined(__AVX512F__)
@@ -740,7 +795,7 @@ struct PairBackward {
     dk = arena.take<float>(kKeys * padded_qk);
     dv = arena.take<float>(kKeys * padded_v);
     own_dq = arena.take<float>(plan.max_rows * padded_qk);
-    d_time = arena.take<float>(p.d_time ? p.time.width * kCopies : 0);
+    d_time = arena.take<float>(p.d_time ? p.time.width * lanes : 0);
     kept = arena.take<float>(kRows * kKeys);
     clock.take(p, plan, arena);
   }

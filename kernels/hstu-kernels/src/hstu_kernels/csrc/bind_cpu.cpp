@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -20,7 +21,7 @@ namespace {
 using hstu::Piece;
 using hstu::Problem;
 using ViewArgument = std::tuple<uintptr_t, int64_t, int64_t>;
-using TableArgument = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+using TableArgument = std::tuple<uintptr_t, int64_t, int64_t>;
 
 // Query rows of a forward piece: a multiple of the kernel's row block, so large that packing the keys is paid for.
 constexpr int64_t kForwardRows = 240;
@@ -28,6 +29,8 @@ constexpr int64_t kForwardRows = 240;
 constexpr int64_t kBackwardKeys = 512, kBackwardPieces = 8;
 // Rows of 64-byte vectors, the widest of all instruction sets.
 constexpr int64_t kWidest = 16;
+constexpr int64_t kTablePadding = 128;
+static_assert(kTablePadding >= hstu::kKeys, "a row of the last tile reads that far behind the position table");
 
 struct Masks {
   bool causal;
@@ -284,9 +287,16 @@ hstu::View view(const py::kwargs& a, const char* name) {
   return {reinterpret_cast<void*>(data), row, head};
 }
 
-hstu::Table table(const py::kwargs& a, const char* name) {
-  const auto [data, heads, width, stride] = a[name].cast<TableArgument>();
-  return {reinterpret_cast<const void*>(data), heads, width, stride};
+// A copy of a table, with zeros behind every line for kernels that read whole vectors and registers of entries.
+hstu::Table padded_table(const py::kwargs& a, const char* name, size_t element, std::vector<char>* copy) {
+  const auto [data, heads, width] = a[name].cast<TableArgument>();
+  if (data == 0) return {};
+  const int64_t stride = width + kTablePadding;
+  copy->assign(size_t(heads * stride) * element, 0);
+  for (int64_t h = 0; h < heads; ++h)
+    std::memcpy(copy->data() + size_t(h * stride) * element, reinterpret_cast<const char*>(data) + size_t(h * width) * element,
+                size_t(width) * element);
+  return {copy->data(), heads, width, stride};
 }
 
 uint32_t mix(uint32_t x) {
@@ -300,6 +310,7 @@ struct Call {
   hstu::Plan plan{};
   Masks masks{};
   std::vector<int32_t> lo, hi;
+  std::vector<char> position, time;
   const Isa& isa = chosen();
 
   explicit Call(const py::kwargs& a) {
@@ -317,8 +328,9 @@ struct Call {
     p.divisors = pointer<const double>(a, "divisors");
     p.divisor = a["divisor"].cast<double>();
     p.alpha = a["alpha"].cast<double>();
-    p.position = table(a, "position");
-    p.time = table(a, "time");
+    const size_t element = p.dtype == hstu::kFloat64 ? 8 : 4;
+    p.position = padded_table(a, "position", element, &position);
+    p.time = padded_table(a, "time", element, &time);
     p.time_shift = a["time_shift"].cast<int>();
     const double dropout = a["dropout"].cast<double>();
     p.dropout = dropout > 0;

@@ -4,7 +4,7 @@
 
 namespace hstu {
 
-// Width of a tile of keys. The tables carry at least this many zeros behind their end.
+// Width of a tile of keys.
 constexpr int kKeys = 64;
 
 enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hstu_kernels import native
 from hstu_kernels.dropout import keep_threshold
@@ -15,8 +14,6 @@ from hstu_kernels.problem import Problem
 from hstu_kernels.time_buckets import bucket_edges
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-# The kernel reads whole vectors and registers of table entries: tables carry this many zeros at their end.
-_TABLE_PADDING = 128
 
 
 def unavailable() -> str | None:
@@ -112,7 +109,7 @@ def _arguments(p: Problem) -> tuple[dict[str, Any], list[Tensor | None]]:
         integers, (p.offsets, p.q_offsets, p.num_targets, p.num_contextual, p.timestamps)
     )
     position, time = (
-        None if w is None else F.pad(w.detach().to(p.compute_dtype), (0, _TABLE_PADDING)).contiguous()
+        None if w is None else w.detach().to(p.compute_dtype).contiguous()
         for w in (p.position_weight, p.time_weight)
     )
     edges = None if p.time_weight is None else bucket_edges(p.time_weight.shape[1] - 1, torch.device("cpu"))
@@ -130,8 +127,8 @@ def _arguments(p: Problem) -> tuple[dict[str, Any], list[Tensor | None]]:
         "num_contextual": _pointer(contextual),
         "timestamps": _pointer(timestamps),
         "divisors": _pointer(divisors),
-        "position": _table_view(position, p.position_weight),
-        "time": _table_view(time, p.time_weight),
+        "position": _table_view(position),
+        "time": _table_view(time),
         "edges": _pointer(edges),
         "alpha": p.alpha,
         "divisor": p.divisor,
@@ -159,10 +156,8 @@ def _pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _table_view(padded: Tensor | None, table: Tensor | None) -> tuple[int, int, int, int]:
-    if padded is None or table is None:
-        return 0, 0, 0, 0
-    return padded.data_ptr(), table.shape[0], table.shape[1], padded.stride(0)
+def _table_view(table: Tensor | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if table is None else (table.data_ptr(), table.shape[0], table.shape[1])
 
 
 def _table_gradient(p: Problem, table: Tensor | None, needed: bool) -> Tensor | None:
