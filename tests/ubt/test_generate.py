@@ -38,6 +38,10 @@ def test_files_and_schemas_are_those_of_the_challenge(raw_log: Path) -> None:
         "target/popularity_propensity_category": np.float64,
         "target/propensity_sku": np.int64,
         "target/popularity_propensity_sku": np.float64,
+        "target/propensity_new_sku": np.int64,
+        "target/popularity_propensity_new_sku": np.float64,
+        "target/propensity_price": np.int64,
+        "target/popularity_propensity_price": np.float64,
     }.items():
         array = np.load(raw_log / f"{name}.npy")
         assert array.ndim == 1 and array.dtype == kind
@@ -131,6 +135,26 @@ def test_settings_without_sense_are_refused(tmp_path: Path, settings: dict, mess
     with pytest.raises(ValueError, match=message):
         generate(tmp_path / "data", replace(GenerateConfig(), **settings))
     assert not (tmp_path / "data").exists()
+
+
+def test_new_skus_are_not_seen_before_the_label_windows_and_sell_in_both(tmp_path: Path) -> None:
+    raw = generate(tmp_path / "data", GenerateConfig(clients=20_000))
+    new = np.load(raw / "target/propensity_new_sku.npy")
+    assert len(new) == len(np.unique(new)) == 20
+    assert set(new) <= set(pd.read_parquet(raw / "product_properties.parquet")["sku"])
+    for table in ("product_buy", "add_to_cart", "remove_from_cart"):
+        rows = pd.read_parquet(raw / f"{table}.parquet")
+        assert not rows[rows["timestamp"] < "2022-10-13"]["sku"].isin(new).any()
+    buys = pd.read_parquet(raw / "product_buy.parquet")
+    train = buys[buys["timestamp"].between("2022-10-13", "2022-10-26 23:59:59")]
+    assert train["sku"].isin(new).mean() > 0.02
+    assert buys[buys["timestamp"] >= "2022-10-27"]["sku"].isin(new).mean() > 0.02
+    popularity = np.load(raw / "target/popularity_propensity_new_sku.npy")
+    sold = train["sku"].value_counts().reindex(new).fillna(0).to_numpy()
+    np.testing.assert_allclose(popularity, sold / sold.sum())
+    assert (np.diff(popularity) <= 0).all()
+    prices = np.load(raw / "target/propensity_price.npy")
+    assert sorted(prices) == list(range(100))
 
 
 @given(st.integers(0, 5).flatmap(lambda n: arrays(np.uint8, (n, 3))))

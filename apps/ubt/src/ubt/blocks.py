@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from ubt.cf import collaborative
 from ubt.config import BLOCKS, Config
 from ubt.features import Features, aggregates, official_features
 from ubt.prepare import Prepared
-from ubt.rundir import read_json, temporary_directory, write_json
+from ubt.rundir import file_hash, read_json, temporary_directory, write_json
 
 MAX_DIMS = 2048
 CHUNK = 1 << 15
@@ -192,14 +191,8 @@ def _state(prepared: Prepared, config: Config, name: str) -> dict[str, object]:
     """What a block on disk was made of."""
     state: dict[str, object] = {"log": prepared.fingerprint, "block": name}
     if name == "hstu":
-        total = blake2b(digest_size=16)
-        for file in ("embeddings.npy", "client_ids.npy"):
-            path = config.embeddings / file
-            if path.exists():
-                with path.open("rb") as opened:
-                    while block := opened.read(1 << 22):
-                        total.update(block)
-        state["embeddings"] = total.hexdigest()
+        files = [config.embeddings / file for file in ("embeddings.npy", "client_ids.npy")]
+        state["embeddings"] = [file_hash(path) for path in files if path.exists()]
     else:
         state |= {"features": asdict(config.features), "seed": config.seed}
     return json.loads(json.dumps(state))

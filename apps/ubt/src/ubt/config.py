@@ -64,6 +64,8 @@ class LogConfig:
         category: column of the item's category, or null
         price: column of the price, or null; becomes 100 quantile buckets fitted before train_start
         url: column of the URL, or null
+        name: column of the item's name vector, text like "[109 77 31]" or a list of numbers 0..255, or null
+        query: column of the search query's vector, likewise, or null
         label_events: event types that count as the outcome in the label windows; empty = all
         active_events: a user with one of these before train_start takes part in the churn task; empty = all
         target_categories: number of categories of the propensity task, the most frequent before train_start
@@ -81,6 +83,8 @@ class LogConfig:
     category: str | None = None
     price: str | None = None
     url: str | None = None
+    name: str | None = None
+    query: str | None = None
     label_events: list[str] = field(default_factory=list)
     active_events: list[str] = field(default_factory=list)
     target_categories: int = 100
@@ -189,6 +193,31 @@ class TrainConfig:
 
 
 @dataclass
+class EmbedConfig:
+    """What `ubt embed` keeps for `ubt update`.
+
+    Args:
+        cache_gb: gigabytes of keys and values of past events that are kept on disk, 8 bytes x layers x hidden_size an
+            event; users beyond it are embedded from all their events when they have new ones
+    """
+
+    cache_gb: float = 10.0
+
+
+@dataclass
+class UpdateConfig:
+    """New days of a log.
+
+    Args:
+        new_data: folder with files of the new days, laid out as data_dir is; null = the prepared log has them already
+        until: events before this moment are embedded, UTC; null = all of them
+    """
+
+    new_data: str | None = None
+    until: str | None = None
+
+
+@dataclass
 class FeaturesConfig:
     """The blocks of user vectors beside the network's own.
 
@@ -249,6 +278,8 @@ class Config:
         prepare: how events become the store
         model: size of the network
         train: how the network is trained
+        embed: what is kept for later updates
+        update: new days of a log
         features: the blocks beside the network's
         score: how representations are compared
         blocks: blocks that are written, scored and put side by side, as "hstu,aggregates,cf"
@@ -265,6 +296,8 @@ class Config:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     blocks: str = "hstu,aggregates,cf"

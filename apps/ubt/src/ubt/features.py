@@ -202,7 +202,10 @@ class _Part:
             step = np.minimum(price * PRICE_STEPS // PRICE_BUCKETS, PRICE_STEPS - 1)
             self._mean("price step", step[:, None] == np.arange(PRICE_STEPS), known)
         if "name" in families:
-            self._mean("name", jagged[families["name"]], (jagged[families["name"]] != 0).any(1))
+            names = jagged[families["name"]]
+            if "." not in families["name"]:
+                names = self.prepared.store.vectors(families["name"])[names]
+            self._mean("name", names, (names != 0).any(1))
 
     def _activity(self, name: str, where: NDArray) -> None:
         for window in self.windows:

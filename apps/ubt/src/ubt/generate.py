@@ -168,9 +168,8 @@ class Catalogue:
         # Of some well-sold categories the last sku is new in the label windows; until then the first one stands in.
         first = np.searchsorted(sku_category, np.arange(categories))
         last = np.searchsorted(sku_category, np.arange(categories), side="right") - 1
-        launching = popularity * (last > first)
-        number = min(config.target_new_skus, int((launching > 0).sum()))
-        launching = rng.choice(categories, number, replace=False, p=launching / launching.sum())
+        launching = np.argsort(-popularity * (last > first), kind="stable")[: config.target_new_skus]
+        launching = launching[last[launching] > first[launching]]
         launch_of_category = np.full(categories, -1)
         launch_of_category[launching] = last[launching]
         stand_in = np.arange(skus)
@@ -188,7 +187,7 @@ class Catalogue:
             query=_quantise(query),
             url_id=rng.permutation(urls).astype(np.int64),
             category_of_topic=Choice.within(topic, TOPICS, popularity),
-            sku_of_category=Choice.within(sku_category, categories, _zipf_within(sku_category, 0.9)),
+            sku_of_category=Choice.within(sku_category, categories, _zipf_within(sku_category, 1.3)),
             launch_of_category=launch_of_category,
             stand_in=stand_in,
             url_of_category=Choice.within(url_category, categories, _zipf_within(url_category, 1.0)),

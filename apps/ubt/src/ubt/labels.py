@@ -223,8 +223,8 @@ def _names(column: pa.ChunkedArray, width: int, path: Path) -> tuple[NDArray[np.
         encoded = column.combine_chunks().dictionary_encode()
         codes, values = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False), encoded.dictionary
     matrix, bad = parse_vectors(values, Vector(width), width, str(path))
-    codes = codes.astype(np.int64)
-    codes[(codes >= 0) & bad[codes]] = -1
+    # The last entry is that of a null, whose code is -1.
+    codes = np.where(np.append(bad, True)[codes], -1, codes)
     return codes, matrix.astype(np.float32) / 127.5 - 1
 
 

@@ -31,12 +31,14 @@ class Log:
 
     Args:
         connection: DuckDB connection the queries run on
-        layout: "raw" or "split" for the challenge's directories, "custom" for a log described by YAML
+        layout: "raw" or "split" for the challenge's directories, "simple" for one events table with ready labels,
+            "custom" for a log described by YAML
         files: every input file, for the fingerprint
-        sources: event table -> its path, or for a custom log {"events": SQL of client_id, timestamp and fields}
+        sources: event table -> its path; without an item table {"events": SQL of client_id, timestamp and fields}
         items: path of the item table, or None
         families: feature family -> field of the store
-        outcomes: SQL of client_id, timestamp, sku, category, ... of all outcome rows; custom: from a view "events"
+        outcomes: SQL of client_id, timestamp, sku, category, ... of all outcome rows; without an item table from a
+            view "events"
         active: SQL of client_id, timestamp of the rows that make a user active; likewise
         train_start, valid_start, end: borders of the windows, UTC
         arrays: the layout's own .npy files by stem, where it has them
@@ -57,7 +59,8 @@ class Log:
 
 
 def read_log(data_dir: str | Path, config: LogConfig) -> Log:
-    """Describe the log below `data_dir`: the challenge's raw or split layout, or the one `config` describes.
+    """Describe the log below `data_dir`: the challenge's raw or split layout, the simple one of input/ and
+    target/{train,valid}.parquet, or the one `config` describes.
 
     Raises:
         FileNotFoundError: if the folder, a table or an array is missing; names it and what is there
@@ -73,6 +76,8 @@ def read_log(data_dir: str | Path, config: LogConfig) -> Log:
     connection.execute("SET enable_progress_bar = false")
     if config.files:
         return _custom(folder, config, connection)
+    if (folder / "target" / "train.parquet").exists():
+        return _simple(folder, connection)
     return _challenge(folder, connection)
 
 
@@ -141,6 +146,7 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
     found = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
     named = {"client_id": config.user, "timestamp": config.time, "event_type": config.event, "sku": config.item}
     named |= {"category": config.category, "price": config.price, "url": config.url}
+    named |= {"name": config.name, "query": config.query}
     roles = {role: column for role, column in named.items() if column is not None}
     keys = {"client_id": "user", "timestamp": "time", "event_type": "event", "sku": "item"}
     for role, column in roles.items():
@@ -164,7 +170,7 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
             f"log: needs train_start < valid_start <= end, got {text(train_start)}, {text(valid_start)}, {text(end)}"
         )
     columns = [f"{_whole_numbers(connection, table, config.user)} AS client_id", f"{time} AS timestamp"]
-    for role in ("event_type", "sku", "category", "url"):
+    for role in ("event_type", "sku", "category", "url", "name", "query"):
         if role in roles:
             columns.append(f"{_quoted(roles[role])} AS {role}")
     if "price" in roles:
@@ -185,7 +191,97 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
     )
 
 
-_FAMILY_OF = {"event_type": "event_type", "category": "category", "price": "price", "item": "sku", "url": "url"}
+_FAMILY_OF = {
+    "event_type": "event_type",
+    "category": "category",
+    "price": "price",
+    "item": "sku",
+    "url": "url",
+    "name": "name",
+    "query": "query",
+}
+
+
+def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
+    targets = [folder / "target" / f"{name}.parquet" for name in ("train", "valid")]
+    _need([*targets, folder / "input" / "relevant_clients.npy"], folder)
+    files = sorted((folder / "input").glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"input/*.parquet: no event table; there is: {_listing(folder)}")
+    items = next((path for path in (folder / ITEMS, folder / "input" / ITEMS) if path.exists()), None)
+    files = [path for path in files if path != items]
+    tables, found = [], set()
+    for path in files:
+        _need_columns(connection, path, ("client_id", "timestamp"))
+        columns = set(_columns(connection, path))
+        if path.stem not in COLUMNS:
+            _need_columns(connection, path, ("event_type",))
+        kind = f"'{path.stem}'" if path.stem in COLUMNS else "event_type"
+        kept = sorted(columns & set(_FAMILY_OF.values()) - {"event_type"})
+        found |= {"event_type", *kept}
+        fields = "".join(f", {column}" for column in kept)
+        tables.append(
+            f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, {kind} AS event_type{fields} "
+            f"FROM {_scan([path])}"
+        )
+    events = " UNION ALL BY NAME ".join(tables)
+    if items is not None and "sku" in found:
+        added = sorted(set(_columns(connection, items)) & {"category", "price", "name"} - found)
+        found |= set(added)
+        fields = "".join(f", p.{column}" for column in added)
+        events = f"SELECT e.*{fields} FROM ({events}) e LEFT JOIN {_scan([items])} p USING (sku)"
+    last = _moment(connection.execute(f"SELECT max(timestamp) FROM ({events})").fetchone(), folder / "input")
+    # The labels are ready and bear no time: the windows follow the last event.
+    train_start = last.replace(microsecond=0) + timedelta(seconds=1)
+    valid_start = train_start + timedelta(days=DAYS_IN_WINDOW)
+    bought = " WHERE event_type = 'product_buy'"
+    buys = connection.execute(f"SELECT count(*) FROM ({events}){bought}").fetchone()
+    if not buys or not buys[0]:
+        bought = ""
+    wanted = sorted({"sku", "category", "price", "name"} & found)
+    outcomes = [f"SELECT {', '.join(['client_id', 'timestamp', *wanted])} FROM events{bought}"]
+    for path, moment in zip(targets, (train_start, valid_start), strict=True):
+        outcomes.append(_ready_outcomes(connection, path, moment))
+    arrays = {path.stem: _load(path) for path in sorted((folder / "target").glob("*.npy"))}
+    arrays["relevant_clients"] = _load(folder / "input" / "relevant_clients.npy")
+    return Log(
+        connection=connection,
+        layout="simple",
+        files=[*files, *([items] if items else []), *targets, *sorted(folder.glob("*/*.npy"))],
+        sources={"events": events},
+        items=None,
+        families={family: column for family, column in _FAMILY_OF.items() if column in found},
+        outcomes=" UNION ALL BY NAME ".join(outcomes),
+        active=f"SELECT client_id, timestamp FROM events{bought}",
+        train_start=train_start,
+        valid_start=valid_start,
+        end=valid_start + timedelta(days=DAYS_IN_WINDOW),
+        arrays=arrays,
+    )
+
+
+def _ready_outcomes(connection: duckdb.DuckDBPyConnection, path: Path, moment: datetime) -> str:
+    """SQL of the outcome rows of a table of ready labels; a row with churn = 1 says that there is none."""
+    _need_columns(connection, path, ("client_id",))
+    columns = set(_columns(connection, path))
+    kept = sorted(columns & {"sku", "category", "price", "name"})
+    if "churn" not in columns and not kept:
+        raise ValueError(f"{path.name}: no label; needs some of churn, category, sku, price, name")
+    columns_sql = ", ".join(["client_id", f"TIMESTAMP '{text(moment)}' AS timestamp", *kept])
+    sql = f"SELECT {columns_sql} FROM {_scan([path])}"
+    if "churn" not in columns:
+        return sql
+    wrong = " OR ".join(["churn NOT IN (0, 1)", *(f"(churn = 1 AND {column} IS NOT NULL)" for column in kept)])
+    row = connection.execute(f"SELECT client_id, churn FROM {_scan([path])} WHERE {wrong} LIMIT 1").fetchone()
+    if row is not None:
+        raise ValueError(
+            f"{path.name}: client {row[0]} has churn {row[1]}; needs 1 without category, sku, price and name, or 0"
+        )
+    return f"{sql} WHERE churn IS DISTINCT FROM 1"
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
+    return [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {_scan([path])}").fetchall()]
 
 
 def _need(paths: Iterable[Path], folder: Path) -> None:
@@ -193,13 +289,14 @@ def _need(paths: Iterable[Path], folder: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(
                 f"{path.relative_to(folder)}: not found in {folder}, which is read in the RecSys Challenge 2025 layout "
-                f"({', '.join(COLUMNS)}.parquet, {ITEMS}, input/relevant_clients.npy); there is: {_listing(folder)}. "
+                f"({', '.join(COLUMNS)}.parquet, {ITEMS}, input/relevant_clients.npy), or, with "
+                f"target/train.parquet, in the simple one; there is: {_listing(folder)}. "
                 "Another log needs `log.files` in its YAML."
             )
 
 
 def _need_columns(connection: duckdb.DuckDBPyConnection, path: Path, names: Iterable[str]) -> None:
-    found = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {_scan([path])}").fetchall()]
+    found = _columns(connection, path)
     for name in names:
         if name not in found:
             raise ValueError(f"{path.name}: no column {name!r}; there is: {', '.join(found)}")
@@ -211,9 +308,14 @@ def _listing(folder: Path) -> str:
 
 
 def _load(path: Path) -> NDArray:
-    array = np.load(path)
+    # The organisers save some of these as arrays of objects.
+    array = np.load(path, allow_pickle=path.stem.startswith("propensity"))
     if array.ndim != 1:
         raise ValueError(f"{path}: got shape {array.shape}, needs one dimension")
+    if array.dtype == object:
+        array = np.array(array.tolist())
+    if not path.stem.startswith("popularity") and array.dtype.kind not in "iuU":
+        raise ValueError(f"{path}: got {array.dtype} {array[:3]}, needs whole numbers or text as ids")
     return array
 
 

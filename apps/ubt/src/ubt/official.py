@@ -136,7 +136,8 @@ def fit(
             if best is None or value > best[0]:
                 best = value, parts, epoch, logits
     assert best is not None
-    return judged(task, best[3], best_epoch=best[2])
+    value, parts, epoch, logits = best
+    return Result(value, _influence(logits, task), parts, epoch, logits)
 
 
 def official_score(logits: NDArray[np.float32], task: Task) -> tuple[float, dict[str, float]]:
@@ -163,29 +164,33 @@ def official_score(logits: NDArray[np.float32], task: Task) -> tuple[float, dict
     return parts.pop("score"), parts
 
 
-def judged(task: Task, logits: NDArray[np.float32], best_epoch: int = 0) -> Result:
-    """Return the official score of logits [n, C] with the contribution of every row to its error.
+def judged(task: Task, logits: NDArray[np.float32]) -> Result:
+    """Return the result of logits [n, C] that were had without the scorer's network."""
+    logits = np.asarray(logits, np.float32)
+    value, parts = official_score(logits, task)
+    return Result(value, _influence(logits, task), parts, 0, logits)
+
+
+def _influence(logits: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
+    """What every row contributes to the error of the score [n].
 
     AUROC: DeLong's. Diversity and novelty: of a mean over rows, and of its 100th power. The error speaks of the
     users who are scored; it does not know how another seed of the network would have done.
     """
-    logits = np.asarray(logits, np.float32)
-    value, parts = official_score(logits, task)
     truth = task.scored.toarray()
     area = _area(truth, logits)
     # A label with one class counts as 0 for everybody and adds no error.
     influence = area.influence * area.labels / truth.shape[1]
-    if task.popularity is not None:
-        with torch.no_grad():
-            scores = torch.from_numpy(logits)
-            popularity = torch.from_numpy(np.asarray(task.popularity))
-            spread = diversity_loss(scores, reduction="none").double().numpy()
-            popular = novelty_loss(scores, popularity, reduction="none").double().numpy()
-        slope = NOVELTY_POWER * (1 - popular.mean()) ** (NOVELTY_POWER - 1)
-        influence = SHARES["auroc"] * influence
-        influence -= SHARES["diversity"] * (spread - spread.mean()) / len(spread)
-        influence -= SHARES["novelty"] * slope * (popular - popular.mean()) / len(popular)
-    return Result(value, influence, parts, best_epoch, logits)
+    if task.popularity is None:
+        return influence
+    with torch.no_grad():
+        scores, popularity = torch.from_numpy(logits), torch.from_numpy(np.asarray(task.popularity))
+        spread = diversity_loss(scores, reduction="none").double().numpy()
+        popular = novelty_loss(scores, popularity, reduction="none").double().numpy()
+    slope = NOVELTY_POWER * (1 - popular.mean()) ** (NOVELTY_POWER - 1)
+    influence = SHARES["auroc"] * influence
+    influence -= SHARES["diversity"] * (spread - spread.mean()) / len(spread)
+    return influence - SHARES["novelty"] * slope * (popular - popular.mean()) / len(popular)
 
 
 def _area(truth: NDArray, logits: NDArray[np.float32]) -> Auroc:

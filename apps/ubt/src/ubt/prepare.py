@@ -21,6 +21,7 @@ from ubt.rundir import read_json, temporary_directory, write_json
 
 FORMAT = 2
 PRICE_BUCKETS = 100
+VECTORS = ("name", "query")
 TARGETS = ("category", "sku", "new_sku", "price")
 
 
@@ -99,7 +100,7 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
     if read_json(folder / "prepared.json").get("fingerprint") == fingerprint:
         return False
     with temporary_directory(folder) as new:
-        if log.layout == "custom":
+        if log.items is None:
             _write_events(log, new / "events.parquet")
         _build_store(log, new / "store", config)
         _write_outcomes(log, new / "target")
@@ -155,7 +156,7 @@ def open_prepared(folder: str | Path) -> Prepared:
 
 
 def _write_events(log: Log, path: Path) -> None:
-    """Read a custom log once, into the columns and types of this app; what follows reads the copy."""
+    """Read a log without an item table once, into the columns and types of this app; what follows reads the copy."""
     log.connection.execute(f"COPY ({log.sources['events']}) TO '{path}' (FORMAT parquet)")
     log.connection.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet('{path}')")
     log.sources = {"events": str(path)}
@@ -165,7 +166,10 @@ def _build_store(log: Log, path: Path, config: PrepareConfig) -> None:
     known = seqdata.Categorical()
     if log.items is None:
         sources: Any = log.sources["events"]
-        fields: dict[str, Any] = dict.fromkeys(log.families.values(), known)
+        fields: dict[str, Any] = {
+            column: seqdata.Vector(_width(log, log.sources["events"], column)) if family in VECTORS else known
+            for family, column in log.families.items()
+        }
         items = None
     else:
         sources = log.sources
@@ -224,12 +228,21 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         raise ValueError(
             f"relevant_clients.npy: {len(users) - len(unique)} duplicates, e.g. client {unique[counts > 1][0]}"
         )
+    events = seqdata.open_store(folder / "store")
+    _check_kind("input/relevant_clients.npy", users, "client_id", events.users)
+    if len(users) and not np.isin(users, events.users).any():
+        raise ValueError(f"relevant_clients.npy: none of its {len(users)} clients has an event, e.g. {users[0]}")
     if "active_clients" not in arrays:
         active = log.connection.sql(
             f"SELECT client_id FROM read_parquet('{target / 'active_since.parquet'}') WHERE since {before}"
         )
         arrays["active_clients"] = _column(active.to_arrow_table())
     history = f"read_parquet('{target / 'history_target.parquet'}')"
+    known = {
+        what: np.asarray(events.vocabulary(log.families[family]).values)
+        for what, family in (("category", "category"), ("sku", "item"))
+        if family in log.families
+    }
     guessed = {
         "category": ("category", config.target_categories),
         "sku": ("item", config.target_skus),
@@ -245,6 +258,10 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         elif f"popularity_{name}" not in arrays:
             raise FileNotFoundError(f"target/popularity_{name}.npy: missing beside target/{name}.npy")
         _check_targets(name, arrays[name], arrays[f"popularity_{name}"])
+        if len(arrays[name]) and what in known:
+            _check_kind(f"target/{name}.npy", arrays[name], what, known[what])
+            if not np.isin(arrays[name], known[what]).any():
+                raise ValueError(f"target/{name}.npy: none of its {len(arrays[name])} ids is in the log")
     np.save(folder / "input" / "relevant_clients.npy", users)
     np.save(target / "asked_clients.npy", asked)
     for name, array in arrays.items():
@@ -262,6 +279,12 @@ def _most_frequent(log: Log, history: str, column: str, limit: int) -> tuple[NDA
     return _column(counted), counted.column("n").to_numpy().astype(np.float64)
 
 
+def _check_kind(name: str, ids: NDArray, column: str, values: NDArray) -> None:
+    kinds = ["text" if array.dtype.kind in "UO" else "numbers" for array in (ids, values)]
+    if len(set(kinds)) > 1:
+        raise ValueError(f"{name}: holds {kinds[0]}, the log's {column} {kinds[1]}")
+
+
 def _check_targets(name: str, ids: NDArray, popularity: NDArray) -> None:
     if len(np.unique(ids)) != len(ids):
         raise ValueError(f"target/{name}.npy: {len(ids) - len(np.unique(ids))} duplicates among {len(ids)} targets")
@@ -275,7 +298,8 @@ def _check_targets(name: str, ids: NDArray, popularity: NDArray) -> None:
 def _name_width(store: Path, families: dict[str, str]) -> int:
     if "name" not in families:
         return 0
-    return seqdata.open_store(store).item_column(*families["name"].split(".")).shape[1]
+    opened, field = seqdata.open_store(store), families["name"]
+    return (opened.item_column(*field.split(".")) if "." in field else opened.vectors(field)).shape[1]
 
 
 def _column(table: pa.Table) -> NDArray:

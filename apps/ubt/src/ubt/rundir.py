@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,16 +16,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ubt", "seqdata", "hstu-kernels", "torch", "lightning", "numpy", "duckdb", "lightgbm", "scikit-learn")
+HOUSE = ("ubt", "seqdata", "hstu-kernels", "mtl-heads")
+PACKAGES = (*HOUSE, "torch", "lightning", "numpy", "duckdb", "lightgbm", "scikit-learn")
 
 
 @contextmanager
 def temporary_directory(final: str | Path) -> Iterator[Path]:
-    """Give an empty folder beside `final`; move it there when the block ends well, remove it when it fails."""
+    """Give an empty folder beside `final`; move it there when the block ends well, remove it when it fails.
+
+    What a killed process left there is swept first.
+    """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f".{final.name}.*.tmp"):
+        # A process that was killed could not remove its own.
+        if not _alive(left.name.split(".")[-2]):
+            shutil.rmtree(left, ignore_errors=True)
     folder = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         yield folder
@@ -59,6 +67,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def file_hash(path: str | Path) -> str:
+    """Return the hash of a file's bytes."""
+    total = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 22):
+            total.update(block)
+    return total.hexdigest()
+
+
 def record(run_dir: str | Path, stage: str, seconds: float, **facts: Any) -> None:
     """Add one stage's wall time, the peak memory so far and other facts to ``metadata.json``."""
     path = Path(run_dir) / "metadata.json"
@@ -74,6 +91,18 @@ def record(run_dir: str | Path, stage: str, seconds: float, **facts: Any) -> Non
         "peak_memory_mb": round(peak),
     }
     write_json(path, content)
+
+
+def _alive(process: str) -> bool:
+    if not process.isdigit() or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _version(name: str) -> str | None:

@@ -1,0 +1,199 @@
+"""Every layout of a log is read for what it is, and what does not fit is named."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ubt.config import LogConfig, PrepareConfig
+from ubt.features import aggregates
+from ubt.labels import window_labels
+from ubt.prepare import Prepared, prepare
+
+VECTORS = np.random.default_rng(0).integers(0, 256, (40, 5))
+
+
+def simple_log(folder: Path, tables: bool) -> Path:
+    """40 skus, 50 clients, as five tables with an item table or as one table with all columns."""
+    rng = np.random.default_rng(1)
+    rows = 900
+    events = pd.DataFrame(
+        {
+            "client_id": rng.integers(0, 50, rows),
+            "timestamp": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 30 * 86400, rows), unit="s"),
+            "event_type": rng.choice(["page_visit", "add_to_cart", "product_buy"], rows),
+            "sku": rng.integers(0, 40, rows),
+        }
+    )
+    events.loc[0, ["timestamp", "event_type"]] = [pd.Timestamp("2024-01-30 12:00:00"), "product_buy"]
+    items = pd.DataFrame(
+        {
+            "sku": np.arange(40),
+            "category": np.arange(40) // 10,
+            "price": np.arange(40) * 2,
+            "name": [str(v) for v in VECTORS],
+        }
+    )
+    (folder / "input").mkdir(parents=True)
+    (folder / "target").mkdir()
+    if tables:
+        items.to_parquet(folder / "product_properties.parquet", index=False)
+        for kind, part in events.groupby("event_type"):
+            part = part.drop(columns="event_type").astype({"timestamp": str})
+            part.to_parquet(folder / "input" / f"{kind}.parquet", index=False)
+    else:
+        events.merge(items, on="sku").to_parquet(folder / "input" / "events.parquet", index=False)
+    np.save(folder / "input" / "relevant_clients.npy", np.arange(40, dtype=np.int64)[::-1])
+    np.save(folder / "target" / "active_clients.npy", np.arange(30, dtype=np.int64))
+    train = {"client_id": [0, 1, 1, 2], "churn": [1, 0, 0, 0], "category": [None, 3, 1, None]}
+    train |= {"sku": [None, 31, 12, None], "price": [None, 62, 24, None]}
+    pd.DataFrame(train).to_parquet(folder / "target" / "train.parquet", index=False)
+    valid = {"client_id": [5], "churn": [0], "category": [2], "sku": [25], "price": [50]}
+    pd.DataFrame(valid).to_parquet(folder / "target" / "valid.parquet", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_the_simple_layout_has_ready_labels(tmp_path: Path, prepare_for: Callable[..., Prepared], tables: bool) -> None:
+    prepared = prepare_for(simple_log(tmp_path / "log", tables))
+    assert set(prepared.families) == {"event_type", "item", "category", "price", "name"}
+    assert prepared.store.num_events == 900 and prepared.name_width == 5
+    # The last event lies in the history, and nothing else was split off.
+    assert prepared.history(prepared.train_start).lengths().sum() == (900 - _of_others(tmp_path / "log"))
+    labels = window_labels(prepared, "train")
+    at = {client: row for row, client in enumerate(prepared.users)}
+    assert [labels.churn[at[client]] for client in (0, 1, 2, 3)] == [1, 0, 0, 1]
+    assert np.isnan(labels.churn[at[35]]) and labels.conversion[at[35]] == 1
+    found = labels.category.toarray()[at[1]]
+    assert set(prepared.categories[found > 0]) == {1, 3} and labels.category.sum() == 2
+    assert labels.price[at[1]] == 24 and np.isnan(labels.price[at[2]])
+    scored = window_labels(prepared, "validation")
+    assert scored.conversion[at[5]] == 0 and scored.conversion.sum() == 39
+    assert set(prepared.skus[scored.sku.toarray()[at[5]] > 0]) == {25}
+    features = next(aggregates(prepared, prepared.train_start, [1.0]))
+    assert any(name.startswith("mean name") for name in features.names) and np.isfinite(features.values).all()
+
+
+def _of_others(folder: Path) -> int:
+    frames = [pd.read_parquet(path) for path in (folder / "input").glob("*.parquet")]
+    return int((pd.concat(frames)["client_id"] >= 40).sum())
+
+
+def test_training_and_validation_labels_are_not_mixed(tmp_path: Path, prepare_for: Callable[..., Prepared]) -> None:
+    prepared = prepare_for(simple_log(tmp_path / "log", tables=True))
+    train, scored = (window_labels(prepared, window) for window in ("train", "validation"))
+    assert not (train.category.multiply(scored.category)).nnz
+    assert (train.conversion == 0).sum() == 2 and (scored.conversion == 0).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"churn": [1, 0, 0, 2]}, "client 2 has churn 2"),
+        ({"sku": [7, 31, 12, None]}, "client 0 has churn 1.*needs 1 without category, sku"),
+        ({"client_id": None}, "no column 'client_id'"),
+        ({"churn": None, "category": None, "sku": None, "price": None}, "no label; needs some of"),
+    ],
+)
+def test_ready_labels_that_contradict_themselves_are_named(
+    tmp_path: Path, prepare_for: Callable[..., Prepared], change: dict, message: str
+) -> None:
+    folder = simple_log(tmp_path / "log", tables=True)
+    path = folder / "target" / "train.parquet"
+    frame = pd.read_parquet(path)
+    for column, values in change.items():
+        frame = frame.drop(columns=column) if values is None else frame.assign(**{column: values})
+    frame.to_parquet(path, index=False)
+    with pytest.raises(ValueError, match=message):
+        prepare_for(folder)
+
+
+def test_a_described_log_may_have_names_and_queries(tmp_path: Path, prepare_for: Callable[..., Prepared]) -> None:
+    rng = np.random.default_rng(0)
+    sku = rng.integers(0, 40, 300)
+    frame = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 20, 300),
+            "event_time": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.sort(rng.integers(0, 86400, 300)), unit="s"),
+            "event_type": "buy",
+            "thing": sku,
+            "title": [str(v) for v in VECTORS[sku]],
+            "asked": [list(map(int, v[:3])) for v in VECTORS[sku]],
+        }
+    )
+    (tmp_path / "log").mkdir()
+    frame.to_parquet(tmp_path / "log" / "events.parquet", index=False)
+    settings = {"files": ["*.parquet"], "item": "thing", "name": "title", "query": "asked"}
+    borders = {"train_start": "2024-01-01 08:00:00", "valid_start": "2024-01-01 16:00:00"}
+    prepared = prepare_for(tmp_path / "log", **settings, **borders)
+    assert prepared.name_width == 5
+    assert prepared.store.vectors("query").shape[1] == 3
+    labels = window_labels(prepared, "train")
+    inside = frame[frame["event_time"].between("2024-01-01 08:00:00", "2024-01-01 15:59:59")]
+    first = inside.groupby("user_id")["thing"].first()
+    for row, user in enumerate(prepared.users):
+        wanted = VECTORS[first[user]] / 127.5 - 1 if user in first.index else np.full(5, np.nan)
+        # Events of one second have no order of their own.
+        if user in first.index and inside[inside["user_id"] == user]["event_time"].is_unique:
+            np.testing.assert_allclose(labels.name[row], wanted, atol=1e-6)
+
+
+def test_irregular_vectors_are_read_and_broken_ones_named(raw_copy: Path, prepare_for: Callable[..., Prepared]) -> None:
+    path = raw_copy / "product_properties.parquet"
+    items = pd.read_parquet(path)
+    items.loc[0, "name"] = "[" + ",".join(str(i) for i in range(16)) + " ]"
+    items.loc[1, "name"] = None
+    items.to_parquet(path, index=False)
+    prepared = prepare_for(raw_copy)
+    vectors = prepared.store.item_column("sku", "name")
+    ids = prepared.store.vocabulary("sku").encode(items["sku"][:2].to_numpy())
+    for number, wanted in zip(ids, (np.arange(16), np.zeros(16)), strict=True):
+        if number > 1:
+            np.testing.assert_array_equal(vectors[number], wanted)
+    items.loc[2, "name"] = "[1 2 three]"
+    items.to_parquet(path, index=False)
+    with pytest.raises(ValueError, match=r"column 'name': '\[1 2 three\]' is not a vector of 16"):
+        prepare_for(raw_copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "message"),
+    [
+        ("input/relevant_clients", np.array([1.0, 2.0]), "got float64 .* needs whole numbers or text as ids"),
+        ("input/relevant_clients", np.array([[1], [2]]), "needs one dimension"),
+        ("input/relevant_clients", np.array(["a", "b"]), "relevant_clients.npy: holds text, the log's client_id"),
+        ("input/relevant_clients", np.array([10**15]), "none of its 1 clients has an event"),
+        ("target/propensity_sku", np.array([10**15, 10**15 + 1, -1, -2, -3]), "none of its 5 ids is in the log"),
+        ("target/propensity_category", np.array(list("abcdefgh")), "propensity_category.npy: holds text"),
+    ],
+)
+def test_ids_that_do_not_fit_are_named(
+    raw_copy: Path, prepare_for: Callable[..., Prepared], name: str, ids: np.ndarray, message: str
+) -> None:
+    np.save(raw_copy / f"{name}.npy", ids)
+    with pytest.raises(ValueError, match=message):
+        prepare_for(raw_copy)
+
+
+def test_what_a_killed_prepare_left_is_swept(raw_log: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, os, signal; import ubt.prepare as p\n"
+        "from ubt.config import LogConfig, PrepareConfig\n"
+        "p._write_users = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "p.prepare(sys.argv[1], sys.argv[2], LogConfig(), PrepareConfig())"
+    )
+    folder = tmp_path / "prepared"
+    process = subprocess.run([sys.executable, "-c", code, str(raw_log), str(folder)], capture_output=True)
+    assert process.returncode < 0
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".tmp")
+    # Of a process that still runs, nothing is touched.
+    living = tmp_path / f".prepared.{os.getppid()}.tmp"
+    living.mkdir()
+    assert prepare(raw_log, folder, LogConfig(), PrepareConfig())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, "prepared"])
