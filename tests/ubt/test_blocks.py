@@ -116,6 +116,8 @@ def two_camps(folder: Path, camps: int = 2, users: int = 60) -> Path:
         pd.read_parquet(path).iloc[:0].to_parquet(path, index=False)
     buys = pd.read_parquet(folder / "product_buy.parquet").iloc[-1:]
     buys.assign(client_id=10**6).to_parquet(folder / "product_buy.parquet", index=False)
+    for path in (folder / "target").glob("*propensity*"):
+        path.unlink()
     np.save(folder / "input" / "relevant_clients.npy", np.arange(users))
     np.save(folder / "target" / "active_clients.npy", np.arange(users))
     return folder
