@@ -1,6 +1,6 @@
 """Statistics of nested Arrow columns straight from their offsets: no Python object is made for any entry."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +15,10 @@ Bools = npt.NDArray[np.bool_]
 
 STATISTICS = ("count", "sum", "mean", "std", "min", "max", "top1_share", "top3_share", "entropy")
 ALL_STATISTICS = (*STATISTICS, "distinct")
-# Rows of up to so many entries find their three largest in one pass, longer ones by taking the largest away.
-_SORTED = 24
+_OF_ALL = ("sum", "mean", "std", "min", "max")
+_OF_POSITIVE = ("top1_share", "top3_share", "entropy")
+# Rows of up to so many entries are worked on together, one entry of each at a time.
+_SHORT = 32
 
 
 @dataclass(frozen=True)
@@ -211,88 +213,116 @@ def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
     finite = np.isfinite(values)
     if not finite.all():
         all_lengths, values = _keep(all_lengths, finite), values[finite]
-    starts, lengths, owners = _segments(all_lengths)
-
-    def scatter(found: Floats, where: Ints = owners, empty: float = np.nan) -> Floats:
-        column = np.where(entries.present, empty, np.nan)
-        column[where] = found
-        return column
-
-    def fold(operation: Callable[..., Floats], column: Floats) -> Floats:
-        return operation(column, starts) if len(starts) else np.empty(0)
-
-    total = fold(np.add.reduceat, values)
-    mean = total / np.maximum(lengths, 1)
+    blank = np.where(entries.present, 0.0, np.nan)
     result: dict[str, Floats] = {}
-    if "sum" in statistics:
-        numeric = not _is_text(entries.values.type)
-        result["sum"] = scatter(total, empty=0.0 if numeric else np.nan)
-    if "mean" in statistics:
-        result["mean"] = scatter(mean)
-    if "std" in statistics:
-        spread = values - np.repeat(mean, lengths)
-        result["std"] = scatter(np.sqrt(fold(np.add.reduceat, spread * spread) / np.maximum(lengths, 1)))
-    if "min" in statistics:
-        result["min"] = scatter(fold(np.minimum.reduceat, values))
-    if "max" in statistics:
-        result["max"] = scatter(fold(np.maximum.reduceat, values))
-    if not {"top1_share", "top3_share", "entropy"} & set(statistics):
-        return result
-    positive = values > 0
-    if not positive.all():
-        starts, lengths, owners = _segments(_keep(all_lengths, positive))
-        values = values[positive]
-        total = fold(np.add.reduceat, values)
-    share = values / np.repeat(total, lengths)
-    if "entropy" in statistics:
-        # A share that underflowed to 0 surprises nobody: 0 · log(tiny) = 0.
-        surprise = share * np.log(np.maximum(share, 5e-324))
-        result["entropy"] = scatter(np.maximum(-fold(np.add.reduceat, surprise), 0.0), owners)
-    if "top1_share" in statistics:
-        result["top1_share"] = scatter(_top_sum(share, starts, lengths, 1), owners)
-    if "top3_share" in statistics:
-        result["top3_share"] = scatter(_top_sum(share, starts, lengths, 3), owners)
-    return {name: result[name] for name in statistics if name in result}
+
+    def put(found: dict[str, Floats], owners: Ints) -> None:
+        for name, column in found.items():
+            zero = name == "sum" and not _is_text(entries.values.type)
+            result[name] = blank.copy() if zero else np.full(len(blank), np.nan)
+            result[name][owners] = column
+
+    own = [name for name in statistics if name in _OF_ALL]
+    if own:
+        put(*_folds(values, all_lengths, own))
+    own = [name for name in statistics if name in _OF_POSITIVE]
+    if own:
+        positive = values > 0
+        if not positive.all():
+            all_lengths, values = _keep(all_lengths, positive), values[positive]
+        put(*_folds(values, all_lengths, own))
+    return result
 
 
-def _top_sum(share: Floats, starts: Ints, lengths: Ints, k: Literal[1, 3]) -> Floats:
-    """Sum of the k largest shares of each segment."""
-    if not len(starts):
-        return np.empty(0)
-    rest = share
-    top = np.maximum.reduceat(rest, starts)
-    if k == 1:
-        return top
-    # Segments of k entries or fewer hold everything; those of one common length keep their three largest as columns.
-    result = np.ones(len(starts))
-    for length in range(k + 1, _SORTED + 1):
-        own = np.flatnonzero(lengths == length)
-        if len(own):
-            first, second, third = (np.zeros(len(own)) for _ in range(3))
-            for place in range(length):
-                entry = share[starts[own] + place]
-                third = np.maximum(third, np.minimum(second, entry))
-                second = np.maximum(second, np.minimum(first, entry))
-                first = np.maximum(first, entry)
-            result[own] = np.minimum(first + second + third, 1.0)
-    long = lengths > _SORTED
-    if not long.any():
+def _folds(values: Floats, row_lengths: Ints, names: Sequence[str]) -> tuple[dict[str, Floats], Ints]:
+    """Statistics of the rows that have values, and these rows; short rows all at once, place by place."""
+    starts, lengths, owners = _segments(row_lengths)
+    short = lengths <= _SHORT
+    order = np.argsort(_SHORT - lengths[short].astype(np.uint8), kind="stable")
+    found = _by_place(values, starts[short][order], lengths[short][order], names)
+    rows = owners[short][order]
+    if short.all():
+        return found, rows
+    long = ~short
+    more = _by_row(values[np.repeat(long, lengths)], lengths[long], names)
+    return {name: np.concatenate([found[name], more[name]]) for name in names}, np.concatenate([rows, owners[long]])
+
+
+def _by_place(values: Floats, starts: Ints, lengths: Ints, names: Sequence[str]) -> dict[str, Floats]:
+    """Of rows in order of falling length: those that have a value at a place are always the first so many."""
+    reach = [int(n) for n in np.searchsorted(-lengths, -np.arange(lengths.max(initial=0)), side="left")]
+    entries = [values[starts[:n] + place] for place, n in enumerate(reach)]
+
+    def fold(operation: np.ufunc, columns: Iterable[Floats], start: float) -> Floats:
+        result = np.full(len(lengths), start)
+        for column in columns:
+            operation(result[: len(column)], column, out=result[: len(column)])
         return result
-    rest = share[np.repeat(long, lengths)].copy()
-    lengths = lengths[long]
+
+    total = fold(np.add, entries, 0.0)
+    mean = total / np.maximum(lengths, 1)
+    result: dict[str, Floats] = {"sum": total, "mean": mean}
+    if "std" in names:
+        spread = fold(np.add, (np.square(e - mean[: len(e)]) for e in entries), 0.0)
+        result["std"] = np.sqrt(spread / np.maximum(lengths, 1))
+    if "min" in names:
+        result["min"] = fold(np.minimum, entries, np.inf)
+    if "max" in names:
+        result["max"] = fold(np.maximum, entries, -np.inf)
+    shares = [e / total[: len(e)] for e in entries] if set(names) & set(_OF_POSITIVE) else []
+    if "entropy" in names:
+        result["entropy"] = np.maximum(-fold(np.add, (_surprise(share) for share in shares), 0.0), 0.0)
+    if "top1_share" in names:
+        result["top1_share"] = fold(np.maximum, shares, 0.0)
+    if "top3_share" in names:
+        first, second, third = (np.zeros(len(lengths)) for _ in range(3))
+        for share in shares:
+            n = len(share)
+            third[:n] = np.maximum(third[:n], np.minimum(second[:n], share))
+            second[:n] = np.maximum(second[:n], np.minimum(first[:n], share))
+            first[:n] = np.maximum(first[:n], share)
+        result["top3_share"] = np.where(lengths <= 3, 1.0, np.minimum(first + second + third, 1.0))
+    return {name: result[name] for name in names}
+
+
+def _by_row(values: Floats, lengths: Ints, names: Sequence[str]) -> dict[str, Floats]:
+    """Of rows longer than three values, one after another."""
     starts = np.cumsum(lengths) - lengths
+    total = np.add.reduceat(values, starts)
+    mean = total / lengths
+    result: dict[str, Floats] = {"sum": total, "mean": mean}
+    if "std" in names:
+        result["std"] = np.sqrt(np.add.reduceat(np.square(values - np.repeat(mean, lengths)), starts) / lengths)
+    if "min" in names:
+        result["min"] = np.minimum.reduceat(values, starts)
+    if "max" in names:
+        result["max"] = np.maximum.reduceat(values, starts)
+    if set(names) & set(_OF_POSITIVE):
+        share = values / np.repeat(total, lengths)
+        result["entropy"] = np.maximum(-np.add.reduceat(_surprise(share), starts), 0.0)
+        result["top1_share"] = np.maximum.reduceat(share, starts)
+        result["top3_share"] = _three_largest(share, starts, lengths)
+    return {name: result[name] for name in names}
+
+
+def _surprise(share: Floats) -> Floats:
+    # A share that underflowed to 0 surprises nobody: 0 · log(tiny) = 0.
+    return share * np.log(np.maximum(share, 5e-324))
+
+
+def _three_largest(share: Floats, starts: Ints, lengths: Ints) -> Floats:
+    """Sum of the three largest shares of each row, found by taking the largest away."""
+    rest = share.copy()
     owner = np.repeat(np.arange(len(starts)), lengths)
     total = np.zeros(len(starts))
-    for step in range(k):
+    for _ in range(3):
         top = np.maximum.reduceat(rest, starts)
         total += top
-        if step + 1 < k:
-            where = np.flatnonzero(rest == top[owner])
-            first = np.ones(len(where), dtype=bool)
-            first[1:] = owner[where[1:]] != owner[where[:-1]]
-            rest[where[first]] = -1.0
-    result[long] = np.minimum(total, 1.0)
-    return result
+        where = np.flatnonzero(rest == top[owner])
+        first = np.ones(len(where), dtype=bool)
+        first[1:] = owner[where[1:]] != owner[where[:-1]]
+        rest[where[first]] = -1.0
+    return np.minimum(total, 1.0)
 
 
 def _distinct(entries: Entries) -> Floats:
