@@ -16,12 +16,13 @@ def test_every_user_is_embedded_and_scored_beside_the_baseline(
 ) -> None:
     folder = footfall_data("rees46")
     assert main(["run", "--config", "rees46", "--data-dir", str(folder), "--run-dir", str(tmp_path)]) == 0
-    assert "aggregates, probe" in capsys.readouterr().out
+    assert "all - official baseline" in capsys.readouterr().out
     vectors = np.load(tmp_path / "embeddings" / "embeddings.npy")
     ids = np.load(tmp_path / "embeddings" / "client_ids.npy")
     assert vectors.shape[0] == 72_999 == len(np.unique(ids)) and vectors.dtype == np.float16
     assert np.isfinite(vectors).all()
     tasks = json.loads((tmp_path / "metrics.json").read_text())["tasks"]
-    for task in ("churn", "category propensity"):
-        ours = tasks[task]["methods"]["ubt embeddings, probe"]
+    assert {"churn", "conversion", "propensity_category", "propensity_sku", "propensity_price"} <= set(tasks)
+    for task in ("churn", "propensity_category"):
+        ours = tasks[task]["methods"]["all"]
         assert ours["auroc"] > 0.6 and ours["standard_error"] < 0.03
