@@ -17,6 +17,8 @@ namespace scan {
 namespace FOOTFALL_ISA {
 
 constexpr int CHUNK = 64;
+// States the backward pass holds in registers; what it keeps of them for a chunk should stay near the first cache.
+constexpr int BACK = 8;
 constexpr int64_t SPAN = 16 * CHUNK;
 
 // A segment, or a span of one: `steps` tokens from `time` of batch row `batch`, `begin` tokens into the segment.
@@ -80,19 +82,14 @@ struct Work {
     R* memory;
     R *dt, *u, *du, *y, *z, *dy, *gB, *ddt;  // [CHUNK][LANES]
     R *h, *g, *dA, *dBc, *dCc;               // [planes * states][LANES]
-    R *E, *X;                                // [CHUNK][NB][LANES]
+    R *E, *X;                                // [CHUNK][BACK][LANES]
     Lanes<R> lanes;
 };
 
 template <class R>
-constexpr int big_block() {
-    return SCAN_VECTOR_BYTES == 64 && sizeof(R) == 4 ? 16 : 8;
-}
-
-template <class R>
 static Work<R> make_work(const ScanArgs& a) {
     constexpr int W = VecOf<R>::LANES;
-    const int64_t tile = CHUNK * W, row = planes(a) * a.states * W, wide = (int64_t)CHUNK * big_block<R>() * W;
+    const int64_t tile = CHUNK * W, row = planes(a) * a.states * W, wide = (int64_t)CHUNK * BACK * W;
     Work<R> w;
     w.memory = static_cast<R*>(aligned_alloc(64, ((8 * tile + 9 * row + 2 * wide) * sizeof(R) + 63) / 64 * 64));
     R* p = w.memory;
@@ -217,11 +214,16 @@ static void forward_states(Work<R>& w, const Coefficient<R>& B, const Coefficien
     for (int j = 0; j < NB; j++) store<R>(w.h + (n0 + j) * W, h[j]);
 }
 
+template <class R>
+constexpr int forward_block() {
+    return SCAN_VECTOR_BYTES == 64 && sizeof(R) == 4 ? 16 : 8;
+}
+
 template <class R, bool ROWS, bool OUTPUT>
 static void forward_all_states(Work<R>& w, const Coefficient<R>& B, const Coefficient<R>& C, int states, int steps) {
     int n = 0;
-    for (; n + big_block<R>() <= states; n += big_block<R>())
-        forward_states<R, big_block<R>(), ROWS, OUTPUT>(w, B, C, n, steps);
+    for (; n + forward_block<R>() <= states; n += forward_block<R>())
+        forward_states<R, forward_block<R>(), ROWS, OUTPUT>(w, B, C, n, steps);
     for (; n + 4 <= states; n += 4) forward_states<R, 4, ROWS, OUTPUT>(w, B, C, n, steps);
     for (; n < states; n++) forward_states<R, 1, ROWS, OUTPUT>(w, B, C, n, steps);
 }
@@ -479,8 +481,7 @@ template <class R, bool ROWS>
 static void backward_all_states(Work<R>& w, const Coefficient<R>& B, const Coefficient<R>& C, R* dB, R* dC, int states,
                                 int steps) {
     int n = 0;
-    for (; n + big_block<R>() <= states; n += big_block<R>())
-        backward_states<R, big_block<R>(), ROWS>(w, B, C, dB, dC, n, steps);
+    for (; n + BACK <= states; n += BACK) backward_states<R, BACK, ROWS>(w, B, C, dB, dC, n, steps);
     for (; n + 4 <= states; n += 4) backward_states<R, 4, ROWS>(w, B, C, dB, dC, n, steps);
     for (; n < states; n++) backward_states<R, 1, ROWS>(w, B, C, dB, dC, n, steps);
 }
