@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mtl_heads import TaskSpec
 from ubt.config import ModelConfig
-from ubt.model import EnhancedFeatureEncoder, Family, Sequences, Task, UniversalBehavioralTransformer
+from ubt.model import EnhancedFeatureEncoder, Family, Sequences, UniversalBehavioralTransformer
 
 FAMILIES = {
     "event_type": Family("id", 7),
@@ -50,8 +51,15 @@ def part(sequences: Sequences, rows: torch.Tensor, offsets: list[int]) -> Sequen
 
 def network(**sizes: object) -> UniversalBehavioralTransformer:
     torch.manual_seed(1)
-    tasks = {"churn": Task(1), "category_propensity": Task(3, "category", [2, 5, 8])}
-    model = UniversalBehavioralTransformer(FAMILIES, tasks, replace(SIZES, **sizes)).eval()
+    tasks = [
+        TaskSpec("churn", "binary", hidden=(10,)),
+        TaskSpec("category_propensity", "multilabel", 3, hidden=(10,)),
+        TaskSpec("product_propensity", "retrieval", 11, hidden=(10,), head_options={"num_negatives": 5}, missing=0),
+        TaskSpec("price", "regression", hidden=(10,)),
+        TaskSpec("name", "vector", 16, hidden=(10,)),
+    ]
+    values = {"category_propensity": ("category", [2, 5, 8]), "product_propensity": ("item", [3, 4])}
+    model = UniversalBehavioralTransformer(FAMILIES, tasks, values, replace(SIZES, **sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Tables start near zero, where a wrong look-up would not show.
@@ -64,19 +72,19 @@ def network(**sizes: object) -> UniversalBehavioralTransformer:
 def test_a_family_that_the_log_lacks_is_left_out(missing: str) -> None:
     families = {name: family for name, family in FAMILIES.items() if name != missing}
     encoder = EnhancedFeatureEncoder(families, 12, 4, 0.0)
-    vectors, weighted = encoder(users([3, 0, 2]))
-    assert vectors.shape == (5, 12) and weighted.shape == (5, 24)
+    vectors, weighted, present = encoder(users([3, 0, 2]))
+    assert vectors.shape == (5, 12) and weighted.shape == (5, 6, 4) and present.shape == (5, 6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_changes_the_event_vector(family: str) -> None:
     encoder = network().encoder
     events = users([4, 3])
-    before, _ = encoder(events)
+    before = encoder(events)[0]
     value = events.features[family]
     changed = dict(events.features)
     changed[family] = value % (FAMILIES[family].size - 1) + 1 if FAMILIES[family].kind == "id" else value.flip(1)
-    after, _ = encoder(Sequences(changed, events.timestamps, events.offsets))
+    after = encoder(Sequences(changed, events.timestamps, events.offsets))[0]
     assert ((after - before).abs().amax(1) > 1e-4).all()
 
 
@@ -120,7 +128,8 @@ def test_users_without_events_get_the_learned_vector() -> None:
     nobody = part(users([3]), torch.arange(0), [0, 0, 0])
     vectors = model(nobody, torch.tensor([1_700_000_000]))
     assert vectors.shape == (2, 1, 10)
-    assert torch.isfinite(vectors).all() and torch.equal(vectors[0], vectors[1])
+    assert torch.isfinite(vectors).all()
+    torch.testing.assert_close(vectors[0], vectors[1])
     mixed = model(users([0, 3]), torch.tensor([1_700_000_000]))
     torch.testing.assert_close(mixed[0], vectors[0])
 
@@ -135,6 +144,13 @@ def test_every_parameter_learns() -> None:
     model = network().train()
     events = users([9, 0, 5])
     heads = model.logits(model(events, events.timestamps[-1:] + 5))
+    assert {task: value.shape[-1] for task, value in heads.items()} == {
+        "churn": 1,
+        "category_propensity": 3,
+        "product_propensity": 2,
+        "price": 1,
+        "name": 16,
+    }
     sum(value.square().sum() for value in heads.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

@@ -8,9 +8,13 @@ import lightning as L
 import pytest
 import torch
 
-from ubt.config import Config
+from mtl_heads import UniformSampler
+from seqdata import Batch
+from ubt.config import TASKS, WEIGHTINGS, Config
+from ubt.data import Reader
+from ubt.model import Sequences
 from ubt.prepare import Prepared
-from ubt.train import UBTModule, parse_task_weights, train
+from ubt.train import UBTModule, train
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -75,12 +79,85 @@ def test_a_resumed_run_keeps_its_sizes(prepared: Prepared, tiny: Config) -> None
         train(prepared, other)
 
 
-def test_tasks_can_be_trained_alone(prepared: Prepared, tiny: Config) -> None:
-    for task in ("churn", "category_propensity"):
-        config = replace(tiny, train=replace(tiny.train, task_weights=f"{task}:2", num_epochs=1, cutoffs=1))
-        names = weights(train(prepared, config))
-        assert any(f"heads.{task}." in name for name in names)
-        assert sum("heads." in name for name in names) == 4
+ALL_TASKS = "churn:1.0,category_propensity:0.5,product_propensity:0.5,price:1.0,name:0.3"
+
+
+def trained(prepared: Prepared, config: Config, **settings: object) -> dict[str, torch.Tensor]:
+    config = replace(config, train=replace(config.train, **({"num_epochs": 1} | settings)))
+    return weights(train(prepared, config))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_can_be_trained_alone(prepared: Prepared, tiny: Config, task: str) -> None:
+    names = trained(prepared, tiny, task_weights=f"{task}:2, churn:0" if task != "churn" else "churn:2", cutoffs=1)
+    assert {name.split("heads.heads.")[1].split(".")[0] for name in names if "heads.heads." in name} == {task}
+    epoch = json.loads((Path(tiny.run_dir) / "epochs.json").read_text())["0"]
+    assert epoch["valid_loss"] == pytest.approx(2 * epoch[f"valid_loss_{task}"], rel=1e-4)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_five_tasks_train_together_with_every_weighting(prepared: Prepared, tiny: Config, weighting: str) -> None:
+    state = trained(prepared, tiny, task_weights=ALL_TASKS, weighting=weighting, num_epochs=3, patience=10)
+    epochs = json.loads((Path(tiny.run_dir) / "epochs.json").read_text())
+    assert {name for name in epochs["0"] if name.startswith("valid_loss_")} == {f"valid_loss_{task}" for task in TASKS}
+    assert epochs["2"]["train_loss"] != epochs["0"]["train_loss"]
+    if weighting == "uncertainty":
+        assert state["weighting.log_variance"].abs().min() > 0
+    if weighting == "gradnorm":
+        assert (state["weighting.weights"] - 1).abs().max() > 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_learns(prepared: Prepared, tiny: Config, task: str) -> None:
+    trained(prepared, tiny, task_weights=f"{task}:1", learning_rate=5e-3, num_epochs=4, patience=10)
+    epochs = json.loads((Path(tiny.run_dir) / "epochs.json").read_text())
+    assert epochs["3"]["train_loss"] < epochs["0"]["train_loss"]
+
+
+@pytest.mark.parametrize("change", [{"loss": "bce"}, {"balance": 0.0}, {"novelty_weight": 0.5}, {"num_negatives": 7}])
+def test_every_setting_of_the_losses_changes_the_weights(prepared: Prepared, tiny: Config, change: dict) -> None:
+    tiny = replace(tiny, train=replace(tiny.train, task_weights=ALL_TASKS))
+    one = trained(prepared, tiny)
+    other = trained(prepared, replace(tiny, run_dir=tiny.run_dir + "-other"), **change)
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_negatives_are_drawn_anew_for_every_batch(
+    prepared: Prepared, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    sample = UniformSampler.sample
+
+    def watched(self: UniformSampler, *args: object) -> torch.Tensor:
+        drawn.append(sample(self, *args))
+        return drawn[-1]
+
+    monkeypatch.setattr(UniformSampler, "sample", watched)
+    trained(prepared, tiny, task_weights="product_propensity:1", valid_share=0.01)
+    assert len(drawn) > 5 and all(len(items) == 400 for items in drawn)
+    assert len({tuple(items.tolist()) for items in drawn[:-1]}) == len(drawn) - 1
+    assert torch.cat(drawn).min() >= 2
+
+
+def test_losing_the_name_vectors_changes_the_name_task(
+    prepared: Prepared, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name_loss(run: str) -> float:
+        config = replace(tiny, run_dir=tiny.run_dir + run)
+        trained(prepared, config, task_weights="name:1", learning_rate=5e-3, num_epochs=4, patience=10)
+        epochs = json.loads((Path(config.run_dir) / "epochs.json").read_text())
+        return min(values["valid_loss_name"] for values in epochs.values())
+
+    with_names = name_loss("-with")
+    sequences = Reader.sequences
+
+    def without_names(self: Reader, batch: Batch) -> Sequences:
+        found = sequences(self, batch)
+        found.features["name"].zero_()
+        return found
+
+    monkeypatch.setattr(Reader, "sequences", without_names)
+    assert with_names != pytest.approx(name_loss("-without"), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -88,16 +165,18 @@ def test_tasks_can_be_trained_alone(prepared: Prepared, tiny: Config) -> None:
     [
         ("churn:1.0,foo:2", "unknown task 'foo'"),
         ("churn", "got 'churn'"),
-        ("churn:-1", "got 'churn:-1'"),
-        ("churn:1,churn:2", "got 'churn:2'"),
-        ("", "needs at least one"),
+        ("churn:-1", "got '-1'"),
+        ("churn:1,churn:2", "'churn' appears twice"),
+        ("", "must look like"),
+        ("churn:0", "at least one above 0"),
     ],
 )
-def test_task_weights_that_make_no_sense_are_refused(text: str, message: str) -> None:
+def test_task_weights_that_make_no_sense_are_refused(prepared: Prepared, tiny: Config, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_task_weights(text)
+        trained(prepared, tiny, task_weights=text)
 
 
-def test_task_weights_are_read_in_their_order() -> None:
-    found = parse_task_weights(" category_propensity:0.5, churn:1.0 ")
-    assert list(found.items()) == [("category_propensity", 0.5), ("churn", 1.0)]
+@pytest.mark.parametrize("name", ["weighting", "loss", "precision"])
+def test_choices_that_do_not_exist_are_named(prepared: Prepared, tiny: Config, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"train.{name}: got 'foo', needs one of"):
+        trained(prepared, tiny, **{name: "foo"})

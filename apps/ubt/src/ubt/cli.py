@@ -21,16 +21,19 @@ HELP = {
     "train": "train the network on what `ubt prepare` wrote; checkpoints go to <run_dir>/checkpoints",
     "embed": "write embeddings.npy and client_ids.npy with the best checkpoint, and the other blocks beside them",
     "score": "score blocks, alone and together, as the challenge does, on the window after the one of training",
+    "update": "embed the users with new events, from what `ubt embed` kept of their old ones; other rows stay",
     "run": "all of it: generate (where the config says so), prepare, train, embed, score",
 }
 GROUPS = {
     "generate": ("generate",),
     "prepare": ("log", "prepare"),
     "train": ("model", "train"),
-    "embed": ("features",),
+    "embed": ("embed", "features"),
     "score": ("features", "score", "train.threads"),
-    "run": ("generate", "log", "prepare", "model", "train", "features", "score"),
+    "update": ("update", "embed"),
+    "run": ("generate", "log", "prepare", "model", "train", "embed", "features", "score"),
 }
+SECTIONS = ("generate", "log", "prepare", "model", "train", "embed", "update", "features", "score")
 EPILOG = """\
 A setting has one name everywhere: a key of the YAML file, an option here. An option may be shortened to its last part
 and written with dashes: --train.learning_rate 1e-3, --learning_rate 1e-3 and --learning-rate 1e-3 are the same.
@@ -40,6 +43,7 @@ examples:
   ubt run --config demo
   ubt run --config rees46 --data-dir ~/data/rees46 --run-dir runs/rees46
   ubt train --config demo --num-epochs 5 --task-weights churn:1.0,category_propensity:0.5 --resume
+  ubt update --config demo --new-data new_days --until "2022-10-20"
 """
 
 
@@ -77,7 +81,7 @@ def read_config(command: str, arguments: Sequence[str]) -> Config:
     settings = {action.dest: getattr(action, "default", None) for action in parser._actions}
     given = parser.parse_args(_spelled_out(arguments, settings)).as_dict()
     default = Config()
-    groups = {name: type(getattr(default, name))(**given[name]) for name in GROUPS["run"]}
+    groups = {name: type(getattr(default, name))(**given[name]) for name in SECTIONS}
     return Config(**{one.name: given[one.name] for one in fields(Config)} | groups)
 
 
@@ -99,7 +103,7 @@ def _parser(command: str) -> ArgumentParser:
     # Every command reads the same file; its help shows only what it uses.
     for action in parser._actions:
         group = action.dest.split(".")[0]
-        if group in GROUPS["run"] and group not in GROUPS[command] and action.dest not in GROUPS[command]:
+        if group in SECTIONS and group not in GROUPS[command] and action.dest not in GROUPS[command]:
             action.help = argparse.SUPPRESS
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,11 @@ class Example:
 
     Args:
         sequences: events before the last moment
-        churn: 1, 0, or NaN where a user is not part of the task [B, K]
-        category: multi-hot [B, K, C], NaN where a user is not asked
+        targets: task -> labels [B, K, ...]; NaN, or 0 for an item, where there is none
     """
 
     sequences: Sequences
-    churn: Tensor
-    category: Tensor
+    targets: dict[str, Tensor]
 
 
 class Reader:
@@ -76,14 +75,31 @@ class Reader:
         )
 
 
-def examples(reader: Reader, batch: Batch, labels: list[Labels]) -> Example:
-    """Return a batch with its labels; `labels` are in ascending order of their windows."""
+def examples(reader: Reader, batch: Batch, labels: list[Labels], tasks: Iterable[str]) -> Example:
+    """Return a batch with its labels for some tasks; `labels` are in ascending order of their windows."""
     rows = reader.row[np.asarray(batch.user_index)]
-    churn = np.stack([one.churn[rows] for one in labels], 1)
-    category = np.stack([one.category[rows].toarray() for one in labels], 1)
-    asked = np.stack([one.asked[rows] for one in labels], 1)
-    category = np.where(asked[..., None], category, np.float32(np.nan))
-    return Example(reader.sequences(batch), torch.from_numpy(churn), torch.from_numpy(category))
+    targets = {}
+    for task in tasks:
+        target = np.stack([TARGETS[task](one, rows) for one in labels], 1)
+        if task == "product_propensity":
+            # Rare skus share one vector, which is no label.
+            target = np.where(target < reader.families["item"].size, target, 0)
+        targets[task] = torch.from_numpy(target)
+    return Example(reader.sequences(batch), targets)
+
+
+def _categories(labels: Labels, rows: np.ndarray) -> np.ndarray:
+    return np.where(labels.asked[rows, None], labels.category[rows].toarray(), np.float32(np.nan))
+
+
+# Task -> labels of one window for users [B]: [B], or [B, outputs].
+TARGETS: dict[str, Callable[[Labels, np.ndarray], np.ndarray]] = {
+    "churn": lambda labels, rows: labels.churn[rows],
+    "category_propensity": _categories,
+    "product_propensity": lambda labels, rows: labels.item[rows],
+    "price": lambda labels, rows: labels.price[rows],
+    "name": lambda labels, rows: labels.name[rows],
+}
 
 
 def _scaled(vectors: np.ndarray) -> np.ndarray:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from datetime import timezone
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from seqdata import View
+from ubt.config import EmbedConfig
 from ubt.data import Reader
-from ubt.model import Sequences, UniversalBehavioralTransformer
+from ubt.model import State, UniversalBehavioralTransformer, no_events
 from ubt.prepare import Prepared
 from ubt.progress import progress
-from ubt.rundir import temporary_file
+from ubt.rundir import file_hash, temporary_directory, temporary_file, write_json
 from ubt.train import load
 
 BATCH_EVENTS = 16_384
+BATCH_USERS = 1024
 
 
-def embed(prepared: Prepared, checkpoint: str | Path, folder: str | Path) -> tuple[int, int, int]:
+def embed(
+    prepared: Prepared,
+    checkpoint: str | Path,
+    folder: str | Path,
+    cache: str | Path | None = None,
+    config: EmbedConfig | None = None,
+) -> tuple[int, int, int]:
     """Write ``embeddings.npy`` float16 [U, D] and ``client_ids.npy`` [U] from every user's events before train_start.
 
     Rows stand in the order of relevant_clients.npy. A user without any event before train_start gets the one vector
     that the network learned for an empty history, so no user is left out. Memory does not grow with the users.
+
+    Args:
+        prepared: the log
+        checkpoint: trained network
+        folder: where the two files go
+        cache: folder in which keys, values and sums of the users' events are kept for `update`; None keeps nothing
+        config: how much is kept
 
     Returns:
         Users, width of the vectors, users without an event.
@@ -33,49 +53,141 @@ def embed(prepared: Prepared, checkpoint: str | Path, folder: str | Path) -> tup
     """
     folder = Path(folder)
     network, reader = load(checkpoint, prepared)
-    cutoff = torch.tensor([int(prepared.train_start.replace(tzinfo=timezone.utc).timestamp())])
     view = prepared.history(prepared.train_start)
-    nobody = _vectors(network, _no_events(reader), cutoff)
-    shape = (len(prepared.users), nobody.shape[1])
-    with temporary_file(folder / "embeddings.npy") as name:
-        out = np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
-        without = np.ones(len(prepared.users), bool)
-        row = 0
-        batches = view.batches(
-            max_tokens=max(BATCH_EVENTS, network.max_seq_length), fields=reader.fields, max_len=network.max_seq_length
-        )
-        with progress(len(view), "embed", unit="user") as bar:
-            for batch in batches:
-                vectors = _vectors(network, reader.sequences(batch), cutoff)
-                rows = prepared.known[row : row + len(batch)]
-                finite = np.isfinite(vectors).all(1)
-                if not finite.all():
-                    raise ValueError(f"embedding of client {prepared.users[rows[~finite][0]]} is not finite in float16")
-                out[rows] = vectors
-                without[rows] = batch.jagged.lengths == 0
-                row += len(batch)
-                bar.update(len(batch))
-        for start in range(0, len(without), 1 << 16):
-            lost = start + np.flatnonzero(without[start : start + (1 << 16)])
-            out[lost] = nobody
-        out.flush()
-        del out
-    with temporary_file(folder / "client_ids.npy") as name:
-        np.save(name, prepared.users)
-    return (*shape, int(without.sum()))
+    moment = seconds(prepared.train_start)
+    with torch.inference_mode():
+        nobody = network(no_events(reader.families, 1), torch.tensor([moment]))[0, 0].numpy().astype(np.float16)
+    shape = (len(prepared.users), len(nobody))
+    counts = np.zeros(len(prepared.users), np.int64)
+    counts[prepared.known] = view.lengths()
+    with cache_writer(cache, config or EmbedConfig()) as writer:
+        with temporary_file(folder / "embeddings.npy") as name:
+            out = np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
+            with progress(len(view), "embed", unit="user") as bar:
+                for rows, vectors in embed_users(network, reader, view, prepared.known, moment, writer):
+                    out[rows] = finite(vectors, prepared.users[rows])
+                    bar.update(len(rows))
+            for start in range(0, len(counts), 1 << 16):
+                lost = start + np.flatnonzero(counts[start : start + (1 << 16)] == 0)
+                out[lost] = nobody
+            out.flush()
+            del out
+        with temporary_file(folder / "client_ids.npy") as name:
+            np.save(name, prepared.users)
+        if writer.folder is not None:
+            writer.finish(counts, moment, checkpoint)
+    return (*shape, int((counts == 0).sum()))
 
 
-def _vectors(
-    network: UniversalBehavioralTransformer, sequences: Sequences, cutoff: torch.Tensor
-) -> NDArray[np.float16]:
-    # What does not fit float16 becomes infinite and is reported by the caller.
-    with torch.inference_mode(), np.errstate(over="ignore"):
-        return network(sequences, cutoff)[:, 0].numpy().astype(np.float16)
+def embed_users(
+    network: UniversalBehavioralTransformer,
+    reader: Reader,
+    view: View,
+    rows: NDArray[np.int64],
+    moment: int,
+    writer: CacheWriter,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield rows [b] and vectors [b, D] of the users of a view, batch by batch, from their events alone.
+
+    Args:
+        network: trained network
+        reader: what feeds it
+        view: events before `moment`
+        rows: number of each of the view's users [n], which is handed back
+        moment: the time of the vectors, seconds since 1970
+        writer: keeps the states of users whose events the network reads in full
+    """
+    limit = network.max_seq_length
+    batches = view.batches(BATCH_USERS, max_tokens=max(BATCH_EVENTS, limit), fields=reader.fields, max_len=limit)
+    whole, at = view.lengths() <= limit, 0
+    with torch.inference_mode():
+        for batch in batches:
+            mine = slice(at, at + len(batch))
+            at += len(batch)
+            if writer.full:
+                vectors = network(reader.sequences(batch), torch.tensor([moment]))[:, 0]
+            else:
+                vectors, state = network.advance(network.start(len(batch), moment), reader.sequences(batch), moment)
+                kept = np.flatnonzero(whole[mine])
+                writer.add(rows[mine][kept], state.select(torch.from_numpy(kept)))
+            yield rows[mine], vectors.numpy()
 
 
-def _no_events(reader: Reader) -> Sequences:
-    features = {}
-    for name, family in reader.families.items():
-        none = torch.zeros(0, dtype=torch.int64) if family.kind == "id" else torch.zeros(0, family.size)
-        features[name] = none
-    return Sequences(features, torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+@dataclass
+class Chunk:
+    """The states of some users.
+
+    Args:
+        rows: numbers of the users [b]
+        state: what the network knows of them
+    """
+
+    rows: NDArray[np.int64]
+    state: State
+
+
+class CacheWriter:
+    """Writes chunks of states to a new folder, which replaces the old one when all is well.
+
+    Args:
+        folder: where the chunks go; None keeps nothing
+        limit: bytes that may be kept; users beyond are not kept
+    """
+
+    def __init__(self, folder: Path | None, limit: float):
+        self.folder, self.limit, self.bytes, self.chunks = folder, limit, 0, 0
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is kept."""
+        return self.folder is None or self.bytes >= self.limit
+
+    def add(self, rows: NDArray[np.int64], state: State) -> None:
+        """Keep the states of users, unless the limit is reached."""
+        if self.full or not len(rows):
+            return
+        path = self._next()
+        torch.save(Chunk(rows, state), path)
+        self.bytes += path.stat().st_size
+
+    def keep(self, path: Path) -> None:
+        """Take over a chunk of the old folder as it is."""
+        os.link(path, self._next())
+        self.bytes += path.stat().st_size
+
+    def finish(self, counts: NDArray[np.int64], moment: int, checkpoint: str | Path) -> None:
+        """Note what the embeddings were made of: events of every user [U], time and network."""
+        assert self.folder is not None
+        np.save(self.folder / "counts.npy", counts)
+        write_json(self.folder / "state.json", {"moment": moment, "checkpoint": file_hash(checkpoint)})
+
+    def _next(self) -> Path:
+        assert self.folder is not None
+        self.chunks += 1
+        return self.folder / f"{self.chunks:06d}.pt"
+
+
+@contextmanager
+def cache_writer(folder: str | Path | None, config: EmbedConfig) -> Iterator[CacheWriter]:
+    """Give a writer to a new folder that takes the place of `folder` when the block ends well."""
+    if folder is None:
+        yield CacheWriter(None, 0)
+        return
+    with temporary_directory(folder) as new:
+        yield CacheWriter(new, config.cache_gb * 1e9)
+
+
+def seconds(moment: datetime) -> int:
+    """Return a moment in UTC as seconds since 1970."""
+    return int(moment.replace(tzinfo=timezone.utc).timestamp())
+
+
+def finite(vectors: NDArray[np.float32], users: NDArray) -> NDArray[np.float16]:
+    """Return vectors as they are written; a ValueError names the first of the `users` whose vector does not fit."""
+    # What does not fit float16 becomes infinite here.
+    with np.errstate(over="ignore"):
+        narrow = vectors.astype(np.float16)
+    fits = np.isfinite(narrow).all(1)
+    if not fits.all():
+        raise ValueError(f"embedding of client {users[~fits][0]} is not finite in float16")
+    return narrow

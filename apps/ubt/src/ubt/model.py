@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hstu_kernels import HSTU
+from hstu_kernels import HSTU, RaggedKVCache
+from mtl_heads import MultiTaskHeads, TaskSpec
 from ubt.config import ModelConfig
 
 GAP_BUCKETS = 40
+DAY = 86400
 # Families with so many ids that most of them are rare.
 RARE_FAMILIES = ("item", "url")
 
@@ -42,6 +45,50 @@ class Family:
 
     kind: str
     size: int
+
+
+@dataclass
+class Summary:
+    """What the network keeps of users' events at K moments; of the last moment, it can be carried on to later events.
+
+    Args:
+        last: row of the newest event [B, K, hidden]
+        total: sums over the events of rows and families [B, K, hidden + F * id]
+        faded: sums of the families and of their presence, weighed by age, for every half-life [B, K, L, F, id + 1]
+        count: number of events [B, K]
+        first, newest: seconds since 1970 of the first and the newest event, 0 without events [B, K]
+    """
+
+    last: Tensor
+    total: Tensor
+    faded: Tensor
+    count: Tensor
+    first: Tensor
+    newest: Tensor
+
+    def select(self, users: Tensor) -> Summary:
+        """Return the same of these users [b] only, in this order."""
+        return Summary(*(getattr(self, one.name)[users] for one in fields(self)))
+
+
+@dataclass
+class State:
+    """All that is needed to go on when new events of some users arrive.
+
+    Args:
+        moment: seconds since 1970 that the summary is for
+        summary: of these users, K = 1
+        cache: keys and values of their events
+    """
+
+    moment: int
+    summary: Summary
+    cache: RaggedKVCache
+
+    def select(self, users: Tensor) -> State:
+        """Return the same of these users [b] only, in this order; the cache is changed in place."""
+        self.cache.select(users)
+        return State(self.moment, self.summary.select(users), self.cache)
 
 
 class EnhancedFeatureEncoder(nn.Module):
@@ -89,18 +136,24 @@ class EnhancedFeatureEncoder(nn.Module):
         nn.init.normal_(self.gap.weight, std=0.05)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """Return event vectors [T, hidden_size], and the weighted families side by side [T, F * id_size]."""
-        embedded, weights = self._weighted(sequences)
-        weighted = (embedded * weights[..., None]).flatten(1)
-        fused = self.fuse(weighted) + self.skip(weighted)
-        return self.dropout(fused + self.gap(_gap_bucket(sequences.timestamps, sequences.offsets))), weighted
+    def forward(self, sequences: Sequences, previous: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return event vectors [T, hidden_size], the weighted families [T, F, id_size] and their presence [T, F].
+
+        Args:
+            sequences: the users' events
+            previous: time of each user's event before these, 0 = none; None = none at all [B]
+        """
+        embedded, weights, present = self._weighted(sequences)
+        weighted = embedded * weights[..., None]
+        flat = weighted.flatten(1)
+        gap = self.gap(_gap_bucket(sequences.timestamps, sequences.offsets, previous))
+        return self.dropout(self.fuse(flat) + self.skip(flat) + gap), weighted, present
 
     def weights(self, sequences: Sequences) -> Tensor:
         """Return the importance of each family [T, F]; a row sums to the number of families, or to 0 without any."""
         return self._weighted(sequences)[1]
 
-    def _weighted(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def _weighted(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         embedded, present = [], []
         for name, family in self.families.items():
             value = sequences.features[name]
@@ -112,59 +165,64 @@ class EnhancedFeatureEncoder(nn.Module):
             present.append(there)
         stack, mask = torch.stack(embedded, 1), torch.stack(present, 1)
         logits = self.importance(stack.flatten(1)).masked_fill(~mask, -1e4)
-        return stack, logits.softmax(-1) * mask * len(self.families)
-
-
-@dataclass
-class Task:
-    """What a head predicts.
-
-    Args:
-        outputs: number of logits
-        family: id family whose values the logits stand for, or "" where they stand for none
-        ids: the values' ids, one for each logit; empty without a family
-    """
-
-    outputs: int
-    family: str = ""
-    ids: list[int] = field(default_factory=list)
+        return stack, logits.softmax(-1) * mask * len(self.families), mask
 
 
 class TaskSpecificEncoder(nn.Module):
     """One MLP head per task on the user vector.
 
-    A task about values of an id family, such as categories, shares the table of that family: its MLP makes a query,
-    and a value's logit is the query times the value's own vector. What the encoder learns about a value from any
-    event then serves its label too, however rare the label is.
+    A task about values of an id family, such as categories or skus, shares the table of that family: its MLP makes a
+    query, and a value's logit is the query times the value's own vector. What the encoder learns about a value from
+    any event then serves its label too, however rare the label is.
 
     Args:
-        tasks: task -> what it predicts
+        tasks: kind, loss and size of every task
+        values: task -> family and the ids in it that its logits stand for
         encoder: encoder whose tables are shared
         width: width of the user vector
-        dropout: dropout inside the heads
     """
 
-    def __init__(self, tasks: Mapping[str, Task], encoder: EnhancedFeatureEncoder, width: int, dropout: float):
+    def __init__(
+        self,
+        tasks: Sequence[TaskSpec],
+        values: Mapping[str, tuple[str, Sequence[int]]],
+        encoder: EnhancedFeatureEncoder,
+        width: int,
+    ):
         super().__init__()
-        self.tasks = dict(tasks)
-        self.heads, self.bias = nn.ModuleDict(), nn.ParameterDict()
-        for name, task in self.tasks.items():
-            outputs = encoder.id_size if task.family else task.outputs
-            self.heads[name] = nn.Sequential(
-                nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, outputs)
-            )
-            self.bias[name] = nn.Parameter(torch.zeros(task.outputs))
-            self.register_buffer(f"ids_{name}", torch.tensor(task.ids, dtype=torch.int64), persistent=False)
+        tables: dict[str, Any] = {task: encoder.embeddings[family] for task, (family, _) in values.items()}
+        catalogues = {task.name: tables[task.name] for task in tasks if task.kind == "retrieval"}
+        self.heads = MultiTaskHeads(width, tasks, catalogues)
+        self.ids = {task: torch.tensor(ids, dtype=torch.int64) for task, (_, ids) in values.items()}
+        for task in tasks:
+            if task.name in values and task.kind == "multilabel":
+                self.heads.head(task.name).out = _SharedTable(width, tables[task.name], self.ids[task.name])
 
-    def forward(self, users: Tensor, encoder: EnhancedFeatureEncoder) -> dict[str, Tensor]:
-        """Return the logits [..., outputs] of every task for user vectors [..., width]."""
-        result = {}
-        for name, task in self.tasks.items():
-            value = self.heads[name](users)
-            if task.family:
-                value = value @ encoder.embeddings[task.family](self.get_buffer(f"ids_{name}")).T
-            result[name] = value + self.bias[name]
-        return result
+    def forward(self, users: Tensor) -> dict[str, Tensor]:
+        """Return every task's predictions before the sigmoid [..., outputs] for user vectors [..., width]."""
+        outputs = self.heads(users)
+        for task, spec in self.heads.tasks.items():
+            if spec.kind == "retrieval":
+                head: Any = self.heads.head(task)
+                outputs[task] = outputs[task] @ head.table(self.ids[task].to(users.device)).T
+            elif spec.kind in ("binary", "regression"):
+                outputs[task] = outputs[task][..., None]
+        return outputs
+
+
+class _SharedTable(nn.Module):
+    """Logits of some values of a table: a query from the input, times each value's vector."""
+
+    ids: Tensor
+
+    def __init__(self, width: int, table: nn.Embedding, ids: Tensor):
+        super().__init__()
+        self.query, self.table = nn.Linear(width, table.embedding_dim), table
+        self.bias = nn.Parameter(torch.zeros(len(ids)))
+        self.register_buffer("ids", ids, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.query(x) @ self.table(self.ids).T + self.bias
 
 
 class UniversalBehavioralTransformer(nn.Module):
@@ -172,11 +230,18 @@ class UniversalBehavioralTransformer(nn.Module):
 
     Args:
         families: the feature families of the log
-        tasks: task -> what its head predicts
+        tasks: what the heads predict
+        values: task -> family and ids that its logits stand for
         config: sizes
     """
 
-    def __init__(self, families: Mapping[str, Family], tasks: Mapping[str, Task], config: ModelConfig):
+    def __init__(
+        self,
+        families: Mapping[str, Family],
+        tasks: Sequence[TaskSpec],
+        values: Mapping[str, tuple[str, Sequence[int]]],
+        config: ModelConfig,
+    ):
         super().__init__()
         if config.hidden_size % config.num_heads:
             raise ValueError(
@@ -184,8 +249,10 @@ class UniversalBehavioralTransformer(nn.Module):
             )
         if not 0 < config.embedding_size <= 2048:
             raise ValueError(f"model.embedding_size: got {config.embedding_size}, needs 1..2048")
+        if any(days <= 0 for days in config.half_lives_days):
+            raise ValueError(f"model.half_lives_days: got {config.half_lives_days}, needs numbers > 0")
         hidden, head = config.hidden_size, config.hidden_size // config.num_heads
-        self.max_seq_length = config.max_seq_length
+        self.max_seq_length, self.half_lives = config.max_seq_length, [DAY * days for days in config.half_lives_days]
         self.encoder = EnhancedFeatureEncoder(families, hidden, config.id_size, config.dropout, config.id_dropout)
         self.hstu = HSTU(
             config.num_layers,
@@ -200,12 +267,13 @@ class UniversalBehavioralTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden)
         self.clock = nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        pooled = 2 * hidden + len(families) * config.id_size
+        wide = len(families) * config.id_size
+        pooled = 2 * hidden + wide + len(self.half_lives) * (wide + len(families))
         self.nobody = nn.Parameter(torch.zeros(pooled))
         self.user = nn.Sequential(
             nn.Linear(pooled + hidden, config.embedding_size), nn.LayerNorm(config.embedding_size)
         )
-        self.tasks = TaskSpecificEncoder(tasks, self.encoder, config.embedding_size, config.dropout)
+        self.tasks = TaskSpecificEncoder(tasks, values, self.encoder, config.embedding_size)
 
     def forward(self, sequences: Sequences, cutoffs: Tensor) -> Tensor:
         """Return user vectors [B, K, embedding_size], one for each moment at which a user is looked at.
@@ -217,50 +285,140 @@ class UniversalBehavioralTransformer(nn.Module):
             sequences: the users' events
             cutoffs: moments, ascending, in seconds since 1970 [K]; no event is at or after the last one
         """
-        x, families = self.encoder(sequences)
+        x, families, present = self.encoder(sequences)
         rows = self.norm(self.hstu(x, sequences.offsets, self.max_seq_length, sequences.timestamps))
-        pooled, clock = self._pool(rows, families, sequences, cutoffs)
-        return self.user(torch.cat([pooled, self.clock(clock)], -1))
+        summary = self._summarise(rows, families, present, sequences, cutoffs, None)
+        return self._vectors(summary, cutoffs)
+
+    def start(self, users: int, moment: int) -> State:
+        """Return the state of users who have no event yet."""
+        nothing = no_events(self.encoder.families, users)
+        x, families, present = self.encoder(nothing)
+        summary = self._summarise(self.norm(x), families, present, nothing, torch.tensor([moment]), None)
+        return State(moment, summary, RaggedKVCache(users))
+
+    def advance(self, state: State, events: Sequences, moment: int) -> tuple[Tensor, State]:
+        """Return user vectors [B, embedding_size] at a later moment, and the state then; only new events are attended.
+
+        Args:
+            state: what is known of the users
+            events: their new events, none of them before the ones that the state holds; at most max_seq_length with
+                those
+            moment: seconds since 1970, not before the state's
+        """
+        x, families, present = self.encoder(events, state.summary.newest[:, 0])
+        rows = self.norm(self.hstu(x, events.offsets, self.max_seq_length, events.timestamps, state.cache))
+        cutoffs = torch.tensor([moment])
+        summary = self._summarise(rows, families, present, events, cutoffs, state)
+        return self._vectors(summary, cutoffs)[:, 0], State(moment, summary, state.cache)
 
     def logits(self, users: Tensor) -> dict[str, Tensor]:
-        """Return every task's logits [..., outputs] for user vectors [..., embedding_size]."""
-        return self.tasks(users, self.encoder)
+        """Return every task's predictions [..., outputs] for user vectors [..., embedding_size]."""
+        return self.tasks(users)
 
-    def _pool(self, rows: Tensor, families: Tensor, sequences: Sequences, cutoffs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return last row, mean row and mean families [B, K, P] and the clock [B, K, 3].
-
-        The clock holds the logarithms of the time since the last and the first event and of the number of events.
-        The mean of the families keeps what was touched how often, which the narrower event vectors must compress.
-        """
+    def _summarise(
+        self,
+        rows: Tensor,
+        families: Tensor,
+        present: Tensor,
+        sequences: Sequences,
+        cutoffs: Tensor,
+        before: State | None,
+    ) -> Summary:
         offsets, time = sequences.offsets, sequences.timestamps
         users, moments = len(offsets) - 1, len(cutoffs)
         owner = torch.repeat_interleave(torch.arange(users, device=rows.device), offsets.diff())
-        piece = owner * moments + torch.searchsorted(cutoffs, time, right=True).clamp(max=moments - 1)
-        length = torch.bincount(piece, minlength=users * moments)
-        together = torch.cat([rows, families], 1)
-        total = (
-            torch.segment_reduce(together, "sum", lengths=length, axis=0, unsafe=True)
-            .unflatten(0, (users, moments))
-            .cumsum(1)
+        at = torch.searchsorted(cutoffs, time, right=True).clamp(max=moments - 1)
+        length = torch.bincount(owner * moments + at, minlength=users * moments)
+
+        def sums(values: Tensor) -> Tensor:
+            total = torch.segment_reduce(values.float(), "sum", lengths=length, axis=0, unsafe=True)
+            return total.unflatten(0, (users, moments))
+
+        new = length.unflatten(0, (users, moments)).cumsum(1)
+        total = sums(torch.cat([rows, families.flatten(1)], 1)).cumsum(1)
+        faded = rows.new_zeros(users, moments, 0, families.shape[1], families.shape[2] + 1)
+        if self.half_lives:
+            faded = self._fade(sums, families, present, (cutoffs[at] - time).clamp(min=0), cutoffs, before)
+        # One more row, so that users without events have something to point at.
+        rows, time = nn.functional.pad(rows.float(), (0, 0, 0, 1)), nn.functional.pad(time, (0, 1))
+        newest = torch.where(new > 0, offsets[:-1, None] + new - 1, len(time) - 1)
+        first = torch.where(new > 0, offsets[:-1, None], len(time) - 1)
+        summary = Summary(rows[newest], total, faded, new, time[first], time[newest])
+        if before is None:
+            return summary
+        past = before.summary
+        return replace(
+            summary,
+            last=torch.where((new > 0)[..., None], summary.last, past.last),
+            total=total + past.total,
+            count=new + past.count,
+            first=torch.where(past.count > 0, past.first, summary.first),
+            newest=torch.where(new > 0, summary.newest, past.newest),
         )
-        count = length.unflatten(0, (users, moments)).cumsum(1)
+
+    def _fade(
+        self,
+        sums: Callable[[Tensor], Tensor],
+        families: Tensor,
+        present: Tensor,
+        age: Tensor,
+        cutoffs: Tensor,
+        before: State | None,
+    ) -> Tensor:
+        """Sums over all events up to each moment, each halved once per half-life [B, K, L, F, id + 1]."""
+        values = torch.cat([families, present[..., None].to(families)], -1)
+        result = []
+        for half_life in self.half_lives:
+            weight = torch.exp2(-age.to(torch.float32) / half_life)
+            pieces = sums((values * weight[:, None, None]).flatten(1)).unflatten(-1, values.shape[1:])
+            previous = torch.zeros_like(pieces[:, 0])
+            moment = int(cutoffs[0])
+            if before is not None:
+                previous, moment = before.summary.faded[:, 0, len(result)], before.moment
+            moments = []
+            for k, cutoff in enumerate(cutoffs.tolist()):
+                previous = previous * 2.0 ** ((moment - cutoff) / half_life) + pieces[:, k]
+                moment = cutoff
+                moments.append(previous)
+            result.append(torch.stack(moments, 1))
+        return torch.stack(result, 2)
+
+    def _vectors(self, summary: Summary, cutoffs: Tensor) -> Tensor:
+        """Return the user vectors: last row, mean row, mean families, recent families, and the clock.
+
+        The clock holds the logarithms of the time since the last and the first event and of the number of events.
+        The means of the families keep what was touched how often, which the narrower event vectors must compress: over
+        all events, and over the recent ones that have the family at all, whose number stands beside it.
+        """
+        count = summary.count
+        amount = summary.faded[..., -1:]
+        recent = torch.cat([summary.faded[..., :-1] / (amount + 0.3), torch.log1p(amount)], -1)
+        pooled = torch.cat([summary.last, summary.total / count.clamp(min=1)[..., None], recent.flatten(2)], -1)
+        ages = torch.stack([cutoffs - summary.newest, cutoffs - summary.first, count], -1).clamp(min=0)
+        clock = torch.log1p(ages.to(pooled.dtype)) / torch.tensor([10.0, 10.0, 3.0], device=pooled.device)
         empty = (count == 0)[..., None]
-        if not len(rows):
-            pooled = self.nobody.expand(users, moments, -1)
-            return pooled, torch.zeros(users, moments, 3, device=rows.device)
-        first = offsets[:-1, None].clamp(max=len(rows) - 1).expand(-1, moments)
-        last = (offsets[:-1, None] + count - 1).clamp(min=0, max=len(rows) - 1)
-        pooled = torch.cat([rows[last], total / count.clamp(min=1)[..., None]], -1)
-        ages = torch.stack([cutoffs - time[last], cutoffs - time[first], count], -1).clamp(min=0)
-        clock = torch.log1p(ages.to(rows.dtype)) / torch.tensor([10.0, 10.0, 3.0], device=rows.device)
-        return torch.where(empty, self.nobody, pooled), clock.masked_fill(empty, 0)
+        pooled = torch.where(empty, self.nobody, pooled)
+        return self.user(torch.cat([pooled, self.clock(clock.masked_fill(empty, 0))], -1))
 
 
-def _gap_bucket(time: Tensor, offsets: Tensor) -> Tensor:
+def no_events(families: Mapping[str, Family], users: int) -> Sequences:
+    """Return the sequences of users without events."""
+    features = {
+        name: torch.zeros(0, dtype=torch.int64) if family.kind == "id" else torch.zeros(0, family.size)
+        for name, family in families.items()
+    }
+    return Sequences(features, torch.zeros(0, dtype=torch.int64), torch.zeros(users + 1, dtype=torch.int64))
+
+
+def _gap_bucket(time: Tensor, offsets: Tensor, previous: Tensor | None) -> Tensor:
     """Logarithmic bucket of the seconds since the user's previous event [T]; a first event has a bucket of its own."""
     if not len(time):
         return time
-    gap = torch.diff(time, prepend=time[:1]).clamp(min=0)
+    lengths = offsets.diff()
+    starts = offsets[:-1][lengths > 0]
+    before = torch.roll(time, 1)
+    before[starts] = 0 if previous is None else previous[lengths > 0]
+    gap = (time - before).clamp(min=0)
     bucket = 1 + (torch.log1p(gap.float()) * 2).long().clamp(max=GAP_BUCKETS - 2)
-    starts = offsets[:-1][offsets.diff() > 0]
-    return bucket.index_fill(0, starts, 0)
+    return torch.where(before == 0, 0, bucket)

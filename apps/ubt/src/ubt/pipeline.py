@@ -91,11 +91,22 @@ def _embed(config: Config, whole_run: bool) -> tuple[str, dict]:
     from ubt.prepare import open_prepared
 
     prepared = open_prepared(config.prepared)
-    number, width, without = embed(prepared, Path(config.run_dir) / "checkpoints" / "best.ckpt", config.embeddings)
+    number, width, without = embed(prepared, _checkpoint(config), config.embeddings, _cache(config), config.embed)
     line = f"{number:,} users x {width} float16 in {config.embeddings}, {without:,} of them without events, no NaN"
     folders = write_blocks(prepared, config)
     dims = ", ".join(f"{name} {open_entry(folder, prepared.users)[0].shape[1]}" for name, folder in folders.items())
     return f"{line}; blocks: {dims}", {}
+
+
+def _update(config: Config, whole_run: bool) -> tuple[str, dict]:
+    from ubt.prepare import open_prepared
+    from ubt.update import append_days, update
+
+    prepared = open_prepared(config.prepared)
+    if config.update.new_data is not None:
+        prepared = append_days(prepared, config.data_dir, config.update.new_data, config.log)
+    number, reused, moment = update(prepared, _checkpoint(config), config.embeddings, _cache(config), config)
+    return f"{number:,} users have new events before {moment}, {reused:,} of them embedded from the cache", {}
 
 
 def _score(config: Config, whole_run: bool) -> tuple[str, dict]:
@@ -104,3 +115,11 @@ def _score(config: Config, whole_run: bool) -> tuple[str, dict]:
 
     table = score(open_prepared(config.prepared), config)
     return f"metrics in {Path(config.run_dir) / 'metrics.json'}\n{table}\n", {}
+
+
+def _checkpoint(config: Config) -> Path:
+    return Path(config.run_dir) / "checkpoints" / "best.ckpt"
+
+
+def _cache(config: Config) -> Path:
+    return Path(config.run_dir) / "cache"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timezone
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,34 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.nn import functional as F
 
+from mtl_heads import WEIGHTINGS, MultiTaskHeads, TaskSpec, parse_task_weights
+from mtl_heads.losses import class_balanced_weights, novelty_loss
 from seqdata import View
-from ubt.config import TASKS, Config, ModelConfig
+from seqdata.view import Gather
+from ubt.config import TASKS, Config, ModelConfig, TrainConfig
+from ubt.config import WEIGHTINGS as WEIGHTING_NAMES
 from ubt.data import Example, Reader, examples
 from ubt.labels import Labels, earlier_labels, window_labels
 from ubt.metrics import auroc, macro_auroc
-from ubt.model import Task, UniversalBehavioralTransformer
+from ubt.model import UniversalBehavioralTransformer
 from ubt.plots import plot_losses
 from ubt.prepare import Prepared
 from ubt.rundir import read_json, write_json
+
+KINDS = {
+    "churn": "binary",
+    "category_propensity": "multilabel",
+    "product_propensity": "retrieval",
+    "price": "regression",
+    "name": "vector",
+}
+# Tasks whose ranking of the users kept apart is reported.
+AREAS = ("churn", "category_propensity")
 
 
 def train(prepared: Prepared, config: Config) -> Path:
@@ -39,28 +54,50 @@ def train(prepared: Prepared, config: Config) -> Path:
         ValueError: if a task is unknown, has no label, or the loss is not finite
     """
     settings, folder = config.train, Path(config.run_dir) / "checkpoints"
-    weights = parse_task_weights(settings.task_weights)
+    weights = _task_weights(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     reader = Reader(prepared, config.model.max_ids)
     labels = [window_labels(prepared, "train"), *earlier_labels(prepared, settings.cutoffs - 1, settings.span)][::-1]
-    _check_labels(labels, weights)
+    _check(labels, weights, settings)
     L.seed_everything(config.seed, verbose=False)
     module = UBTModule(reader, labels, config, weights)
     last, finished = folder / "last.ckpt", folder / "finished.json"
     resume_from = str(last) if config.resume and last.exists() else None
-    if resume_from is None:
-        for old in folder.glob("*.ckpt"):
-            old.unlink()
-        (folder.parent / "epochs.json").unlink(missing_ok=True)
-    elif read_json(finished).get("num_epochs") == settings.num_epochs:
+    if resume_from is not None and read_json(finished).get("num_epochs") == settings.num_epochs:
         return folder / "best.ckpt"
-    finished.unlink(missing_ok=True)
+    trainer = _trainer(config, folder)
+    if trainer.is_global_zero:
+        if resume_from is None:
+            for old in folder.glob("*.ckpt"):
+                old.unlink()
+            (folder.parent / "epochs.json").unlink(missing_ok=True)
+        finished.unlink(missing_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
+        trainer.fit(module, ckpt_path=resume_from, weights_only=False)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        write_json(finished, {"num_epochs": settings.num_epochs, "epochs": trainer.current_epoch})
+        plot_losses(folder.parent)
+    return folder / "best.ckpt"
+
+
+def _task_weights(settings: TrainConfig) -> dict[str, float]:
+    """Return the weights of the tasks that are trained."""
+    weights = {task: weight for task, weight in parse_task_weights(settings.task_weights, TASKS).items() if weight > 0}
+    if not weights:
+        raise ValueError(f"task_weights: got {settings.task_weights!r}, needs at least one above 0")
+    return weights
+
+
+def _trainer(config: Config, folder: Path) -> L.Trainer:
     callbacks: list[Callback] = [
         ModelCheckpoint(folder, filename="best", monitor="valid_loss", enable_version_counter=False),
         # save_last of the one above would follow the best epochs only, and a run resumed would lose the others.
         ModelCheckpoint(folder, filename="last", enable_version_counter=False),
-        EarlyStopping("valid_loss", patience=settings.patience, check_finite=True),
+        EarlyStopping("valid_loss", patience=config.train.patience, check_finite=True),
         History(folder.parent),
     ]
     if config.progress:
@@ -69,56 +106,59 @@ def train(prepared: Prepared, config: Config) -> Path:
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
-        trainer = L.Trainer(
-            max_epochs=settings.num_epochs,
+        return L.Trainer(
+            max_epochs=config.train.num_epochs,
             accelerator="auto",
-            devices=1,
-            gradient_clip_val=settings.gradient_clip,
+            devices=config.train.processes,
+            # A share of a small last batch may hold nobody.
+            strategy="ddp_find_unused_parameters_true" if config.train.processes > 1 else "auto",
+            precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
+            gradient_clip_val=config.train.gradient_clip,
             callbacks=callbacks,
             logger=False,
             enable_progress_bar=config.progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
         )
-        trainer.fit(module, ckpt_path=resume_from, weights_only=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    write_json(finished, {"num_epochs": settings.num_epochs, "epochs": trainer.current_epoch})
-    plot_losses(folder.parent)
-    return folder / "best.ckpt"
 
 
-def parse_task_weights(text: str) -> dict[str, float]:
-    """Return the weight of each task named in "task:weight,task:weight".
+def tasks_of(
+    reader: Reader, weights: Mapping[str, float], model: ModelConfig, config: TrainConfig, labels: Sequence[Labels] = ()
+) -> tuple[list[TaskSpec], dict[str, tuple[str, list[int]]]]:
+    """Return the tasks on this log, and for those about values of a family, the family and the values' ids.
 
-    Raises:
-        ValueError: if a task is unknown or named twice, or a weight is no positive number
+    Args:
+        reader: what reads the log
+        weights: weight of every task
+        model: sizes
+        config: losses
+        labels: labels of the training windows, which the losses are balanced by; none to only use the network
     """
-    weights: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        task, _, number = part.partition(":")
-        if task not in TASKS:
-            raise ValueError(f"task_weights: unknown task {task!r} in {text!r}, needs some of {', '.join(TASKS)}")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = -1.0
-        if task in weights or not 0 < weight < float("inf"):
-            raise ValueError(f"task_weights: got {part!r} in {text!r}, needs each task once with a positive number")
-        weights[task] = weight
-    if not weights:
-        raise ValueError(f"task_weights: got {text!r}, needs at least one of {', '.join(TASKS)}")
-    return weights
-
-
-def tasks_of(prepared: Prepared, names: Iterable[str]) -> dict[str, Task]:
-    """Return what the head of each named task predicts on this log."""
-    tasks = {"churn": Task(1)}
-    if len(prepared.categories):
-        ids = prepared.store.vocabulary(prepared.families["category"]).encode(prepared.categories)
-        tasks["category_propensity"] = Task(len(prepared.categories), "category", [int(number) for number in ids])
-    return {name: tasks[name] for name in names}
+    width, prepared, specs, values = model.embedding_size, reader.prepared, [], {}
+    for task, weight in weights.items():
+        options: dict[str, Any] = {}
+        if task == "churn":
+            options = {"loss": config.loss, "loss_options": _binary_loss(config, _churn_rate(labels))}
+        elif task == "category_propensity":
+            counts = sum((one.category.sum(0) for one in labels), np.ones(len(prepared.categories)))
+            # Summed over the labels of a user, which are rare: a mean over them would drown in negatives.
+            balance = len(counts) * class_balanced_weights(counts, config.balance)
+            options = {"size": len(counts), "loss": config.loss}
+            options["loss_options"] = _binary_loss(config, 0.0) | {"weight": balance}
+            values[task] = ("category", _ids(prepared, "category", prepared.categories))
+        elif task == "product_propensity":
+            size = reader.families["item"].size
+            options = {"size": size, "head_options": {"num_negatives": config.num_negatives, "first": 2}}
+            ids = _ids(prepared, "item", prepared.skus)
+            values[task] = ("item", [number if number < size else 1 for number in ids])
+            options["missing"] = 0
+        elif task == "name":
+            options = {"size": prepared.name_width, "loss": "cosine"}
+        spec = TaskSpec(task, KINDS[task], weight=weight, hidden=(width,), dropout=model.dropout, **options)
+        specs.append(spec)
+    return specs, values
 
 
 def load(checkpoint: str | Path, prepared: Prepared) -> tuple[UniversalBehavioralTransformer, Reader]:
@@ -137,7 +177,8 @@ def load(checkpoint: str | Path, prepared: Prepared) -> tuple[UniversalBehaviora
         raise ValueError(f"{checkpoint}: was trained on another log than {prepared.folder} holds now; {help}")
     model = ModelConfig(**spec["model"])
     reader = Reader(prepared, model.max_ids)
-    network = UniversalBehavioralTransformer(reader.families, tasks_of(prepared, spec["tasks"]), model)
+    tasks, values = tasks_of(reader, dict.fromkeys(spec["tasks"], 1.0), model, TrainConfig())
+    network = UniversalBehavioralTransformer(reader.families, tasks, values, model)
     prefix = "network."
     weights = {name[len(prefix) :]: value for name, value in state["state_dict"].items() if name.startswith(prefix)}
     network.load_state_dict(weights)
@@ -153,61 +194,80 @@ class UBTModule(L.LightningModule):
         super().__init__()
         # Kept in every checkpoint: what is needed to load it, and what may not differ when it is resumed.
         self.spec = {"tasks": list(weights), "model": asdict(config.model), "fingerprint": reader.prepared.fingerprint}
-        tasks = tasks_of(reader.prepared, weights)
-        self.network = UniversalBehavioralTransformer(reader.families, tasks, config.model)
-        # Start from the base rates, so that the first epoch need not spend its gradient on them.
-        for task, bias in self.network.tasks.bias.items():
-            bias.data[:] = _base_rate_logits(task, labels)
+        tasks, values = tasks_of(reader, weights, config.model, config.train, labels)
+        self.network = UniversalBehavioralTransformer(reader.families, tasks, values, config.model)
+        self.weighting = WEIGHTINGS[config.train.weighting](list(weights), static=weights)
+        _start_from_base_rates(self.network.tasks.heads, labels)
         self.settings, self.seed, self.weights = config.train, config.seed, weights
         self.data = UserBatches(reader, labels, config)
         self.register_buffer("cutoffs", self.data.cutoffs, persistent=False)
-        self._valid: list[tuple[dict[str, Tensor], Example]] = []
+        self.popularity = {
+            task: torch.from_numpy(reader.prepared.targets[what].popularity)
+            for task, what in (("category_propensity", "category"), ("product_propensity", "sku"))
+            if task in weights and reader.prepared.targets[what].popularity.any()
+        }
+        self._sums: list[Tensor] = []
+        self._judged: list[dict[str, tuple[Tensor, Tensor]]] = []
         self._schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         self._schedule_state: dict[str, Any] = {}
 
+    def on_fit_start(self) -> None:
+        for task in self.weights:
+            options = self.network.tasks.heads.head(task).options
+            if "weight" in options:
+                options["weight"] = options["weight"].to(self.device)
+
     def train_dataloader(self) -> Any:
-        return self.data.train(self.current_epoch)
+        return self.data.train(self.current_epoch, self.global_rank, self.trainer.world_size)
 
     def val_dataloader(self) -> Any:
-        return self.data.valid()
+        return self.data.valid(self.global_rank, self.trainer.world_size)
 
     def on_train_epoch_start(self) -> None:
-        # The only source of randomness inside an epoch is dropout: an epoch resumed is the epoch that would have been.
-        torch.manual_seed(self.seed * 1000 + self.current_epoch)
+        # Dropout and negatives are all the randomness inside an epoch: one that is resumed draws the same again.
+        torch.manual_seed((self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank)
 
     def training_step(self, example: Example, _: int) -> Tensor:
-        losses = self._losses(self._logits(example), example)
-        loss = self._total(losses)
+        users = self._users(example)
+        losses = self.network.tasks.heads.losses(users, example.targets)
+        loss = self.weighting(losses, shared=[self.network.user[0].weight]) + self._novelty(users)
         if not torch.isfinite(loss):
             raise ValueError(f"loss: got {loss.item()} in epoch {self.current_epoch}; lower train.learning_rate")
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(example.churn))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1, sync_dist=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        # The same negatives every time, so that epochs can be compared.
+        torch.manual_seed(self.seed)
+
     def validation_step(self, example: Example, _: int) -> None:
-        self._valid.append((self._logits(example), example))
+        users = self._users(example)
+        losses = self.network.tasks.heads.losses(users, example.targets)
+        logits = self.network.logits(users)
+        self._sums.append(torch.stack([losses.values.float() * losses.counts, losses.counts]).cpu())
+        self._judged.append({task: (example.targets[task], logits[task].float()) for task in AREAS if task in logits})
 
     def on_validation_epoch_end(self) -> None:
-        logits = {task: torch.cat([step[task] for step, _ in self._valid]) for task in self.weights}
-        churn = torch.cat([example.churn for _, example in self._valid])
-        category = torch.cat([example.category for _, example in self._valid])
-        self._valid.clear()
-        whole = Example(None, churn, category)  # type: ignore[arg-type]
-        losses = self._losses(logits, whole)
-        self.log("valid_loss", self._total(losses), prog_bar=True)
+        values, counts = _gather(torch.stack(self._sums).sum(0)).sum(0)
+        losses = dict(zip(self.weights, (values / counts.clamp(min=1)).tolist(), strict=True))
+        self.log("valid_loss", sum(self.weights[task] * loss for task, loss in losses.items()), prog_bar=True)
         for task, loss in losses.items():
             self.log(f"valid_loss_{task}", loss)
         # Stepped here and not by lightning, which would do so after it saves, and lose the step when resumed.
         assert self._schedule is not None
-        self._schedule.step(losses[next(iter(self.weights))].item())
-        for task, area in _areas(logits, whole).items():
+        self._schedule.step(losses[next(iter(self.weights))])
+        self.weighting.end_epoch()
+        for task, area in _areas(self._judged).items():
             self.log(f"valid_auroc_{task}", area, prog_bar=True)
+        self._sums.clear()
+        self._judged.clear()
 
     def configure_optimizers(self) -> Any:
         # Id tables are not decayed: a rare id has no gradient in most batches, and decay alone would wipe it out.
         tables = {id(p) for m in self.network.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.network.parameters() if id(p) not in tables and p.ndim > 1]},
-            {"params": [p for p in self.network.parameters() if id(p) in tables or p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in self.parameters() if id(p) not in tables and p.ndim > 1]},
+            {"params": [p for p in self.parameters() if id(p) in tables or p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimiser = torch.optim.AdamW(groups, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
         self._schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -229,27 +289,27 @@ class UBTModule(L.LightningModule):
         assert self._schedule is not None
         checkpoint["network"], checkpoint["schedule"] = self.spec, self._schedule.state_dict()
 
-    def _logits(self, example: Example) -> dict[str, Tensor]:
-        cutoffs = self.cutoffs[-example.churn.shape[1] :]
-        return self.network.logits(self.network(example.sequences, cutoffs))
+    def _users(self, example: Example) -> Tensor:
+        moments = next(iter(example.targets.values())).shape[1]
+        return self.network(example.sequences, self.cutoffs[-moments:])
 
-    def _losses(self, logits: dict[str, Tensor], example: Example) -> dict[str, Tensor]:
-        """Return the mean binary cross-entropy of each task over the labels that exist."""
-        losses = {}
-        if "churn" in logits:
-            losses["churn"] = _masked_bce(logits["churn"][..., 0], example.churn, 1.0)
-        if "category_propensity" in logits:
-            # Summed over the labels of a user, which are rare: a mean over them would drown in negatives.
-            width = example.category.shape[-1]
-            losses["category_propensity"] = _masked_bce(logits["category_propensity"], example.category, width)
-        return losses
-
-    def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        return sum((self.weights[task] * loss for task, loss in losses.items()), torch.zeros((), device=self.device))
+    def _novelty(self, users: Tensor) -> Tensor:
+        """Popularity of the categories and skus that are predicted, weighed."""
+        total = users.new_zeros(())
+        if not self.settings.novelty_weight or not len(users):
+            return total
+        for task, logits in self.network.logits(users.flatten(0, 1)).items():
+            if task in self.popularity:
+                total = total + novelty_loss(logits, self.popularity[task].to(logits.device))
+        return self.settings.novelty_weight * total
 
 
 class UserBatches:
-    """Shuffled batches of the training users, ordered ones of the users kept apart."""
+    """Shuffled batches of the training users, ordered ones of the users kept apart.
+
+    Several processes share every batch: process r reads the rows r, r + processes, ... of it. So they train on the same
+    batches as one process would, nobody is left out or seen twice, and all of them take the same number of steps.
+    """
 
     def __init__(self, reader: Reader, labels: list[Labels], config: Config):
         self.reader, self.labels, self.config = reader, labels, config
@@ -265,34 +325,37 @@ class UserBatches:
         """Starts of the label windows, ascending, in seconds since 1970 [K]."""
         return torch.tensor([int(one.start.replace(tzinfo=timezone.utc).timestamp()) for one in self.labels])
 
-    def train(self, epoch: int) -> _Batches:
-        """Return the batches of one epoch, in an order drawn from the seed and the epoch."""
-        return _Batches(self, self.train_view, self.labels, epoch)
+    def train(self, epoch: int, rank: int = 0, processes: int = 1) -> _Batches:
+        """Return one process's share of the batches of an epoch, in an order drawn from the seed and the epoch."""
+        return _Batches(self, self.train_view, self.labels, epoch, rank, processes)
 
-    def valid(self) -> _Batches:
-        """Return the users kept apart, with the labels of the train window."""
-        return _Batches(self, self.valid_view, self.labels[-1:], None)
+    def valid(self, rank: int = 0, processes: int = 1) -> _Batches:
+        """Return one process's share of the users kept apart, with the labels of the train window."""
+        return _Batches(self, self.valid_view, self.labels[-1:], None, rank, processes)
 
 
+@dataclass
 class _Batches:
-    def __init__(self, data: UserBatches, view: View, labels: list[Labels], epoch: int | None):
-        self.data, self.view, self.labels, self.epoch = data, view, labels, epoch
-        self.size = data.config.train.batch_size
+    data: UserBatches
+    view: View
+    labels: list[Labels]
+    epoch: int | None
+    rank: int
+    processes: int
 
     def __len__(self) -> int:
-        return -(-len(self.view) // self.size)
+        return -(-len(self.view) // self.data.config.train.batch_size)
 
     def __iter__(self) -> Iterator[Example]:
-        batches = self.view.batches(
-            self.size,
-            shuffle=self.epoch is not None,
-            seed=self.data.config.seed,
-            epoch=self.epoch or 0,
-            fields=self.data.reader.fields,
-            max_len=self.data.config.model.max_seq_length,
+        config = self.data.config
+        tasks = list(_task_weights(config.train))
+        gather = Gather(self.view.store, self.data.reader.fields)
+        plan = self.view.plan(
+            config.train.batch_size, shuffle=self.epoch is not None, seed=config.seed, epoch=self.epoch or 0
         )
-        for batch in batches:
-            yield examples(self.data.reader, batch, self.labels)
+        for rows in plan:
+            batch = self.view.batch(rows[self.rank :: self.processes], gather, config.model.max_seq_length)
+            yield examples(self.data.reader, batch, self.labels, tasks)
 
 
 class History(Callback):
@@ -301,6 +364,7 @@ class History(Callback):
     def __init__(self, folder: Path):
         self.path = folder / "epochs.json"
 
+    @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epochs = read_json(self.path)
         values = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
@@ -309,41 +373,88 @@ class History(Callback):
         write_json(self.path, epochs)
 
 
-def _masked_bce(logits: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """Mean over the labels that are not NaN, times `scale`; zero when there is none."""
-    known = ~labels.isnan()
-    losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-    return scale * (losses * known).sum() / known.sum().clamp(min=1)
+def _gather(value: Tensor) -> Tensor:
+    """Return the value of every process [processes, ...]."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value[None]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value.cpu())
+    return torch.stack(found)
 
 
-def _areas(logits: dict[str, Tensor], example: Example) -> dict[str, float]:
+def _areas(judged: list[dict[str, tuple[Tensor, Tensor]]]) -> dict[str, float]:
     """Return the AUROC of every task for which the users kept apart have labels of both classes."""
     areas = {}
-    for task, value in logits.items():
-        score, truth = value[:, -1].float().cpu().numpy(), example.churn[:, -1:].cpu().numpy()
-        if task != "churn":
-            truth = example.category[:, -1].cpu().numpy()
+    everybody: list[Any] = [judged]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        everybody = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, judged)
+    for task in judged[0]:
+        pairs = [step[task] for mine in everybody for step in mine]
+        truth, score = (torch.cat([pair[i][:, -1] for pair in pairs]).cpu().numpy() for i in (0, 1))
+        truth = truth.reshape(len(truth), -1)
         rows = ~np.isnan(truth).any(1)
         try:
-            areas[task] = (
-                auroc(truth[rows, 0], score[rows, 0]) if task == "churn" else macro_auroc(truth[rows], score[rows])
-            ).value
+            if task == "churn":
+                areas[task] = auroc(truth[rows, 0], score[rows, 0]).value
+            else:
+                areas[task] = macro_auroc(truth[rows], score[rows]).value
         except ValueError:
             continue
     return areas
 
 
-def _base_rate_logits(task: str, labels: list[Labels]) -> Tensor:
-    if task == "churn":
-        rates = np.nanmean(np.concatenate([one.churn for one in labels]), keepdims=True)
-    else:
-        rates = sum(one.category.sum(0) for one in labels) / max(sum(one.asked.sum() for one in labels), 1)
-    return torch.logit(torch.from_numpy(np.asarray(rates, np.float32)).clamp(1e-5, 1 - 1e-5))
+def _binary_loss(config: TrainConfig, rate: float) -> dict[str, Any]:
+    """Options of the loss of labels that are 1 at this rate."""
+    if config.loss == "bce":
+        return {}
+    alpha = config.focal_alpha if rate <= 0.5 else 1 - config.focal_alpha
+    return {"gamma": config.focal_gamma, "alpha": alpha}
 
 
-def _check_labels(labels: list[Labels], weights: dict[str, float]) -> None:
+def _churn_rate(labels: Sequence[Labels]) -> float:
+    values = np.concatenate([one.churn for one in labels]) if labels else np.zeros(0)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
+def _start_from_base_rates(heads: MultiTaskHeads, labels: Sequence[Labels]) -> None:
+    """Set the heads' biases, so that the first epoch need not spend its gradient on them."""
+    for task in heads.names:
+        out: Any = heads.head(task).out
+        if task == "churn":
+            rates = np.asarray([_churn_rate(labels)], np.float32)
+        elif task == "category_propensity":
+            asked = max(sum(one.asked.sum() for one in labels), 1)
+            rates = np.asarray(sum(one.category.sum(0) for one in labels) / asked, np.float32)
+        else:
+            continue
+        out.bias.data[:] = torch.logit(torch.from_numpy(rates).clamp(1e-5, 1 - 1e-5))
+    prices = torch.from_numpy(np.concatenate([one.price for one in labels]))
+    if "price" in heads.names:
+        heads.fit_transforms({"price": prices})
+
+
+def _ids(prepared: Prepared, family: str, values: np.ndarray) -> list[int]:
+    return prepared.store.vocabulary(prepared.families[family]).encode(values).tolist()
+
+
+def _check(labels: list[Labels], weights: dict[str, float], settings: TrainConfig) -> None:
     newest = labels[-1]
-    if "churn" in weights and np.isnan(newest.churn).all():
-        raise ValueError("task churn: no user asked for is active; see log.active_events, or leave the task out")
-    if "category_propensity" in weights and not newest.category.shape[1]:
-        raise ValueError("task category_propensity: the log has no category; leave the task out of task_weights")
+    has = {
+        "churn": not np.isnan(newest.churn).all(),
+        "category_propensity": newest.category.shape[1] > 0,
+        "product_propensity": any(one.item.any() for one in labels),
+        "price": any(not np.isnan(one.price).all() for one in labels),
+        "name": any(one.name.shape[1] and not np.isnan(one.name).all() for one in labels),
+    }
+    why = {
+        "churn": "no user asked for is active; see log.active_events",
+        "category_propensity": "the log has no category",
+    }
+    for task in weights:
+        if not has[task]:
+            reason = why.get(task, "no outcome before valid_start has one")
+            raise ValueError(f"task {task}: {reason}; leave the task out of task_weights")
+    for name, known in (("weighting", WEIGHTING_NAMES), ("loss", ("focal", "bce")), ("precision", ("32", "bf16"))):
+        if str(getattr(settings, name)) not in known:
+            raise ValueError(f"train.{name}: got {getattr(settings, name)!r}, needs one of {', '.join(known)}")

@@ -1,0 +1,190 @@
+"""New days of a log: embed the users who have new events, from what was kept of their old ones, and nobody else."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import seqdata
+from ubt.config import Config, LogConfig
+from ubt.data import Reader
+from ubt.embed import BATCH_USERS, CacheWriter, Chunk, cache_writer, embed_users, finite, seconds
+from ubt.log import COLUMNS, Log, _scan, read_log
+from ubt.model import UniversalBehavioralTransformer
+from ubt.prepare import Prepared
+from ubt.progress import progress
+from ubt.rundir import file_hash, read_json, temporary_directory, temporary_file, write_json
+from ubt.train import load
+
+
+def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, config: LogConfig) -> Prepared:
+    """Add the events in the files of a folder to the prepared log and return it; the same files are added only once.
+
+    Skus, URLs and other values that were not there before train_start stay unknown, as they are for the network.
+
+    Args:
+        prepared: the log
+        data_dir: folder of the raw log it was made of
+        new_data: folder of files laid out as in data_dir; event tables without new rows may be missing
+        config: layout of the log
+    """
+    log = read_log(data_dir, config)
+    files, sources = _new_files(log, Path(new_data), config)
+    done = read_json(prepared.folder / "updates.json")
+    key = hashlib.blake2b("".join(map(file_hash, files)).encode(), digest_size=16).hexdigest()
+    if key not in done:
+        if isinstance(sources, dict):
+            prepared.store.append(sources, progress=False)
+        else:
+            with temporary_directory(prepared.folder / "new_events") as events:
+                log.connection.execute(f"COPY ({sources}) TO '{events / 'new.parquet'}' (FORMAT parquet)")
+                prepared.store.append(str(events / "new.parquet"), progress=False)
+            shutil.rmtree(prepared.folder / "new_events")
+        write_json(prepared.folder / "updates.json", done | {key: [path.name for path in files]})
+    store = seqdata.open_store(prepared.store.path)
+    return replace(prepared, store=store, known=np.flatnonzero(np.isin(prepared.users, store.users)))
+
+
+def update(
+    prepared: Prepared, checkpoint: str | Path, folder: str | Path, cache: str | Path, config: Config
+) -> tuple[int, int, str]:
+    """Bring ``embeddings.npy`` up to a later moment: users with new events get a new row, all other rows stay.
+
+    A user's new events are attended to the keys and values that the last `embed` or `update` kept, so the old ones are
+    not computed again. From all events in the store are embedded: users of whom nothing was kept, users with an event
+    that came late, from before the last update, and users who now have more than max_seq_length events, of which the
+    newest max_seq_length count, as in `embed`. Either way the row is what `embed` would write for that moment. The rows
+    of all other users stay as of the moment at which they were made.
+
+    Args:
+        prepared: the log with its new events
+        checkpoint: the network that `embed` used
+        folder: where embeddings.npy and client_ids.npy lie
+        cache: folder that `embed` or the last `update` wrote; replaced at the end, after the embeddings
+        config: `update.until` and `embed.cache_gb`
+
+    Returns:
+        Users with a new row, how many of them came from the cache, and the new moment as text.
+
+    Raises:
+        FileNotFoundError: if there is no cache; names the command that helps
+        ValueError: if the cache is of another network, or `update.until` lies before it
+    """
+    folder, cache = Path(folder), Path(cache)
+    state = read_json(cache / "state.json")
+    if not state:
+        raise FileNotFoundError(f"{cache}: nothing to go on from; run `ubt embed` with the same --run-dir first")
+    if state["checkpoint"] != file_hash(checkpoint):
+        raise ValueError(f"{cache}: was written with another network than {checkpoint}; run `ubt embed` again")
+    network, reader = load(checkpoint, prepared)
+    moment = _until(prepared, config.update.until)
+    before = state["moment"]
+    if moment < before:
+        raise ValueError(f"update.until: got {_text(moment)}, needs {_text(before)} or later, as of the last update")
+    counts = np.load(cache / "counts.npy")
+    now, old = (_lengths(prepared, limit) for limit in (moment, before))
+    changed = now != counts
+    # Late events change what stands before the cached rows; too many would push cached rows out.
+    cached = changed & (old == counts) & (now <= network.max_seq_length)
+    done = np.zeros(len(changed), bool)
+    with cache_writer(cache, config.embed) as writer, temporary_file(folder / "embeddings.npy") as name:
+        shutil.copyfile(folder / "embeddings.npy", name)
+        out = np.load(name, mmap_mode="r+")
+        if out.shape[0] != len(prepared.users):
+            raise ValueError(f"{folder}/embeddings.npy: has {len(out)} rows, needs {len(prepared.users)}")
+        with progress(int(changed.sum()), "update", unit="user") as bar:
+            for path in sorted(cache.glob("*.pt")):
+                if writer.full:
+                    break
+                rows, vectors = _continue(path, prepared, network, reader, (before, moment), changed, cached, writer)
+                out[rows] = finite(vectors, prepared.users[rows])
+                done[rows] = True
+                bar.update(len(rows))
+            reused = int(done.sum())
+            rest = np.flatnonzero(changed & ~done)
+            view = prepared.store.as_of(_datetime(moment)).select(prepared.users[rest])
+            for rows, vectors in embed_users(network, reader, view, rest, moment, writer):
+                out[rows] = finite(vectors, prepared.users[rows])
+                bar.update(len(rows))
+        out.flush()
+        del out
+        writer.finish(now, moment, checkpoint)
+    return int(changed.sum()), reused, _text(moment)
+
+
+def _continue(
+    path: Path,
+    prepared: Prepared,
+    network: UniversalBehavioralTransformer,
+    reader: Reader,
+    window: tuple[int, int],
+    changed: NDArray[np.bool_],
+    cached: NDArray[np.bool_],
+    writer: CacheWriter,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Carry one chunk on to the new moment; return the users with new events and their vectors."""
+    chunk: Chunk = torch.load(path, weights_only=False)
+    if not changed[chunk.rows].any():
+        writer.keep(path)
+        return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
+    kept = np.flatnonzero(cached[chunk.rows] | ~changed[chunk.rows])
+    rows = chunk.rows[kept]
+    if not len(rows):
+        return rows, np.zeros((0, 1), np.float32)
+    view = prepared.store.all().window(_datetime(window[0]), _datetime(window[1])).select(prepared.users[rows])
+    (batch,) = view.batches(BATCH_USERS, fields=reader.fields)
+    with torch.inference_mode():
+        state = chunk.state.select(torch.from_numpy(kept))
+        vectors, state = network.advance(state, reader.sequences(batch), window[1])
+    writer.add(rows, state)
+    new = changed[rows]
+    return rows[new], vectors.numpy()[new]
+
+
+def _lengths(prepared: Prepared, moment: int) -> NDArray[np.int64]:
+    """Events before a moment of every user asked for [U]."""
+    lengths = np.zeros(len(prepared.users), np.int64)
+    lengths[prepared.known] = prepared.history(_datetime(moment)).lengths()
+    return lengths
+
+
+def _until(prepared: Prepared, until: str | None) -> int:
+    if until is None:
+        last = max(shard["time_max"] for shard in prepared.store.schema["shards"])
+        return last // 1_000_000 + 1
+    try:
+        return seconds(datetime.fromisoformat(until))
+    except ValueError:
+        raise ValueError(f"update.until: got {until!r}, needs a time like 2022-10-20 00:00:00 (UTC)") from None
+
+
+def _datetime(moment: int) -> datetime:
+    return datetime.fromtimestamp(moment, timezone.utc).replace(tzinfo=None)
+
+
+def _text(moment: int) -> str:
+    return _datetime(moment).isoformat(sep=" ")
+
+
+def _new_files(log: Log, folder: Path, config: LogConfig) -> tuple[list[Path], dict[str, str] | str]:
+    """Files of the new days, and them as the store takes them: by event table, or as SQL over one table."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"update.new_data: {folder} is not a folder")
+    if log.layout == "custom":
+        files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
+        tables: dict[str, str] | str = log.sources["events"].replace(_scan(log.files), _scan(files)) if files else ""
+    elif log.layout in ("raw", "split"):
+        tables = {name: str(path) for name in COLUMNS if (path := folder / f"{name}.parquet").exists()}
+        files = [Path(path) for path in tables.values()]
+    else:
+        raise ValueError(f"update.new_data: a log of layout {log.layout!r} cannot grow; run all steps on the new one")
+    if not files:
+        raise FileNotFoundError(f"update.new_data: no file in {folder} is laid out as those of the log are")
+    return files, tables
