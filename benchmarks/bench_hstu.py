@@ -9,20 +9,19 @@ all of them; the tables hold medians and ratios of medians.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from record import header, provenance, write
 from torch import Tensor
 from torch.nn import functional as F
 
-from hstu_kernels import available_backends, hstu_attention
+from hstu_kernels import HSTULayer, available_backends, hstu_attention
 from hstu_kernels.impl import cpu
 
 SHAPES = {
@@ -74,6 +73,8 @@ class Case:
         self.inside = steps < torch.tensor(self.lengths)[:, None]
         self.slots = self.inside.flatten().nonzero().flatten()
         self.causal = torch.ones(self.longest, self.longest, dtype=torch.bool).tril()
+        by_length = {n: self.causal[:n, :n].to(self.dtype).expand(self.heads, n, n) for n in set(self.lengths)}
+        self.nested_causal = torch.nested.nested_tensor([by_length[n] for n in self.lengths])
 
     @property
     def fill(self) -> float:
@@ -120,6 +121,32 @@ class Case:
             outs.append(torch.einsum("hij,jhd->ihd", weights, c))
         return torch.cat(outs)
 
+    def nested(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """By torch.nested in its strided layout; the jagged layout has no product of two ragged operands."""
+        q, k, v = (torch.nested.as_nested_tensor([y.transpose(0, 1) for y in x.split(self.lengths)]) for x in (q, k, v))
+        weights = F.silu(self.alpha * torch.matmul(q, k.transpose(-1, -2))) * self.nested_causal
+        outs = torch.matmul(weights / self.longest, v).unbind()
+        return torch.cat([y.transpose(0, 1) for y in outs])
+
+    def jagged(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """By torch.nested in its jagged layout, which refuses."""
+        longest, offsets = max(self.lengths), self.offsets
+        q, k, v = (
+            torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        weights = F.silu(self.alpha * torch.matmul(q, k.transpose(-1, -2)))
+        return torch.matmul(weights / self.longest, v).values()
+
+    def jagged_softmax(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal softmax SDPA on the jagged layout."""
+        longest, offsets = max(self.lengths), self.offsets
+        q, k, v = (
+            torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).values()
+
     def softmax_sdpa(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (self.padded(x).transpose(1, 2) for x in (q, k, v))
         return self.packed(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2))
@@ -131,7 +158,7 @@ def check(case: Case) -> dict[str, float]:
     expected = hstu_attention(*inputs, case.offsets, case.longest, backend="reference")
     gradients = torch.autograd.grad(expected, inputs, case.grad.double())
     errors = {}
-    for rival in ("ours", "padded_eager", "loop"):
+    for rival in ("ours", "padded_eager", "loop", "nested"):
         if rival != "ours" and case.dtype != torch.float32:
             continue
         leaves = (case.q, case.k, case.v)
@@ -187,10 +214,19 @@ def bench(case: Case, rounds: int, with_compile: bool) -> dict[str, object]:
         torch._dynamo.reset()
         rivals["padded compile"] = torch.compile(case.padded_eager, fullgraph=True, dynamic=False)
     rivals["loop"] = case.loop
+    refused = {}
+    for name, rival in (("nested", case.nested), ("jagged", case.jagged), ("jagged SDPA", case.jagged_softmax)):
+        try:
+            torch.autograd.grad(rival(*leaves), leaves, case.grad)
+            rivals[name] = rival
+        except RuntimeError as error:
+            refused[name] = str(error).splitlines()[0]
     rivals["softmax SDPA"] = case.softmax_sdpa
     large = torch.randn(2048, 2048)
     passes = {"forward": forward, "forward+backward": both}
     row: dict[str, object] = {"shape": case.name, "rows": sum(case.lengths), "fill": round(case.fill, 3)}
+    row["full"], row["longest"] = min(case.lengths) == case.longest, case.longest
+    row["refused"] = refused
     for label, wrap in passes.items():
         runs = {name: wrap(rival, leaves) for name, rival in rivals.items()}
         runs["ours with bias"] = wrap(case.ours_with_bias, biased)
@@ -202,6 +238,120 @@ def bench(case: Case, rounds: int, with_compile: bool) -> dict[str, object]:
             row["ours GF/s"] = round(case.causal_flops / times["ours"] / 1e6, 1)
         row[label] = {name: round(value, 3) for name, value in times.items()}
     return row
+
+
+def layer_pieces(seed: int, rounds: int) -> dict[str, float]:
+    """Milliseconds, forward and backward, of LayerNorm, projection and SiLU, of their bare products, of the layer."""
+    case = Case("ML-20M B64 N211 H4 d64", seed)
+    rows, width = sum(case.lengths), case.heads * case.width
+    torch.manual_seed(seed)
+    x, up, wide = torch.randn(rows, width).requires_grad_(), torch.randn(rows, width), torch.randn(rows, 4 * width)
+    layers = {
+        name: HSTULayer(width, case.heads, case.width, case.width, max_seqlen=case.longest, recompute=recompute)
+        for name, recompute in (("layer", False), ("layer, recompute", True))
+    }
+    layer = layers["layer"]
+    weight = layer.uvqk.weight
+
+    def products() -> None:
+        with torch.no_grad():
+            F.linear(x, weight), wide @ weight, wide.t() @ x
+
+    def piece(project: Callable[..., Tensor]) -> Callable[[], object]:
+        inputs = (x, *layer.input_norm.parameters(), weight)
+        return lambda: torch.autograd.grad(project(*inputs), inputs, wide)
+
+    def step(layer: HSTULayer) -> Callable[[], object]:
+        inputs = (x, *layer.parameters())
+        return lambda: torch.autograd.grad(
+            layer(x, case.offsets, timestamps=case.timestamps), inputs, up, materialize_grads=True
+        )
+
+    runs = {
+        "products alone": products,
+        "by torch's autograd": piece(lambda x, g, b, w: F.silu(F.linear(F.layer_norm(x, x.shape[1:], g, b), w))),
+        "norm computed anew": piece(lambda *inputs: NormProjectSilu.apply(*inputs, True)),
+        "norm and projection computed anew": piece(lambda *inputs: NormProjectSilu.apply(*inputs, False)),
+        **{name: step(layer) for name, layer in layers.items()},
+    }
+    return measure(runs, rounds)
+
+
+class NormProjectSilu(torch.autograd.Function):
+    """The fused rival: one function that keeps x, and the projection where asked to, and computes the rest anew."""
+
+    @staticmethod
+    def forward(ctx, x, gain, bias, weight, keep):
+        normed = torch.native_layer_norm(x, x.shape[1:], gain, bias, 1e-5)[0]
+        projected = normed @ weight.t()
+        ctx.save_for_backward(x, gain, bias, weight, projected if keep else None)
+        return F.silu(projected, inplace=not keep)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, gain, bias, weight, projected = ctx.saved_tensors
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[1:], gain, bias, 1e-5)
+        d_projected = torch.ops.aten.silu_backward(grad, normed @ weight.t() if projected is None else projected)
+        d_x, d_gain, d_bias = torch.ops.aten.native_layer_norm_backward(
+            d_projected @ weight, x, x.shape[1:], mean, rstd, gain, bias, [True, True, True]
+        )
+        return d_x, d_gain, d_bias, d_projected.t() @ normed, None
+
+
+def bars(report: dict) -> list[tuple[str, bool, str]]:
+    """What the kernel set out to reach: the bar, whether every row reaches it, the worst row."""
+
+    def ratio(row: dict, rival: str) -> float:
+        return row["forward+backward"][rival] / row["forward+backward"]["ours"]
+
+    rows = report["shapes"]
+    plain = [row for row in rows if "bf16" not in row["shape"]]
+    thin = [row for row in plain if row["fill"] <= 0.2]
+    ragged = [row for row in rows if not row["full"]]
+    cases = [
+        ("f+b against padded eager, float32, n² fill <= 0.2: 5x", thin, lambda r: ratio(r, "padded eager"), 5.0),
+        (
+            "f+b against padded eager, other ragged rows: 2.5x",
+            [row for row in ragged if row not in thin],
+            lambda r: ratio(r, "padded eager"),
+            2.5,
+        ),
+        (
+            "f+b against padded eager, full rows: 1.3x",
+            [row for row in rows if row["full"]],
+            lambda r: ratio(r, "padded eager"),
+            1.3,
+        ),
+        (
+            "f+b against padded compile, ragged rows: 2x",
+            [row for row in ragged if "padded compile" in row["forward"]],
+            lambda r: ratio(r, "padded compile"),
+            2.0,
+        ),
+        ("f+b against the loop, every row: 1x", rows, lambda r: ratio(r, "loop"), 1.0),
+        (
+            "f+b without bias over f+b with both: 1/1.3 = 0.77",
+            rows,
+            lambda r: 1 / ratio(r, "ours with bias"),
+            1 / 1.3,
+        ),
+        (
+            "forward rate over the sgemm rate at n >= 512, full rows: 0.5",
+            [row for row in plain if row["full"] and row["longest"] >= 512],
+            lambda r: r["ours GF/s"] / r["sgemm GF/s"],
+            0.5,
+        ),
+    ]
+    found = []
+    for text, among, value, least in cases:
+        if among:
+            worst = min(among, key=value)
+            found.append((text, value(worst) >= least, f"{value(worst):.2f} ({worst['shape']})"))
+    per_row = [1024 * mb / int(rows) for rows, mb in report["memory"].items()]
+    if per_row:
+        worst = f"{min(per_row):.2f} to {max(per_row):.2f} KB a row"
+        found.append(("peak memory linear in rows: within 1.3x a row", max(per_row) <= 1.3 * min(per_row), worst))
+    return found
 
 
 def peak_memory(rows: int) -> float:
@@ -237,38 +387,66 @@ def memory_worker(rows: int) -> None:
 def table(report: dict) -> str:
     def ratio(row: dict, label: str, rival: str) -> str:
         times = row[label]
-        return f"{times[rival] / times['ours']:.1f}x" if rival in times else "-"
+        return f"{times[rival] / times['ours']:.{2 if rival == 'ours with bias' else 1}f}x" if rival in times else "-"
 
-    meta = report["run"]
     lines = [
         "# HSTU attention on a CPU",
         "",
-        f"{meta['date']}, {meta['machine']}, {meta['threads']} threads, {meta['isa']}, torch {meta['torch']}, commit "
-        f"{meta['commit']}, seed {meta['seed']}, load average at the start {meta['load']}.",
-        f"Command: `{meta['command']}`. Medians of {meta['rounds']} rounds in which all rivals take turns; equality "
-        "with the float64 reference is checked first. No GPU was used.",
+        header(report["run"]),
+        "Medians of rounds in which all rivals take turns; equality with the float64 reference is checked first. No "
+        "GPU was used.",
+        "",
+        "## What was to be shown",
+        "",
+        "| bar | reached | worst row |",
+        "|---|---|---|",
+        *(f"| {text} | {'yes' if ok else 'NO'} | {worst} |" for text, ok, worst in bars(report)),
+        "",
+        "## Attention",
         "",
         "Time of ours in milliseconds; the rivals' time divided by ours (above 1: ours is faster).",
         "",
-        "| shape | n² fill | ours fwd | eager | compile | loop | SDPA* | ours f+b | eager | compile | loop | SDPA* "
+        "| shape | n² fill | ours fwd | eager | compile | loop | nested | SDPA* | ours f+b | eager | compile | loop "
+        "| nested | SDPA* "
         "| bias fwd | bias f+b | GF/s fwd | sgemm |",
-        "|" + "---|" * 16,
+        "|" + "---|" * 18,
     ]
     for row in report["shapes"]:
         cells = [row["shape"], f"{row['fill']:.2f}"]
         for label in ("forward", "forward+backward"):
             cells.append(f"{row[label]['ours']:.2f}")
-            cells += [ratio(row, label, name) for name in ("padded eager", "padded compile", "loop", "softmax SDPA")]
+            names = ("padded eager", "padded compile", "loop", "nested", "softmax SDPA")
+            cells += [ratio(row, label, name) for name in names]
         cells += [ratio(row, label, "ours with bias") for label in ("forward", "forward+backward")]
         cells += [f"{row['ours GF/s']:.0f}", f"{row['sgemm GF/s']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
         "eager, compile: padded to [B, N], eager and under `torch.compile`. loop: one einsum a sequence, unpadded.",
-        "*softmax SDPA computes other maths (it has no SiLU weights), padded and causal; torch's nested tensors "
-        "were not tried.",
+        "nested: torch.nested in its strided layout. *softmax SDPA computes other maths (SDPA has no SiLU weights), "
+        "padded and causal.",
         "bias: time of ours with position and time bias over ours without. GF/s counts the causal pairs only; sgemm is "
         "torch's 2048 x 2048 product in the same rounds.",
+        "",
+        "## What refused",
+        "",
+        *(f"- {name}: `{error}`" for name, error in report["shapes"][0]["refused"].items()),
+        "",
+        "jagged: torch.nested in its jagged layout, SiLU of q·k times v. jagged SDPA: causal softmax on that layout.",
+        "",
+        "## LayerNorm, projection to u, v, q, k, SiLU",
+        "",
+        "Forward and backward, milliseconds, rows of ML-20M, width 256 to 1024; over the three bare products, which "
+        "bound what fusing can reach. The layer is `HSTULayer` with both biases.",
+        "",
+        "| | ms | over the products |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {ms:.1f} | {ms / report['pieces']['products alone']:.2f} |"
+            for name, ms in report["pieces"].items()
+        ),
+        "",
+        "## Memory",
         "",
         "Peak memory of forward and backward of one sequence (1 head, 32 wide, both biases) above the process's own:",
         "",
@@ -277,13 +455,6 @@ def table(report: dict) -> str:
         *(f"| {rows} | {mb:.1f} | {1024 * mb / int(rows):.2f} |" for rows, mb in report["memory"].items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{len(names)}-core {names[0]}"
 
 
 def main() -> None:
@@ -298,22 +469,12 @@ def main() -> None:
     if (status := available_backends()["cpu"]) != "ok":
         raise SystemExit(f"the C++ kernel cannot run here: {status}")
     torch.set_num_threads(a.threads)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    report = {
-        "run": {
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": machine() if Path("/proc/cpuinfo").exists() else platform.processor(),
-            "threads": a.threads,
-            "isa": cpu.instruction_set(),
-            "torch": torch.__version__,
-            "commit": commit,
-            "seed": a.seed,
-            "rounds": a.rounds,
-            "load": round(os.getloadavg()[0], 2),
-            "command": "python benchmarks/bench_hstu.py " + " ".join(sys.argv[1:]),
-        },
+    facts = provenance(a.seed, "torch") | {"threads": str(a.threads), "instructions": cpu.instruction_set()}
+    report: dict = {
+        "run": facts | {"rounds": str(a.rounds)},
         "shapes": [],
         "memory": {},
+        "pieces": {},
     }
     for name in SHAPES:
         if a.only not in name:
@@ -324,13 +485,10 @@ def main() -> None:
         report["shapes"].append(row)
         print(json.dumps(row), flush=True)
     report["memory"] = {str(rows): round(peak_memory(rows), 1) for rows in MEMORY_ROWS}
+    report["pieces"] = {name: round(ms, 2) for name, ms in layer_pieces(a.seed, a.rounds).items()}
     print(table(report))
     if a.out:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
-            fresh = a.out.with_suffix(suffix + ".part")
-            fresh.write_text(text)
-            fresh.replace(a.out.with_suffix(suffix))
+        write(a.out, report, table(report))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """HSTU layers on packed sequences: nn.Modules on top of ``hstu_attention``."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class HSTULayer(nn.Module):
         at: int,
     ) -> Tensor:
         wide_v, wide_qk = self.num_heads * self.d_v, self.num_heads * self.d_qk
-        uvqk = F.silu(self.uvqk(self.input_norm(x)))
+        uvqk = F.silu(self.uvqk(self.input_norm(x)), inplace=not torch.is_grad_enabled())
         u, v, q, k = uvqk.split([wide_v, wide_v, wide_qk, wide_qk], dim=-1)
         q, k = (y.unflatten(-1, (self.num_heads, self.d_qk)) for y in (q, k))
         v, q_offsets = v.unflatten(-1, (self.num_heads, self.d_v)), None
@@ -125,44 +126,14 @@ class HSTU(nn.Module):
     """A stack of ``HSTULayer``; each layer has its own tables.
 
     Args:
-        num_layers: layers in the stack. The other arguments are those of ``HSTULayer``.
+        num_layers: layers in the stack.
+        arguments: those of ``HSTULayer``, for each of the layers.
+        options: its keywords.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        d_model: int,
-        num_heads: int,
-        d_qk: int,
-        d_v: int,
-        *,
-        max_seqlen: int,
-        position_bias: bool = True,
-        time_buckets: int | None = 128,
-        time_shift: int = 0,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        recompute: bool = False,
-        backend: str | None = None,
-    ) -> None:
+    def __init__(self, num_layers: int, *arguments: Any, **options: Any) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            HSTULayer(
-                d_model,
-                num_heads,
-                d_qk,
-                d_v,
-                max_seqlen=max_seqlen,
-                position_bias=position_bias,
-                time_buckets=time_buckets,
-                time_shift=time_shift,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                recompute=recompute,
-                backend=backend,
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(HSTULayer(*arguments, **options) for _ in range(num_layers))
 
     def forward(
         self,

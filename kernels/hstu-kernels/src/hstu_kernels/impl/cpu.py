@@ -109,8 +109,7 @@ def _arguments(p: Problem) -> tuple[dict[str, Any], list[Tensor | None]]:
         integers, (p.offsets, p.q_offsets, p.num_targets, p.num_contextual, p.timestamps)
     )
     position, time = (
-        None if w is None else w.detach().to(p.compute_dtype).contiguous()
-        for w in (p.position_weight, p.time_weight)
+        None if w is None else w.detach().to(p.compute_dtype).contiguous() for w in (p.position_weight, p.time_weight)
     )
     edges = None if p.time_weight is None else bucket_edges(p.time_weight.shape[1] - 1, torch.device("cpu"))
     divisors = None if p.row_divisor is None else p.row_divisor.to(torch.float64).contiguous()
