@@ -56,8 +56,9 @@ def embed(
     view = prepared.history(prepared.train_start)
     moment = seconds(prepared.train_start)
     with torch.inference_mode():
-        nobody = network(no_events(reader.families, 1), torch.tensor([moment]))[0, 0].numpy().astype(np.float16)
-    shape = (len(prepared.users), len(nobody))
+        nobody = network(no_events(reader.families, 1), torch.tensor([moment]))[0].numpy()
+    nobody = finite(nobody, np.array(["without events"]))
+    shape = (len(prepared.users), nobody.shape[1])
     counts = np.zeros(len(prepared.users), np.int64)
     counts[prepared.known] = view.lengths()
     with cache_writer(cache, config or EmbedConfig()) as writer:

@@ -28,7 +28,11 @@ def run(steps: Sequence[str], config: Config) -> int:
         )
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    run_dir = Path(config.run_dir)
+    run_dir, helper = Path(config.run_dir), int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) > 0
+    if helper:
+        # Training is all that several processes share; the first one does the rest.
+        _train(config, False)
+        return 0
     if steps != ("generate",):
         run_dir.mkdir(parents=True, exist_ok=True)
         with temporary_file(run_dir / "config.yaml") as name:
