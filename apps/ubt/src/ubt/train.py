@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mtl_heads import WEIGHTINGS, MultiTaskHeads, TaskSpec, parse_task_weights
+from mtl_heads.distributed import all_reduce_sum
 from mtl_heads.losses import class_balanced_weights, novelty_loss
 from seqdata import View
 from seqdata.view import Gather
@@ -294,14 +295,16 @@ class UBTModule(L.LightningModule):
         return self.network(example.sequences, self.cutoffs[-moments:])
 
     def _novelty(self, users: Tensor) -> Tensor:
-        """Popularity of the categories and skus that are predicted, weighed."""
-        total = users.new_zeros(())
-        if not self.settings.novelty_weight or not len(users):
-            return total
-        for task, logits in self.network.logits(users.flatten(0, 1)).items():
-            if task in self.popularity:
-                total = total + novelty_loss(logits, self.popularity[task].to(logits.device))
-        return self.settings.novelty_weight * total
+        """Mean popularity of the categories and skus that are predicted for the users of all processes, weighed."""
+        if not self.settings.novelty_weight or not self.popularity:
+            return users.new_zeros(())
+        users = users.flatten(0, 1)
+        logits, rows = self.network.logits(users), all_reduce_sum(torch.tensor(float(len(users)), device=users.device))
+        total = sum(
+            novelty_loss(logits[task], popularity.to(users.device), reduction="sum")
+            for task, popularity in self.popularity.items()
+        )
+        return self.settings.novelty_weight * self.trainer.world_size / rows * total
 
 
 class UserBatches:
