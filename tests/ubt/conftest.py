@@ -1,11 +1,12 @@
 """A tiny generated log, prepared once; tests that change it work on copies."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ubt.config import (
     Config,
@@ -21,6 +22,15 @@ from ubt.generate import generate
 from ubt.prepare import Prepared, open_prepared, prepare
 
 TINY = GenerateConfig(clients=6000, relevant_share=0.1, target_categories=8, target_skus=5, target_new_skus=3)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small lose by a second thread, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
