@@ -112,8 +112,7 @@ def _challenge(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     if split:
         later = f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, sku FROM {_scan(targets)}"
         outcomes = outcomes.replace(f"({buys})", f"({buys} UNION ALL {later})")
-    arrays = {path.stem: _load(path) for path in sorted((folder / "target").glob("*.npy"))}
-    arrays["relevant_clients"] = _load(folder / "input" / "relevant_clients.npy")
+    arrays = _arrays(folder)
     return Log(
         connection=connection,
         layout="split" if split else "raw",
@@ -242,8 +241,7 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     outcomes = [f"SELECT {', '.join(['client_id', 'timestamp', *wanted])} FROM events{bought}"]
     for path, moment in zip(targets, (train_start, valid_start), strict=True):
         outcomes.append(_ready_outcomes(connection, path, moment))
-    arrays = {path.stem: _load(path) for path in sorted((folder / "target").glob("*.npy"))}
-    arrays["relevant_clients"] = _load(folder / "input" / "relevant_clients.npy")
+    arrays = _arrays(folder)
     return Log(
         connection=connection,
         layout="simple",
@@ -305,6 +303,13 @@ def _need_columns(connection: duckdb.DuckDBPyConnection, path: Path, names: Iter
 def _listing(folder: Path) -> str:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
+
+
+def _arrays(folder: Path) -> dict[str, NDArray]:
+    """The layout's own arrays by stem: who is asked for, who is active, the targets and their popularity."""
+    paths = [folder / "input" / "relevant_clients.npy", folder / "target" / "active_clients.npy"]
+    paths += sorted((folder / "target").glob("*propensity_*.npy"))
+    return {path.stem: _load(path) for path in paths if path.exists()}
 
 
 def _load(path: Path) -> NDArray:
