@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -15,6 +16,9 @@ import pytest
 import yaml
 from ltv.cli import main
 from ltv.compare import summary_table
+from ltv.evaluate import _explained
+
+from ltv_stack import open_partitions
 
 HORIZONS = ("d7", "d14", "d28")
 
@@ -167,6 +171,16 @@ def test_evaluate_and_validate_report_what_they_read(trained, settings, tmp_path
     assert 0 <= stages["buyer"]["precision"] <= 1 and stages["buyer"]["roc_auc"] > 0.5
     assert stages["buyers_d7"]["rows"] == stages["data"]["buyers"] < stages["data"]["rows"] == 1500
     assert "audit:" in (tmp_path / "run" / "logs" / "validation_small.log").read_text()
+
+
+def test_rows_to_explain_come_from_partitions_whose_types_differ(tmp_path):
+    for hour, kind in enumerate((pa.int64(), pa.float64(), None)):
+        folder = tmp_path / f"datetime=2025-10-01-0{hour}-00"
+        folder.mkdir()
+        column = pa.nulls(2) if kind is None else pa.array([[("a", 1)], None], pa.map_(pa.string(), kind))
+        pq.write_table(pa.table({"row_id": ["x", "y"], "spend": column}), folder / "part-0.parquet")
+    table = _explained(open_partitions(tmp_path))
+    assert table["spend"].to_pylist() == [[("a", 1.0)], None] * 2 + [None, None]
 
 
 def test_compare_orders_models_by_the_summed_error(settings, tmp_path):

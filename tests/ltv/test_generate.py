@@ -44,6 +44,19 @@ def test_the_layout_is_the_published_one(log):
     assert table.num_rows == 40_000 and sum(pq.read_metadata(p).num_rows for p in tests) == 2_000
 
 
+def test_hours_of_one_row_have_the_same_types(tmp_path):
+    generate(tmp_path / "raw", GenerateConfig(rows=30, hours=30, test_rows=2, test_hours=2))
+
+    def plain(kind):
+        if pa.types.is_map(kind):
+            return plain(kind.key_type), plain(kind.item_type)
+        return (plain(kind.value_type),) if pa.types.is_list(kind) else str(kind)
+
+    for path in (tmp_path / "raw" / "train").rglob("*.parquet"):
+        for field in pq.read_schema(path):
+            assert plain(field.type) == plain(labelled_schema().field(field.name).type), (path, field.name)
+
+
 def test_nulls_come_at_the_published_rates(log):
     _, _, table = log
     for name in table.schema.names:

@@ -97,7 +97,8 @@ def _payments(catalogue: Catalogue, people: Population, rng: np.random.Generator
     for level, (code, size, keys) in levels.items():
         lists, key, entry = paid.group(code, size)
         count = np.bincount(entry, people.paid_count, len(key)).astype(np.int64)
-        revenue = np.round(np.bincount(entry, people.paid_revenue, len(key)), 2)
+        # Without entries bincount counts whole numbers.
+        revenue = np.round(np.bincount(entry, people.paid_revenue, len(key)).astype(float), 2)
         kept, at = lists.restrict(known(f"num_buys_{level}"))
         columns[f"num_buys_{level}"] = kept.map(texts(key[at], keys), count[at])
         columns[f"iap_revenue_usd_{level}"] = kept.map(texts(key[at], keys), revenue[at])

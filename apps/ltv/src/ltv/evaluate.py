@@ -119,11 +119,12 @@ def _explained(data: Dataset) -> pa.Table:
     """The first rows of the slice as they are in the files, for the dashboard's explanations."""
     batches, held = [], 0
     for batch in data:
-        batches.append(batch.slice(0, EXPLAINED_ROWS - held))
+        batches.append(pa.Table.from_batches([batch.slice(0, EXPLAINED_ROWS - held)]))
         held += batches[-1].num_rows
         if held == EXPLAINED_ROWS:
             break
-    return pa.Table.from_batches(batches) if batches else data.schema.empty_table()
+    # A column may be whole numbers in one partition and fractions, or all null, in the next.
+    return pa.concat_tables(batches, promote_options="permissive") if batches else data.schema.empty_table()
 
 
 def _of_split(rows: Slice, split: str) -> Slice:
