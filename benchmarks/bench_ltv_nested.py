@@ -4,14 +4,11 @@ Nine statistics a row (count, sum, mean, std, min, max, top-1 and top-3 share, e
 a list<struct>. Each rival is compared with a literal Python loop before anything is timed; rivals take turns,
 so that a busy machine hurts all of them. The table holds medians of processor seconds and their ratios.
 
-    python benchmarks/bench_ltv_nested.py --rows 200000 --out benchmarks/results/ltv_nested
+    python benchmarks/bench_ltv_nested.py
 """
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -19,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+from record import header, provenance, write
 
 from ltv_stack.nested import STATISTICS, nested_statistics
 
@@ -138,16 +135,12 @@ def main() -> None:
 
 
 def _write(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rows": arguments.rows}
-    machine |= {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__}
-    machine |= {"pandas": pd.__version__}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    facts = provenance(0, "pyarrow", "numpy", "pandas")
     lines = ["| column | way | seconds | times slower than ltv_stack |", "|---|---|---|---|"]
     lines += [f"| {r['column']} | {r['rival']} | {r['seconds']:.4f} | {r['ratio']:.1f} |" for r in results]
-    head = f"{arguments.rows:,} rows, nine statistics a row, processor seconds, medians of {arguments.rounds} turns"
-    text = "\n".join([head, "", *lines]) + "\n"
-    arguments.out.with_suffix(".md").write_text(text)
+    head = f"{arguments.rows:,} rows, nine statistics a row, processor seconds, medians of {arguments.rounds} turns."
+    text = "\n".join([head, "", *lines, "", header(facts)]) + "\n"
+    write(arguments.out, {"facts": facts, "rows": arguments.rows, "results": results}, text)
     print(text)
 
 
