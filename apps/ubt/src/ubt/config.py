@@ -161,6 +161,9 @@ class TrainConfig:
             window apart
         span: windows that the outcomes seen from an earlier moment cover. What is scored lies one window later than
             what the probe is fitted on, so 2 keeps what lasts in the user vector
+        hold_out_newest: learn from the earlier moments only. A network that has fitted the vectors as of train_start
+            themselves to their labels promises more on those labels than it keeps on later ones, and whatever is
+            fitted on vectors and labels believes it
         valid_share: share of the users whose labels of the train window are kept for early stopping
         patience: epochs without a better validation loss before training stops
         lr_patience: epochs without a better validation loss before the learning rate is halved
@@ -184,6 +187,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     cutoffs: int = 1
     span: int = 1
+    hold_out_newest: bool = False
     valid_share: float = 0.1
     patience: int = 3
     lr_patience: int = 1
@@ -230,7 +234,7 @@ class FeaturesConfig:
     """
 
     windows_days: list[float] = field(default_factory=lambda: [1.0, 7.0, 30.0])
-    cf_size: int = 128
+    cf_size: int = 64
     cf_values: int = 100_000
     cf_users: int = 500_000
 
