@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from datetime import timezone
 from pathlib import Path
 
 import lightning as L
@@ -17,7 +18,7 @@ from mtl_heads import UniformSampler
 from seqdata import Batch
 from ubt.config import TASKS, WEIGHTINGS, Config
 from ubt.data import Reader
-from ubt.labels import window_labels
+from ubt.labels import earlier_labels, window_labels
 from ubt.model import Sequences
 from ubt.prepare import Prepared
 from ubt.train import UBTModule, UserBatches, train
@@ -180,6 +181,21 @@ def test_losing_the_name_vectors_changes_the_name_task(
 def test_task_weights_that_make_no_sense_are_refused(prepared: Prepared, tiny: Config, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trained(prepared, tiny, task_weights=text)
+
+
+def test_the_newest_labels_can_be_held_out(prepared: Prepared, tiny: Config) -> None:
+    config = replace(tiny, train=replace(tiny.train, hold_out_newest=True))
+    labels = [window_labels(prepared, "train"), *earlier_labels(prepared, 2, 2)][::-1]
+    data = UserBatches(Reader(prepared, 500), labels, config)
+    starts = [int(one.start.replace(tzinfo=timezone.utc).timestamp()) for one in labels]
+    for example in data.train(0):
+        assert example.cutoffs.tolist() == starts[:2] and example.targets["churn"].shape[1] == 2
+        assert (example.sequences.timestamps < starts[1]).all()
+    for example in data.valid():
+        assert example.cutoffs.tolist() == starts[2:]
+    trained(prepared, config)
+    with pytest.raises(ValueError, match="hold_out_newest: needs train"):
+        trained(prepared, config, cutoffs=1)
 
 
 @pytest.mark.parametrize("name", ["weighting", "loss", "precision"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timezone
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ class Example:
     Args:
         sequences: events before the last moment
         targets: task -> labels [B, K, ...]; NaN, or 0 for an item, where there is none
+        cutoffs: the moments, ascending, in seconds since 1970 [K]
     """
 
     sequences: Sequences
     targets: dict[str, Tensor]
+    cutoffs: Tensor
 
 
 class Reader:
@@ -85,7 +88,8 @@ def examples(reader: Reader, batch: Batch, labels: list[Labels], tasks: Iterable
             # Rare skus share one vector, which is no label.
             target = np.where(target < reader.families["item"].size, target, 0)
         targets[task] = torch.from_numpy(target)
-    return Example(reader.sequences(batch), targets)
+    cutoffs = [int(one.start.replace(tzinfo=timezone.utc).timestamp()) for one in labels]
+    return Example(reader.sequences(batch), targets, torch.tensor(cutoffs))
 
 
 def _categories(labels: Labels, rows: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timezone
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,10 @@ def train(prepared: Prepared, config: Config) -> Path:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     reader = Reader(prepared, config.model.max_ids)
+    if settings.hold_out_newest and settings.cutoffs < 2:
+        raise ValueError(f"train.hold_out_newest: needs train.cutoffs of 2 or more, got {settings.cutoffs}")
     labels = [window_labels(prepared, "train"), *earlier_labels(prepared, settings.cutoffs - 1, settings.span)][::-1]
-    _check(labels, weights, settings)
+    _check(labels[:-1] if settings.hold_out_newest else labels, weights, settings)
     L.seed_everything(config.seed, verbose=False)
     module = UBTModule(reader, labels, config, weights)
     last, finished = folder / "last.ckpt", folder / "finished.json"
@@ -189,19 +190,17 @@ def load(checkpoint: str | Path, prepared: Prepared) -> tuple[UniversalBehaviora
 class UBTModule(L.LightningModule):
     """The network with its losses, optimiser and schedule."""
 
-    cutoffs: Tensor
-
     def __init__(self, reader: Reader, labels: list[Labels], config: Config, weights: dict[str, float]):
         super().__init__()
         # Kept in every checkpoint: what is needed to load it, and what may not differ when it is resumed.
         self.spec = {"tasks": list(weights), "model": asdict(config.model), "fingerprint": reader.prepared.fingerprint}
+        self.data = UserBatches(reader, labels, config)
+        labels = self.data.train_labels
         tasks, values = tasks_of(reader, weights, config.model, config.train, labels)
         self.network = UniversalBehavioralTransformer(reader.families, tasks, values, config.model)
         self.weighting = WEIGHTINGS[config.train.weighting](list(weights), static=weights)
         _start_from_base_rates(self.network.tasks.heads, labels)
         self.settings, self.seed, self.weights = config.train, config.seed, weights
-        self.data = UserBatches(reader, labels, config)
-        self.register_buffer("cutoffs", self.data.cutoffs, persistent=False)
         self.popularity = {
             task: torch.from_numpy(reader.prepared.targets[what].popularity)
             for task, what in (("category_propensity", "category"), ("product_propensity", "sku"))
@@ -291,8 +290,7 @@ class UBTModule(L.LightningModule):
         checkpoint["network"], checkpoint["schedule"] = self.spec, self._schedule.state_dict()
 
     def _users(self, example: Example) -> Tensor:
-        moments = next(iter(example.targets.values())).shape[1]
-        return self.network(example.sequences, self.cutoffs[-moments:])
+        return self.network(example.sequences, example.cutoffs)
 
     def _novelty(self, users: Tensor) -> Tensor:
         """Mean popularity of the categories and skus that are predicted for the users of all processes, weighed."""
@@ -315,26 +313,23 @@ class UserBatches:
     """
 
     def __init__(self, reader: Reader, labels: list[Labels], config: Config):
-        self.reader, self.labels, self.config = reader, labels, config
+        self.reader, self.config = reader, config
+        self.train_labels = labels[:-1] if config.train.hold_out_newest else labels
+        self.valid_labels = labels[-1:]
         prepared = reader.prepared
         users = np.random.default_rng([config.seed, 7]).permutation(prepared.known)
         number = max(1, round(len(users) * config.train.valid_share))
         valid, rest = np.sort(users[:number]), np.sort(users[number:])
-        view = prepared.store.as_of(prepared.train_start)
-        self.train_view, self.valid_view = view.select(prepared.users[rest]), view.select(prepared.users[valid])
-
-    @property
-    def cutoffs(self) -> Tensor:
-        """Starts of the label windows, ascending, in seconds since 1970 [K]."""
-        return torch.tensor([int(one.start.replace(tzinfo=timezone.utc).timestamp()) for one in self.labels])
+        self.train_view = prepared.store.as_of(self.train_labels[-1].start).select(prepared.users[rest])
+        self.valid_view = prepared.store.as_of(prepared.train_start).select(prepared.users[valid])
 
     def train(self, epoch: int, rank: int = 0, processes: int = 1) -> _Batches:
         """Return one process's share of the batches of an epoch, in an order drawn from the seed and the epoch."""
-        return _Batches(self, self.train_view, self.labels, epoch, rank, processes)
+        return _Batches(self, self.train_view, self.train_labels, epoch, rank, processes)
 
     def valid(self, rank: int = 0, processes: int = 1) -> _Batches:
         """Return one process's share of the users kept apart, with the labels of the train window."""
-        return _Batches(self, self.valid_view, self.labels[-1:], None, rank, processes)
+        return _Batches(self, self.valid_view, self.valid_labels, None, rank, processes)
 
 
 @dataclass
