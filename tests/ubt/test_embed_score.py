@@ -14,7 +14,7 @@ from ubt.embed import embed
 from ubt.labels import window_labels
 from ubt.official import Result, Task, judged
 from ubt.prepare import Prepared
-from ubt.score import TASKS, TREES, score
+from ubt.score import TASKS, TREES, score, verdict
 from ubt.train import train
 
 
@@ -135,6 +135,10 @@ def test_training_follows_the_order_of_the_entrys_client_ids(prepared: Prepared,
         score(prepared, config)
         scores.append({n: m["score"] for n, m in metrics(config)["tasks"]["conversion"]["methods"].items()})
     assert scores[0]["hstu"] != scores[1]["hstu"] and scores[0][BASELINE] != scores[1][BASELINE]
+
+
+def test_a_difference_within_two_standard_errors_is_a_tie() -> None:
+    assert [verdict(x, 0.01) for x in (0.021, 0.019, 0.0, -0.019, -0.021)] == ["win", "tie", "tie", "tie", "LOSE"]
 
 
 def test_a_sample_is_scored_by_the_same_code(prepared: Prepared, tiny: Config) -> None:
