@@ -99,7 +99,7 @@ def run(args: dict[str, Any], backend: str | None = None, seed: int = 0) -> dict
     }
     out, last = selective_scan(**{**args, **tensors}, return_last_state=True, backend=backend)
     generator = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (out, last)]
+    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in (out, last)]
     grads = torch.autograd.grad([out, last], list(tensors.values()), directions)
     for (name, x), grad in zip(tensors.items(), grads, strict=True):
         assert grad.shape == x.shape and grad.dtype == x.dtype, name

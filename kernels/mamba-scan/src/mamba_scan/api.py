@@ -42,7 +42,7 @@ def selective_scan(
         return_last_state: whether to return the state after each sequence as well.
         offsets: int32 or int64 [S + 1]; segment s is the rows offsets[s]..offsets[s + 1]. Empty segments are allowed.
         initial_state: [b, d, n], or [S, d, n] when packed; zero by default.
-        backend: "reference", "cpu" or "triton"; None picks the fastest that can run these tensors.
+        backend: "reference", "cpu", "triton" or "cuda"; None picks the fastest that can run these tensors.
 
     Returns:
         out, shaped as u and in its dtype; with return_last_state also last_state [b or S, d, n] in the dtype of the
@@ -297,7 +297,8 @@ def ssd_scan(
         A: [h], real.
         B: [b, l, g, n] or [T, g, n], g a divisor of h.
         C: like B.
-        chunk_size: steps of a chunk within which the CPU backend works with matrix products; changes no result.
+        chunk_size: steps of a chunk within which the Triton backend works with matrix products, at most 64; changes no
+            result.
         D: skip connection [h] or [h, p].
         z: gate, shaped as x.
         dt_bias: [h], added to dt.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem, check_offset_values
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 _TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 _SCAN = (

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mamba_scan.pointers import as_like
 from mamba_scan.problem import CHUNK, ConvProblem, ScanProblem, SSDProblem
 from mamba_scan.triton_ssd import Chunks
 
@@ -114,7 +115,7 @@ def scan_backward(
         grads["delta_bias"] = channel_sums[1].sum(0)
     if p.initial_state is not None:
         grads["initial_state"] = dinitial
-    result = {name: _as(grad, getattr(p, name)) for name, grad in grads.items()} | {"u": du, "delta": ddelta}
+    result = {name: as_like(grad, getattr(p, name)) for name, grad in grads.items()} | {"u": du, "delta": ddelta}
     return result if dz is None else result | {"z": dz}
 
 
@@ -176,7 +177,7 @@ def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) ->
             dinitial[segment, :, place + steps] += dfinal[segment, :, place]
     if p.initial_states is not None:
         grads["initial_states"] = dinitial
-    return {name: _as(grad, getattr(p, name)) for name, grad in grads.items()}
+    return {name: as_like(grad, getattr(p, name)) for name, grad in grads.items()}
 
 
 def ssd_forward(p: SSDProblem) -> tuple[Tensor, Tensor]:
@@ -205,7 +206,7 @@ def ssd_backward(p: SSDProblem, dout: Tensor | None, dfinal: Tensor | None) -> d
     before = torch.autograd.grad(steps, list(tensors.values()), grads.pop("steps"), allow_unused=True)
     parts = zip(tensors.items(), direct, before, strict=True)
     found = {name: [g for g in (grads.get(name), *autograd) if g is not None] for (name, _), *autograd in parts}
-    return {name: _as(sum(found[name], x.new_zeros(())), x) for name, x in tensors.items()}
+    return {name: as_like(sum(found[name], x.new_zeros(())), x) for name, x in tensors.items()}
 
 
 class _Arguments:
@@ -312,11 +313,6 @@ class _Rows:
             BLOCK_D=self.block_d,
             **options,
         )
-
-
-def _as(grad: Tensor, x: Tensor) -> Tensor:
-    """A gradient in the dtype and layout of what it is the gradient of."""
-    return grad if grad.dtype == x.dtype and grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
 
 @triton.jit
