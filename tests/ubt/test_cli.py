@@ -57,6 +57,11 @@ def test_one_command_goes_from_nothing_to_the_table(
     again = capsys.readouterr().out
     assert "is there already" in again and "up to date" in again
     assert out.split("method ")[1].split("\n")[:8] == again.split("method ")[1].split("\n")[:8]
+    written = ["--config", str(run / "config.yaml")]
+    assert main(["update", *written, "--until", "2022-10-20"]) == 0
+    assert "have new events before 2022-10-20 00:00:00" in capsys.readouterr().out
+    assert main(["score", *written]) == 1
+    assert "run `ubt embed` again" in capsys.readouterr().err
 
 
 def foreign_log(folder: Path, users: int = 400) -> None:
@@ -120,6 +125,28 @@ def test_a_foreign_log_needs_a_yaml_only(
     borders = history.quantile(np.arange(1, 100) / 100).to_numpy()
     expected = np.searchsorted(borders, inside["price"].astype(float), side="right")
     np.testing.assert_array_equal(np.sort(target["price"]), np.sort(expected))
+
+
+def test_a_foreign_log_grows(tmp_path: Path, settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    foreign_log(tmp_path / "log")
+    (tmp_path / "foreign.yaml").write_text(FOREIGN)
+    command = ["--config", str(tmp_path / "foreign.yaml"), *settings, "--data-dir", str(tmp_path / "log")]
+    for step in ("prepare", "train", "embed"):
+        assert main([step, *command]) == 0, capsys.readouterr().err
+    days = pd.read_parquet(tmp_path / "log" / "b.parquet")[:100]
+    (tmp_path / "new").mkdir()
+    days.assign(at=days["at"] + pd.Timedelta(days=60)).to_parquet(tmp_path / "new" / "c.parquet", index=False)
+    before = np.load(tmp_path / "run" / "embeddings" / "embeddings.npy")
+    update = ["update", *command, "--new-data", str(tmp_path / "new")]
+    assert main([*update, "--until", "2024-06-30"]) == 0, capsys.readouterr().err
+    assert " users have new events before 2024-06-30 00:00:00" in capsys.readouterr().out
+    after = np.load(tmp_path / "run" / "embeddings" / "embeddings.npy")
+    ids = np.load(tmp_path / "run" / "embeddings" / "client_ids.npy")
+    assert (before != after).any(1)[np.isin(ids, days["who"])].all()
+    assert main([*update, "--until", "2024-06-30"]) == 0
+    assert "update: 0 users" in capsys.readouterr().out
+    assert main([*update, "--new-data", str(tmp_path)]) == 1
+    assert "no file in" in capsys.readouterr().err
 
 
 def test_a_split_directory_is_read_as_it_is(

@@ -116,8 +116,11 @@ def _update(config: Config, whole_run: bool) -> tuple[str, dict]:
 def _score(config: Config, whole_run: bool) -> tuple[str, dict]:
     from ubt.prepare import open_prepared
     from ubt.score import score
+    from ubt.update import check_not_updated
 
-    table = score(open_prepared(config.prepared), config)
+    prepared = open_prepared(config.prepared)
+    check_not_updated(prepared, _cache(config))
+    table = score(prepared, config)
     return f"metrics in {Path(config.run_dir) / 'metrics.json'}\n{table}\n", {}
 
 

@@ -119,6 +119,16 @@ def update(
     return int(changed.sum()), reused, _text(moment)
 
 
+def check_not_updated(prepared: Prepared, cache: str | Path) -> None:
+    """Raise ValueError if the embeddings hold events from train_start on, with which nothing may be scored."""
+    moment = read_json(Path(cache) / "state.json").get("moment")
+    if moment is not None and moment != seconds(prepared.train_start):
+        raise ValueError(
+            f"embeddings: `ubt update` brought them to {_text(moment)}, and what is scored is made of events before "
+            f"{prepared.train_start}; run `ubt embed` again"
+        )
+
+
 def _continue(
     path: Path,
     prepared: Prepared,
