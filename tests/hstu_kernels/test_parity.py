@@ -130,6 +130,25 @@ def test_triton_and_cpu_equal_reference(config, dtype):
     config.check("triton", dtype, TRITON_DEVICE)
 
 
+HALF_OR_SINGLE = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def test_cuda_sources_on_a_cpu_equal_reference(cuda_on_host):
+    @drawn(60)
+    @given(config=configurations(longest=100, max_batch=2), dtype=st.sampled_from(HALF_OR_SINGLE))
+    def compare(config, dtype):
+        config.check("cuda", dtype)
+
+    compare()
+
+
+@pytest.mark.gpu
+@drawn(200)
+@given(config=configurations(longest=300, max_batch=4), dtype=st.sampled_from(HALF_OR_SINGLE))
+def test_cuda_on_a_card_equals_reference(config, dtype):
+    config.check("cuda", dtype, "cuda")
+
+
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @drawn(20)
 @given(config=configurations(longest=70, max_batch=3), dtype=st.sampled_from(list(OUT_TOLERANCE)))

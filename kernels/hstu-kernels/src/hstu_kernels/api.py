@@ -57,7 +57,7 @@ def hstu_attention(
         time_shift: 0, or 1 for the time of the next row, as the published model has it (the last row keeps its own).
         dropout: probability with which a weight is dropped; those kept are divided by 1 - dropout.
         seed: of the dropout, drawn from torch's generator when None. A seed drops the same weights on every backend.
-        backend: "reference", "cpu" or "triton"; None picks the fastest that can run these tensors.
+        backend: "reference", "cpu", "triton" or "cuda"; None picks the fastest that can run these tensors.
 
     Returns:
         out [Tq, H, Dv] in the dtype of q.
