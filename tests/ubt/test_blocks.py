@@ -1,5 +1,6 @@
 """Blocks on disk: an entry each, standardised, made of the history alone; what the collaborative one finds."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +35,8 @@ def test_every_block_is_an_entry_and_the_whole_is_their_concatenation(prepared: 
         np.testing.assert_array_equal(ids, prepared.users)
     names = ["hstu", "aggregates", "cf"]
     np.testing.assert_array_equal(vectors["all"], np.concatenate([vectors[name] for name in names], 1))
+    widths = json.loads((folders["all"] / "block.json").read_text())["blocks"]
+    assert widths == {name: vectors[name].shape[1] for name in names} and list(widths) == names
     for name in names:
         block = vectors[name].astype(np.float64)
         np.testing.assert_allclose(block.mean(0), 0, atol=0.03)

@@ -185,6 +185,8 @@ def _concatenate(folder: Path, parts: list[Path], prepared: Prepared) -> None:
             out[start : start + CHUNK] = np.concatenate([block[start : start + CHUNK] for block in blocks], 1)
         out.flush()
         np.save(new / "client_ids.npy", prepared.users)
+        widths = {part.name: dim for part, dim in zip(parts, dims, strict=True)}
+        write_json(new / "block.json", {"log": prepared.fingerprint, "blocks": widths})
 
 
 def _state(prepared: Prepared, config: Config, name: str) -> dict[str, object]:
