@@ -42,6 +42,7 @@ and written with dashes: --train.learning_rate 1e-3, --learning_rate 1e-3 and --
 examples:
   ubt run --config demo
   ubt run --config rees46 --data-dir ~/data/rees46 --run-dir runs/rees46
+  ubt score --config demo --scorer official --blocks hstu,cf
   ubt train --config demo --num-epochs 5 --task-weights churn:1.0,category_propensity:0.5 --resume
   ubt update --config demo --new-data new_days --until "2022-10-20"
 """

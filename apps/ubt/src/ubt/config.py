@@ -287,7 +287,7 @@ class Config:
         features: the blocks beside the network's
         score: how representations are compared
         blocks: blocks that are written, scored and put side by side, as "hstu,aggregates,cf"
-        seed: seed of weights, shuffling, dropout and probe
+        seed: seed of weights, shuffling, dropout, the collaborative block and the clients of a sample
         resume: continue an interrupted run in run_dir
         progress: show progress bars
     """
