@@ -177,7 +177,7 @@ class TrainConfig:
     loss: str = "focal"
     focal_alpha: float = 0.75
     focal_gamma: float = 2.0
-    balance: float = 0.9
+    balance: float = 0.999
     num_negatives: int = 400
     novelty_weight: float = 0.01
     num_epochs: int = 10

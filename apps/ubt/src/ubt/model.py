@@ -196,7 +196,8 @@ class TaskSpecificEncoder(nn.Module):
         self.ids = {task: torch.tensor(ids, dtype=torch.int64) for task, (_, ids) in values.items()}
         for task in tasks:
             if task.name in values and task.kind == "multilabel":
-                self.heads.head(task.name).out = _SharedTable(width, tables[task.name], self.ids[task.name])
+                head: Any = self.heads.head(task.name)
+                head.out = _SharedTable(width, tables[task.name], self.ids[task.name])
 
     def forward(self, users: Tensor) -> dict[str, Tensor]:
         """Return every task's predictions before the sigmoid [..., outputs] for user vectors [..., width]."""
@@ -368,7 +369,7 @@ class UniversalBehavioralTransformer(nn.Module):
     ) -> Tensor:
         """Sums over all events up to each moment, each halved once per half-life [B, K, L, F, id + 1]."""
         values = torch.cat([families, present[..., None].to(families)], -1)
-        result = []
+        result: list[Tensor] = []
         for half_life in self.half_lives:
             weight = torch.exp2(-age.to(torch.float32) / half_life)
             pieces = sums((values * weight[:, None, None]).flatten(1)).unflatten(-1, values.shape[1:])

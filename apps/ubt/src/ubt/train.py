@@ -146,7 +146,7 @@ def tasks_of(
         elif task == "category_propensity":
             counts = sum((one.category.sum(0) for one in labels), np.ones(len(prepared.categories)))
             # Summed over the labels of a user, which are rare: a mean over them would drown in negatives.
-            balance = len(counts) * class_balanced_weights(counts, config.balance)
+            balance = len(counts) * class_balanced_weights(torch.from_numpy(counts), config.balance)
             options = {"size": len(counts), "loss": config.loss}
             options["loss_options"] = _binary_loss(config, 0.0) | {"weight": balance}
             values[task] = ("category", _ids(prepared, "category", prepared.categories))
