@@ -205,7 +205,7 @@ class EmbedConfig:
             event; users beyond it are embedded from all their events when they have new ones
     """
 
-    cache_gb: float = 10.0
+    cache_gb: float = 2.0
 
 
 @dataclass
