@@ -109,7 +109,9 @@ def headline(
     if low in rows:
         inside = (truth >= rows[low].to_numpy()) & (truth <= rows[high].to_numpy())
         cells["in the interval"] = f"{inside.mean():.1%}"
-    for place, (name, value) in zip(st.columns(len(cells)), cells.items(), strict=True):
+    # Four a line: millions of rows must fit.
+    places = [*st.columns(4), *st.columns(4)]
+    for place, (name, value) in zip(places, cells.items(), strict=False):
         place.metric(name, value)
 
 
@@ -192,7 +194,7 @@ def draw_deciles(
         alt.Chart(bars)
         .mark_bar()
         .encode(
-            x=alt.X("bin:O", title="tenth of the rows by prediction, highest first"),
+            x=alt.X("bin:O", title="tenth of the rows by prediction, highest first", axis=alt.Axis(labelAngle=0)),
             xOffset="series:N",
             y=alt.Y("mean:Q", title=f"mean revenue by {horizon}"),
             color=alt.Color("series:N", scale=alt.Scale(domain=["true", "predicted"], range=[GREY, BLUE]), title=None),
@@ -281,7 +283,7 @@ def draw_user(data: Evaluated, pipe: LTVPipeline, horizon: str) -> None:
         alt.Chart(table)
         .mark_bar()
         .encode(
-            x=alt.X("contribution:Q", title="contribution, in the scale of the model"),
+            x=alt.X("contribution:Q", title="contribution (model's scale)"),
             y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=340)),
             color=alt.Color("sign:N", scale=alt.Scale(domain=["up", "down"], range=[BLUE, ORANGE]), legend=None),
         )
