@@ -23,6 +23,8 @@ from ubt.model import Sequences
 from ubt.prepare import Prepared
 from ubt.train import UBTModule, UserBatches, train
 
+ALL_TASKS = "churn:1.0,category_propensity:0.5,product_propensity:0.5,price:1.0,name:0.3"
+
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=False)["state_dict"]
@@ -40,7 +42,8 @@ def test_a_run_killed_inside_an_epoch_and_resumed_ends_with_the_same_weights(
     prepared: Prepared, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Steep, so that the validation loss rises and the learning rate falls: the schedule must be resumed as well.
-    tiny = replace(tiny, train=replace(tiny.train, lr_patience=0, learning_rate=0.02))
+    settings = replace(tiny.train, lr_patience=0, learning_rate=0.02, task_weights=ALL_TASKS, weighting="dwa")
+    tiny = replace(tiny, train=settings)
     whole = epochs(replace(tiny, run_dir=tiny.run_dir + "-whole"), 4)
     train(prepared, whole)
     parts = epochs(tiny, 4)
@@ -84,9 +87,6 @@ def test_a_resumed_run_keeps_its_sizes(prepared: Prepared, tiny: Config) -> None
     other = replace(epochs(tiny, 2), resume=True, model=replace(tiny.model, hidden_size=8))
     with pytest.raises(ValueError, match="resume: the run was started with model"):
         train(prepared, other)
-
-
-ALL_TASKS = "churn:1.0,category_propensity:0.5,product_propensity:0.5,price:1.0,name:0.3"
 
 
 def trained(prepared: Prepared, config: Config, **settings: object) -> dict[str, torch.Tensor]:
