@@ -288,6 +288,39 @@ def _store_rows(base, row, head, heads, inside, x, WIDTH: tl.constexpr, PADDED: 
 
 
 @triton.jit
+def _extent(offsets, b):
+    """First row and number of rows of sequence b."""
+    first = tl.load(offsets + b)
+    return first, (tl.load(offsets + b + 1) - first).to(tl.int32)
+
+
+@triton.jit
+def _intervals(lo_of, hi_of, first_q, row, n, m):
+    """Which query rows exist, their positions in the sequence, and the keys [lo, hi) that they see."""
+    inside = row < m
+    lo = tl.load(lo_of + first_q + row, mask=inside, other=0)
+    hi = tl.load(hi_of + first_q + row, mask=inside, other=0)
+    return inside, n - m + row, lo, hi
+
+
+@triton.jit
+def _divisor(divisors, divisor, first_q, row, inside, ROW_DIVISOR: tl.constexpr):
+    by = 0.0 * row.to(tl.float32) + divisor
+    if ROW_DIVISOR:
+        by = tl.load(divisors + first_q + row, mask=inside, other=1.0).to(tl.float32)
+    return by
+
+
+@triton.jit
+def _weights_and_d_scores(scores, seen, g_tile, v_tile, by):
+    """The weights and the gradient of the scores, before dropout."""
+    s = tl.sigmoid(scores)
+    d_weights = _dot(g_tile, tl.trans(v_tile)) / by[:, None]
+    d_scores = tl.where(seen, d_weights * s * (1.0 + scores * (1.0 - s)), 0.0)
+    return tl.where(seen, scores * s, 0.0) / by[:, None], d_scores
+
+
+@triton.jit
 def _key_range(lo, hi, at, inside, n):
     """First and one past the last key that any row of the block sees."""
     least = tl.minimum(tl.where(lo < hi, lo, at), at)
@@ -306,17 +339,13 @@ def _forward_kernel(
     TIME_SHIFT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     b, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    first, first_q = tl.load(offsets + b), tl.load(q_offsets + b)
-    n = (tl.load(offsets + b + 1) - first).to(tl.int32)
-    m = (tl.load(q_offsets + b + 1) - first_q).to(tl.int32)
+    first, n = _extent(offsets, b)
+    first_q, m = _extent(q_offsets, b)
     start = tl.program_id(1) * BLOCK_ROWS
     if start >= m:
         return
     row = start + tl.arange(0, BLOCK_ROWS)
-    inside = row < m
-    at = n - m + row
-    lo = tl.load(lo_of + first_q + row, mask=inside, other=0)
-    hi = tl.load(hi_of + first_q + row, mask=inside, other=0)
+    inside, at, lo, hi = _intervals(lo_of, hi_of, first_q, row, n, m)
     q_tile = _load_rows(q, first_q + row, q_row, head, q_head, inside, WIDTH_QK, PADDED_QK)
     total = tl.zeros([BLOCK_ROWS, PADDED_V], dtype=tl.float32)
     begin, end = _key_range(lo, hi, at, inside, n)
@@ -333,10 +362,7 @@ def _forward_kernel(
         if DROPOUT:
             weights *= _kept(seed_key, threshold, keep_scale, head, first + at, cols)
         total += _dot(weights.to(v_tile.dtype), v_tile)
-    if ROW_DIVISOR:
-        total /= tl.load(divisors + first_q + row, mask=inside, other=1.0).to(tl.float32)[:, None]
-    else:
-        total /= divisor
+    total /= _divisor(divisors, divisor, first_q, row, inside, ROW_DIVISOR)[:, None]
     _store_rows(out, first_q + row, head, heads, inside, total, WIDTH_V, PADDED_V)
 
 
@@ -351,22 +377,16 @@ def _dq_kernel(
     TIME_SHIFT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     b, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    first, first_q = tl.load(offsets + b), tl.load(q_offsets + b)
-    n = (tl.load(offsets + b + 1) - first).to(tl.int32)
-    m = (tl.load(q_offsets + b + 1) - first_q).to(tl.int32)
+    first, n = _extent(offsets, b)
+    first_q, m = _extent(q_offsets, b)
     start = tl.program_id(1) * BLOCK_ROWS
     if start >= m:
         return
     row = start + tl.arange(0, BLOCK_ROWS)
-    inside = row < m
-    at = n - m + row
-    lo = tl.load(lo_of + first_q + row, mask=inside, other=0)
-    hi = tl.load(hi_of + first_q + row, mask=inside, other=0)
+    inside, at, lo, hi = _intervals(lo_of, hi_of, first_q, row, n, m)
     q_tile = _load_rows(q, first_q + row, q_row, head, q_head, inside, WIDTH_QK, PADDED_QK)
     g_tile = _load_rows(grad, first_q + row, grad_row, head, grad_head, inside, WIDTH_V, PADDED_V)
-    by = tl.full([BLOCK_ROWS], divisor, dtype=tl.float32)
-    if ROW_DIVISOR:
-        by = tl.load(divisors + first_q + row, mask=inside, other=1.0).to(tl.float32)
+    by = _divisor(divisors, divisor, first_q, row, inside, ROW_DIVISOR)
     total = tl.zeros([BLOCK_ROWS, PADDED_QK], dtype=tl.float32)
     begin, end = _key_range(lo, hi, at, inside, n)
     for tile in range(begin // BLOCK_KEYS * BLOCK_KEYS, end, BLOCK_KEYS):
@@ -378,9 +398,7 @@ def _dq_kernel(
             position, position_stride, center, time, time_stride, last_bucket, ts, edges, alpha,
             POSITION, TIME, TIME_SHIFT,
         )  # fmt: skip
-        s = tl.sigmoid(scores)
-        d_scores = _dot(g_tile, tl.trans(v_tile)) / by[:, None]
-        d_scores = tl.where(seen, d_scores * s * (1.0 + scores * (1.0 - s)), 0.0)
+        _, d_scores = _weights_and_d_scores(scores, seen, g_tile, v_tile, by)
         if DROPOUT:
             d_scores *= _kept(seed_key, threshold, keep_scale, head, first + at, cols)
         total += _dot(d_scores.to(k_tile.dtype), k_tile)
@@ -404,9 +422,8 @@ def _dkv_kernel(
     TIME_SHIFT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     b, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    first, first_q = tl.load(offsets + b), tl.load(q_offsets + b)
-    n = (tl.load(offsets + b + 1) - first).to(tl.int32)
-    m = (tl.load(q_offsets + b + 1) - first_q).to(tl.int32)
+    first, n = _extent(offsets, b)
+    first_q, m = _extent(q_offsets, b)
     tile = tl.program_id(1) * BLOCK_KEYS
     if tile >= n:
         return
@@ -417,27 +434,19 @@ def _dkv_kernel(
     dv_total = tl.zeros([BLOCK_KEYS, PADDED_V], dtype=tl.float32)
     for start in range(0, m, BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)
-        inside = row < m
-        at = n - m + row
-        lo = tl.load(lo_of + first_q + row, mask=inside, other=0)
-        hi = tl.load(hi_of + first_q + row, mask=inside, other=0)
+        inside, at, lo, hi = _intervals(lo_of, hi_of, first_q, row, n, m)
         sees = (lo < tile + BLOCK_KEYS) & (hi > tile) & (lo < hi)
         sees = (sees | ((at >= tile) & (at < tile + BLOCK_KEYS))) & inside
         if tl.max(sees.to(tl.int32)) > 0:
             q_tile = _load_rows(q, first_q + row, q_row, head, q_head, inside, WIDTH_QK, PADDED_QK)
             g_tile = _load_rows(grad, first_q + row, grad_row, head, grad_head, inside, WIDTH_V, PADDED_V)
-            by = tl.full([BLOCK_ROWS], divisor, dtype=tl.float32)
-            if ROW_DIVISOR:
-                by = tl.load(divisors + first_q + row, mask=inside, other=1.0).to(tl.float32)
+            by = _divisor(divisors, divisor, first_q, row, inside, ROW_DIVISOR)
             scores, seen, _, _ = _score_tile(
                 q_tile, k_tile, at, cols, lo, hi, inside, n, first, head,
                 position, position_stride, center, time, time_stride, last_bucket, ts, edges, alpha,
                 POSITION, TIME, TIME_SHIFT,
             )  # fmt: skip
-            s = tl.sigmoid(scores)
-            weights = tl.where(seen, scores * s, 0.0) / by[:, None]
-            d_scores = _dot(g_tile, tl.trans(v_tile)) / by[:, None]
-            d_scores = tl.where(seen, d_scores * s * (1.0 + scores * (1.0 - s)), 0.0)
+            weights, d_scores = _weights_and_d_scores(scores, seen, g_tile, v_tile, by)
             if DROPOUT:
                 kept = _kept(seed_key, threshold, keep_scale, head, first + at, cols)
                 weights *= kept
