@@ -46,8 +46,11 @@ Problem problem_of(const py::kwargs& a) {
   p.q_offsets = pointer<const int64_t>(a, "q_offsets");
   p.timestamps = pointer<const int64_t>(a, "timestamps");
   p.edges = pointer<const int64_t>(a, "edges");
-  p.lo = pointer<const int32_t>(a, "lo");
-  p.hi = pointer<const int32_t>(a, "hi");
+  p.num_targets = pointer<const int64_t>(a, "num_targets");
+  p.num_contextual = pointer<const int64_t>(a, "num_contextual");
+  p.max_attn_len = a["max_attn_len"].cast<int>();
+  p.min_full_attn_len = a["min_full_attn_len"].cast<int>();
+  p.causal = a["causal"].cast<bool>();
   p.divisors = pointer<const float>(a, "divisors");
   p.position = table(a, "position");
   p.time = table(a, "time");
@@ -67,7 +70,7 @@ Problem problem_of(const py::kwargs& a) {
   for (const auto& [name, width] : {std::make_pair("width_qk", p.width_qk), std::make_pair("width_v", p.width_v)})
     need(width >= 1 && width <= hstu_cuda::kWidestHead, std::string(name) + ": got " + std::to_string(width) + ", need 1 to " +
                                                             std::to_string(hstu_cuda::kWidestHead));
-  need(p.offsets && p.q_offsets && p.lo && p.hi, "offsets, q_offsets, lo, hi: got a null pointer, need arrays on the device");
+  need(p.offsets && p.q_offsets, "offsets, q_offsets: got a null pointer, need arrays on the device");
   need(!p.time.data || (p.timestamps && p.time.width >= 1 && (p.edges || p.time.width == 1)),
        "time: got a table without timestamps or edges, need both");
   need(p.max_seqlen >= 1, "max_seqlen: got " + std::to_string(p.max_seqlen) + ", need 1 or more");

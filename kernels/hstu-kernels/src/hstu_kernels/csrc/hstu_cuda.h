@@ -20,9 +20,9 @@ struct Table {
 
 struct Problem {
   int dtype, batch, heads, width_qk, width_v, max_seqlen, longest_q;
-  const int64_t *offsets, *q_offsets, *timestamps, *edges;
-  // Row r sees the keys [lo[r], hi[r]) of its sequence and itself.
-  const int32_t *lo, *hi;
+  const int64_t *offsets, *q_offsets, *timestamps, *edges, *num_targets, *num_contextual;
+  int max_attn_len, min_full_attn_len;
+  bool causal;
   const float* divisors;
   Table position, time;
   float alpha, divisor, keep_scale;

@@ -26,7 +26,15 @@ struct Row {
 
 struct Sequence {
   int64_t first, first_q;
-  int n, m, head;
+  // Ids of the mask: contextual rows share 0, targets share last_id, the history counts up between them.
+  int n, m, head, contextual, before_ids, last_id;
+
+  // Least position with that id or a higher one.
+  __device__ int begin_of(int id) const {
+    if (id <= (last_id < 0 ? last_id : 0)) return 0;
+    if (id > last_id) return n;
+    return id + before_ids < n ? id + before_ids : n;
+  }
 };
 
 __device__ inline uint32_t mix(uint32_t x) {
@@ -45,7 +53,33 @@ __device__ inline Sequence sequence_of(const Problem& p) {
   s.first_q = p.q_offsets[b];
   s.n = int(p.offsets[b + 1] - s.first);
   s.m = int(p.q_offsets[b + 1] - s.first_q);
+  s.contextual = p.num_contextual ? int(p.num_contextual[b]) : 0;
+  s.before_ids = s.contextual > 1 ? s.contextual - 1 : 0;
+  s.last_id = s.n - s.before_ids - (p.num_targets ? int(p.num_targets[b]) : 0);
   return s;
+}
+
+// The keys [lo, hi) that a row sees besides itself; ids make every condition of the mask an interval of positions.
+__device__ inline void interval_of(const Problem& p, const Sequence& s, Row* row) {
+  const int counted = row->at > s.before_ids ? row->at - s.before_ids : 0, id = counted < s.last_id ? counted : s.last_id;
+  const bool windowed = p.max_attn_len > 0 && !(p.min_full_attn_len > 0 && id >= s.last_id - p.min_full_attn_len);
+  int lo = windowed ? s.begin_of(id - p.max_attn_len) : 0, hi = s.begin_of(id);
+  if (!p.causal) {
+    const int history = s.begin_of(s.last_id), reach = windowed ? s.begin_of(id + p.max_attn_len + 1) : history;
+    const int above = reach < history ? reach : history, next = s.begin_of(id + 1);
+    // A history row sees both sides, contextual rows have nothing on their left, targets nothing on their right.
+    if (next == row->at + 1 && hi == row->at)
+      hi = above > next ? above : next;
+    else if (hi <= lo)
+      lo = next, hi = above;
+  }
+  if (s.contextual > 0 && id == 0 && s.last_id > 0) {
+    const int history = s.begin_of(s.last_id);
+    lo = 0;
+    hi = hi > history ? hi : history;
+  }
+  row->lo = lo;
+  row->hi = hi > lo ? hi : lo;
 }
 
 // Row r of the sequence's queries; one past the last sees nothing.
@@ -53,8 +87,7 @@ __device__ inline Row row_of(const Problem& p, const Sequence& s, int r) {
   if (r >= s.m) return Row{0, -1, 0, 0, 0, 0.f};
   Row row;
   row.at = s.n - s.m + r;
-  row.lo = p.lo[s.first_q + r];
-  row.hi = p.hi[s.first_q + r];
+  interval_of(p, s, &row);
   row.inverse = 1.f / (p.divisors ? p.divisors[s.first_q + r] : p.divisor);
   const int next = row.at + p.time_shift < s.n ? row.at + p.time_shift : s.n - 1;
   row.now = p.time.data ? p.timestamps[s.first + next] : 0;

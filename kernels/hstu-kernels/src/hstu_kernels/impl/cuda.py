@@ -11,7 +11,6 @@ from torch import Tensor
 from hstu_kernels import native
 from hstu_kernels.dropout import keep_threshold, seed_key
 from hstu_kernels.impl import reference
-from hstu_kernels.intervals import row_intervals
 from hstu_kernels.problem import Problem
 from hstu_kernels.time_buckets import bucket_edges
 
@@ -106,16 +105,30 @@ class _Call:
         q, k, v = (_dense(x) for x in (p.q, p.k, p.v))
         offsets = p.offsets.long().contiguous()
         q_offsets = offsets if p.q_offsets is None else p.q_offsets.long().contiguous()
-        lo, hi = row_intervals(p)
+        targets, contextual = (None if x is None else x.long().contiguous() for x in (p.num_targets, p.num_contextual))
         position, time = (
             None if w is None else w.detach().float().contiguous() for w in (p.position_weight, p.time_weight)
         )
         timestamps = None if p.timestamps is None else p.timestamps.contiguous()
         edges = None if p.time_weight is None else bucket_edges(p.time_weight.shape[1] - 1, p.q.device)
         divisors = None if p.row_divisor is None else p.row_divisor.float().contiguous()
-        self.alive = [q, k, v, offsets, q_offsets, lo, hi, position, time, timestamps, edges, divisors, *more]
+        self.alive = [
+            q,
+            k,
+            v,
+            offsets,
+            q_offsets,
+            targets,
+            contextual,
+            position,
+            time,
+            timestamps,
+            edges,
+            divisors,
+            *more,
+        ]
         self.batch, self.longest_q = p.offsets.shape[0] - 1, min(p.max_seqlen, p.q.shape[0])
-        self.device = p.q.device
+        self.q, self.device = q, p.q.device
         self.arguments = {
             "dtype": _DTYPE_CODES[p.q.dtype],
             "batch": self.batch,
@@ -128,8 +141,11 @@ class _Call:
             "q_offsets": _pointer(q_offsets),
             "timestamps": _pointer(timestamps),
             "edges": _pointer(edges),
-            "lo": _pointer(lo),
-            "hi": _pointer(hi),
+            "num_targets": _pointer(targets),
+            "num_contextual": _pointer(contextual),
+            "max_attn_len": p.max_attn_len,
+            "min_full_attn_len": p.min_full_attn_len,
+            "causal": p.causal,
             "divisors": _pointer(divisors),
             "position": _table(position),
             "time": _table(time),
@@ -151,7 +167,7 @@ class _Call:
         if module is None:
             raise RuntimeError(reason)
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
-        with torch.cuda.device_of(self.alive[0]):
+        with torch.cuda.device_of(self.q):
             getattr(module, name)(**self.arguments, **own, stream=stream)
 
 
