@@ -9,20 +9,16 @@ all of them; the tables hold medians, the ratios are ratios of medians of one ru
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-# Waiting threads give their core away, those of all rivals alike: on a busy machine spinning measures the other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import torch
+from provenance import header, provenance
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -302,16 +298,29 @@ def bench(name: str, a: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def bars(row: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """What is asked of the forward and backward pass, what was found, and whether it is enough."""
+    times, scale = row["forward+backward"], row["scaling"]
+    found = {
+        "times faster than the unbind loop": (times["unbind loop"] / times["ours"], 15),
+        "times faster than the parallel scan": (times["parallel scan"] / times["ours"], 25),
+    }
+    if scale:
+        found["times faster on all threads than on one"] = (scale["forward+backward"], 1.7)
+    result = [
+        (f"at least {bar} {name}", round(x, 2), "pass" if x >= bar else "fail") for name, (x, bar) in found.items()
+    ]
+    kept = row["kept / inputs"]
+    return [*result, ("at most 2 times the inputs kept", kept, "pass" if kept <= 2 else "fail")]
+
+
 def table(report: dict[str, Any]) -> str:
-    meta = report["run"]
     lines = [
         "# The selective scan on a CPU",
         "",
-        f"{meta['date']}, {meta['machine']}, {meta['threads']} thread(s), {meta['clock']} time, {meta['isa']}, "
-        f"torch {meta['torch']}, commit {meta['commit']}, seed {meta['seed']}, "
-        f"load average at the start {meta['load']}, OMP_WAIT_POLICY={meta['waiting']}.",
-        f"Command: `{meta['command']}`. Medians of {meta['rounds']} rounds in which all rivals take turns; equality "
-        "with the float64 reference is checked first. float32; softplus, bias, D and gate on. No GPU was used.",
+        header(report["run"]),
+        "Medians of rounds in which all rivals take turns; equality with the float64 reference is checked first. "
+        "float32; softplus, bias, D and gate on. No GPU was used.",
         "",
         "Milliseconds; the rivals' time divided by ours in brackets.",
         "",
@@ -349,6 +358,8 @@ def table(report: dict[str, Any]) -> str:
         ]
         cells = [row["shape"], f"{row['inputs MB']}", *peaks, f"{row['kept / inputs']}", *scale]
         lines.append("| " + " | ".join([*cells, str(row["compile"].get("seconds to compile", "-"))]) + " |")
+    lines += ["", "| shape | asked of forward and backward | found | |", "|---|---|---|---|"]
+    lines += [f"| {row['shape']} | {' | '.join(map(str, bar))} |" for row in report["shapes"] for bar in row["bars"]]
     return "\n".join(lines) + "\n"
 
 
@@ -358,12 +369,6 @@ def _python(code: str) -> list[str]:
 
 def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-
-
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{len(names)}-core {names[0]}" if names else platform.processor()
 
 
 def main() -> None:
@@ -388,27 +393,21 @@ def main() -> None:
     global clock
     clock = CLOCKS[a.clock]
     torch.set_num_threads(a.threads)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     report: dict[str, Any] = {
-        "run": {
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": _machine(),
-            "threads": a.threads,
+        "run": provenance(a.seed, "torch")
+        | {
+            "threads": str(a.threads),
             "clock": a.clock,
-            "isa": cpu.isa(),
-            "torch": torch.__version__,
-            "commit": commit,
-            "seed": a.seed,
-            "rounds": a.rounds,
-            "load": round(os.getloadavg()[0], 2),
-            "waiting": os.environ["OMP_WAIT_POLICY"],
-            "command": "python benchmarks/bench_scan.py " + " ".join(sys.argv[1:]),
+            "instruction set": cpu.isa(),
+            "rounds": str(a.rounds),
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         },
         "shapes": [],
     }
     for name in SHAPES:
         if a.only in name:
-            report["shapes"].append(bench(name, a))
+            row = bench(name, a)
+            report["shapes"].append(row | {"bars": bars(row)})
             print(json.dumps(report["shapes"][-1]), flush=True)
     print(table(report))
     if a.out:

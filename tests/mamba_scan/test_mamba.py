@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mamba_scan import Mamba, causal_conv1d, selective_scan, selective_state_update
+from mamba_scan import Mamba, Mamba2, causal_conv1d, selective_scan, selective_state_update
 
 
 def block(**options):
@@ -123,6 +123,15 @@ def test_the_block_compiles_into_one_graph():
     m(x, offsets).square().sum().backward()
     for grad, p in zip(got, m.parameters(), strict=True):
         torch.testing.assert_close(grad, p.grad)
+
+
+@pytest.mark.parametrize("make", [block, lambda: Mamba2(12, d_state=5, headdim=4)])
+def test_one_compilation_serves_all_lengths(make):
+    m = make()
+    compiled = torch.compile(m, fullgraph=True, backend="aot_eager", dynamic=True)
+    for length in (5, 9, 70):
+        x = torch.randn(2, length, 12)
+        torch.testing.assert_close(compiled(x), m(x))
 
 
 def test_opcheck_of_the_inside():

@@ -110,10 +110,10 @@ def selective_state_update(
     right = state.dim() in (3, 4) and state.is_floating_point()
     require(right, "state", f"{state.dtype} {list(state.shape)}", "real [b, d, n] or [b, h, p, n]")
     heads = state.dim() == 4
-    require(x.dim() == state.dim() - 1, "x", str(list(x.shape)), "[b, h, p]" if heads else "[b, d]")
+    require(x.dim() == state.dim() - 1, "x", f"{list(x.shape)}", "[b, h, p]" if heads else "[b, d]")
     batch = x.shape[0] if state_batch_indices is None else state.shape[0]
     shape = [batch, *x.shape[1:], A.shape[-1]]
-    require(list(state.shape) == shape, "state", str(list(state.shape)), f"{shape}")
+    require(list(state.shape) == shape, "state", f"{list(state.shape)}", f"{shape}")
     current = state if state_batch_indices is None else state[state_batch_indices]
     flat = current.flatten(1, 2) if heads else current
 
@@ -197,7 +197,7 @@ def causal_conv1d(
     if final_states_out is not None:
         shape = list(final.shape)
         require(
-            list(final_states_out.shape) == shape, "final_states_out", str(list(final_states_out.shape)), f"{shape}"
+            list(final_states_out.shape) == shape, "final_states_out", f"{list(final_states_out.shape)}", f"{shape}"
         )
         final_states_out.detach().copy_(final.detach())
     return (out, final) if return_final_states else out
@@ -237,13 +237,13 @@ def causal_conv1d_update(
         ValueError: an argument breaks its contract.
         RuntimeError: the backend asked for cannot run on this machine.
     """
-    require(x.dim() in (2, 3), "x", str(list(x.shape)), "[b, d] or [b, d, l]")
-    require(weight.dim() == 2, "weight", str(list(weight.shape)), "[d, width]")
+    require(x.dim() in (2, 3), "x", f"{list(x.shape)}", "[b, d] or [b, d, l]")
+    require(weight.dim() == 2, "weight", f"{list(weight.shape)}", "[d, width]")
     kept, rows = weight.shape[1] - 1, x.unsqueeze(-1) if x.dim() == 2 else x
     wanted = f"[b, d, k] with d = {x.shape[1]} and k >= width - 1 = {kept}"
     right = conv_state.dim() == 3 and conv_state.shape[1] == x.shape[1] and conv_state.shape[2] >= kept
     right = right and (conv_state_indices is not None or conv_state.shape[0] == x.shape[0])
-    require(right, "conv_state", str(list(conv_state.shape)), wanted)
+    require(right, "conv_state", f"{list(conv_state.shape)}", wanted)
     state = conv_state.detach() if conv_state_indices is None else conv_state.detach()[conv_state_indices]
     size, length = state.shape[2], rows.shape[2]
     if cache_seqlens is None:

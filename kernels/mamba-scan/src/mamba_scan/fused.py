@@ -83,7 +83,7 @@ def _inner(*args: Any) -> tuple[Tensor, ...]:
     projected = p.columns(u) @ p.x_proj_weight.T
     scan = p.scan(u, projected)
     saved = ops.saved_states(scan, save)
-    y, last = backend_module.scan_forward(scan, saved)
+    y, last = ops.choose(backend, scan).scan_forward(scan, saved)
     return _project(p, p.columns(y)), final, last, projected, saved
 
 

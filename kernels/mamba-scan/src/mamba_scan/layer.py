@@ -23,7 +23,79 @@ class MambaState(NamedTuple):
     ssm: Tensor
 
 
-class Mamba(nn.Module):
+class _Block(nn.Module):
+    """What both blocks are to their users; ``_run`` and ``_step`` are what they are inside."""
+
+    d_model: int
+    conv1d: nn.Conv1d
+
+    def forward(
+        self, x: Tensor, offsets: Tensor | None = None, state: MambaState | tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """Map sequences to sequences; given a state, continue from it and return the new one too.
+
+        Args:
+            x: [b, l, d_model], or packed [T, d_model] when offsets are given.
+            offsets: int32 or int64 [S + 1]; segment s is the rows offsets[s]..offsets[s + 1].
+            state: what came before each sequence; ``init_state`` makes the one of nothing.
+
+        Returns:
+            out, shaped as x; with a state, (out, new state). Gradients flow through both states.
+
+        Raises:
+            ValueError: an argument breaks its contract.
+        """
+        shape = "[T, d_model] (packed: offsets are given)" if offsets is not None else "[b, l, d_model]"
+        right = x.dim() == (3 if offsets is None else 2) and x.shape[-1] == self.d_model
+        require(right, "x", f"{list(x.shape)}", f"{shape} with d_model = {self.d_model}")
+        if offsets is not None:
+            check_offsets(offsets)
+        conv_state, ssm_state = (None, None) if state is None else (state[0], state[1])
+        wanted = self.state_shapes(x.shape[0] if offsets is None else offsets.shape[0] - 1)
+        for part, name, sizes in zip((conv_state, ssm_state), ("conv", "ssm"), wanted, strict=True):
+            got = "" if part is None else f"{list(part.shape)}"
+            require(part is None or list(part.shape) == sizes, f"state.{name}", got, f"{sizes}")
+        check_device(x, offsets=offsets, **{"state.conv": conv_state, "state.ssm": ssm_state})
+        out, conv, ssm = self._run(x, offsets, conv_state, ssm_state)
+        return out if state is None else (out, MambaState(conv, ssm))
+
+    def step(self, x: Tensor, state: MambaState | tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, MambaState]:
+        """Advance a batch of sequences by one token each, for inference.
+
+        Args:
+            x: [b, d_model].
+            state: after the tokens before; None at the start.
+
+        Returns:
+            (out [b, d_model], the state after this token). The state given is left as it was.
+        """
+        require(x.dim() == 2 and x.shape[1] == self.d_model, "x", f"{list(x.shape)}", f"[b, {self.d_model}]")
+        before = self.init_state(x.shape[0]) if state is None else state
+        conv, ssm = (part.detach().clone() for part in before)
+        return self._step(x, conv, ssm), MambaState(conv, ssm)
+
+    def init_state(self, batch: int) -> MambaState:
+        """Return the state of ``batch`` sequences (or segments) before their first token."""
+        like = self.conv1d.weight
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return MambaState(*(torch.zeros(*shape, dtype=dtype, device=like.device) for shape in self.state_shapes(batch)))
+
+    def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
+        """Shapes of the two parts of a state of ``batch`` sequences."""
+        raise NotImplementedError
+
+    def _run(
+        self, x: Tensor, offsets: Tensor | None, conv_state: Tensor | None, ssm_state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output and both new states."""
+        raise NotImplementedError
+
+    def _step(self, x: Tensor, conv: Tensor, ssm: Tensor) -> Tensor:
+        """The output of one token each; the states are brought forward in place."""
+        raise NotImplementedError
+
+
+class Mamba(_Block):
     """Map a sequence to a sequence: in-projection, short causal convolution, selective scan, gate, out-projection.
 
     Args:
@@ -69,43 +141,22 @@ class Mamba(nn.Module):
         self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
         self.backend = backend
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        at_least_float32 = torch.float64 if dtype == torch.float64 else torch.float32
+        exact = _at_least_float32(made)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias, **made)
-        self.conv1d = nn.Conv1d(
-            self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1, bias=conv_bias, **made
-        )
+        self.conv1d = _conv1d(self.d_inner, d_conv, conv_bias, made)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **made)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **made)
-        A = torch.arange(1, d_state + 1, dtype=at_least_float32, device=device).repeat(self.d_inner, 1)
-        self.A_log = nn.Parameter(A.log())
-        self.D = nn.Parameter(torch.ones(self.d_inner, dtype=at_least_float32, device=device))
+        self.A_log = nn.Parameter(torch.arange(1, d_state + 1, **exact).repeat(self.d_inner, 1).log())
+        self.D = nn.Parameter(torch.ones(self.d_inner, **exact))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
         bound = dt_scale * self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        # Biases whose softplus is the first step sizes.
-        dt = _first_steps(self.d_inner, dt_min, dt_max, dt_init_floor, {"device": device})
         with torch.no_grad():
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            self.dt_proj.bias.copy_(_step_bias(self.d_inner, dt_min, dt_max, dt_init_floor, exact))
 
-    def forward(
-        self, x: Tensor, offsets: Tensor | None = None, state: MambaState | tuple[Tensor, Tensor] | None = None
-    ) -> Tensor | tuple[Tensor, MambaState]:
-        """Map sequences to sequences; given a state, continue from it and return the new one too.
-
-        Args:
-            x: [b, l, d_model], or packed [T, d_model] when offsets are given.
-            offsets: int32 or int64 [S + 1]; segment s is the rows offsets[s]..offsets[s + 1].
-            state: what came before each sequence; ``init_state`` makes the one of nothing.
-
-        Returns:
-            out, shaped as x; with a state, (out, new state). Gradients flow through both states.
-
-        Raises:
-            ValueError: an argument breaks its contract.
-        """
-        _check_input(x, offsets, self.d_model)
-        segments = x.shape[0] if offsets is None else offsets.shape[0] - 1
-        conv_state, ssm_state = _checked(x, offsets, state, self.state_shapes(segments))
+    def _run(
+        self, x: Tensor, offsets: Tensor | None, conv_state: Tensor | None, ssm_state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         xz = self.in_proj(x)
         problem = InnerProblem(
             xz,
@@ -123,22 +174,9 @@ class Mamba(nn.Module):
             ssm_state,
             offsets,
         )
-        out, conv, ssm = inner(problem, self.backend)
-        return out if state is None else (out, MambaState(conv, ssm))
+        return inner(problem, self.backend)
 
-    def step(self, x: Tensor, state: MambaState | tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, MambaState]:
-        """Advance a batch of sequences by one token each, for inference.
-
-        Args:
-            x: [b, d_model].
-            state: after the tokens before; None at the start.
-
-        Returns:
-            (out [b, d_model], the state after this token). The state given is left as it was.
-        """
-        require(x.dim() == 2 and x.shape[1] == self.d_model, "x", str(list(x.shape)), f"[b, {self.d_model}]")
-        before = self.init_state(x.shape[0]) if state is None else state
-        conv, ssm = (part.detach().clone() for part in before)
+    def _step(self, x: Tensor, conv: Tensor, ssm: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = causal_conv1d_update(u, conv, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu", backend=self.backend)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -147,18 +185,14 @@ class Mamba(nn.Module):
         y = selective_state_update(
             ssm, u, dt, A, B, C, self.D, z, self.dt_proj.bias, dt_softplus=True, backend=self.backend
         )
-        return self.out_proj(y), MambaState(conv, ssm)
-
-    def init_state(self, batch: int) -> MambaState:
-        """Return the state of ``batch`` sequences (or segments) before their first token."""
-        return _zero_state(self.conv1d.weight, self.state_shapes(batch))
+        return self.out_proj(y)
 
     def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the two parts of a state of ``batch`` sequences."""
         return [batch, self.d_inner, self.d_conv - 1], [batch, self.d_inner, self.d_state]
 
 
-class Mamba2(nn.Module):
+class Mamba2(_Block):
     """Map a sequence to a sequence as Mamba-2 does: heads with scalar decays, one in-projection, a gated RMS norm.
 
     Args:
@@ -213,46 +247,18 @@ class Mamba2(nn.Module):
         self.dt_limit, self.chunk_size, self.backend = dt_limit, chunk_size, backend
         self.conv_channels = self.d_inner + 2 * ngroups * d_state
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        exact: dict[str, Any] = {
-            "device": device,
-            "dtype": torch.float64 if dtype == torch.float64 else torch.float32,
-        }
+        exact = _at_least_float32(made)
         self.in_proj = nn.Linear(d_model, self.d_inner + self.conv_channels + self.nheads, bias=bias, **made)
-        self.conv1d = nn.Conv1d(
-            self.conv_channels,
-            self.conv_channels,
-            d_conv,
-            groups=self.conv_channels,
-            padding=d_conv - 1,
-            bias=conv_bias,
-            **made,
-        )
-        dt = _first_steps(self.nheads, dt_min, dt_max, dt_init_floor, exact)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.conv1d = _conv1d(self.conv_channels, d_conv, conv_bias, made)
+        self.dt_bias = nn.Parameter(_step_bias(self.nheads, dt_min, dt_max, dt_init_floor, exact))
         self.A_log = nn.Parameter(torch.empty(self.nheads, **exact).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(self.nheads, **exact))
         self.norm = _GatedRMSNorm(self.d_inner, self.d_inner // ngroups, **made)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
 
-    def forward(
-        self, x: Tensor, offsets: Tensor | None = None, state: MambaState | tuple[Tensor, Tensor] | None = None
-    ) -> Tensor | tuple[Tensor, MambaState]:
-        """Map sequences to sequences; given a state, continue from it and return the new one too.
-
-        Args:
-            x: [b, l, d_model], or packed [T, d_model] when offsets are given.
-            offsets: int32 or int64 [S + 1]; segment s is the rows offsets[s]..offsets[s + 1].
-            state: what came before each sequence; ``init_state`` makes the one of nothing.
-
-        Returns:
-            out, shaped as x; with a state, (out, new state). Gradients flow through both states.
-
-        Raises:
-            ValueError: an argument breaks its contract.
-        """
-        _check_input(x, offsets, self.d_model)
-        segments = x.shape[0] if offsets is None else offsets.shape[0] - 1
-        conv_state, ssm_state = _checked(x, offsets, state, self.state_shapes(segments))
+    def _run(
+        self, x: Tensor, offsets: Tensor | None, conv_state: Tensor | None, ssm_state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_channels, self.nheads], dim=-1)
         mixed, conv = causal_conv1d(
             xBC if offsets is not None else xBC.mT,
@@ -282,22 +288,9 @@ class Mamba2(nn.Module):
             offsets=offsets,
             backend=self.backend,
         )
-        out = self.out_proj(self.norm(y.flatten(-2), z))
-        return out if state is None else (out, MambaState(conv, ssm))
+        return self.out_proj(self.norm(y.flatten(-2), z)), conv, ssm
 
-    def step(self, x: Tensor, state: MambaState | tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, MambaState]:
-        """Advance a batch of sequences by one token each, for inference.
-
-        Args:
-            x: [b, d_model].
-            state: after the tokens before; None at the start.
-
-        Returns:
-            (out [b, d_model], the state after this token). The state given is left as it was.
-        """
-        require(x.dim() == 2 and x.shape[1] == self.d_model, "x", str(list(x.shape)), f"[b, {self.d_model}]")
-        before = self.init_state(x.shape[0]) if state is None else state
-        conv, ssm = (part.detach().clone() for part in before)
+    def _step(self, x: Tensor, conv: Tensor, ssm: Tensor) -> Tensor:
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_channels, self.nheads], dim=-1)
         mixed = causal_conv1d_update(
             xBC, conv, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu", backend=self.backend
@@ -311,11 +304,7 @@ class Mamba2(nn.Module):
 
         A = spread(-torch.exp(self.A_log))[..., None].expand(-1, -1, self.d_state)
         y = selective_state_update(ssm, u.to(ssm.dtype), spread(steps), A, B, C, spread(self.D), backend=self.backend)
-        return self.out_proj(self.norm(y.to(z.dtype).flatten(-2), z)), MambaState(conv, ssm)
-
-    def init_state(self, batch: int) -> MambaState:
-        """Return the state of ``batch`` sequences (or segments) before their first token."""
-        return _zero_state(self.conv1d.weight, self.state_shapes(batch))
+        return self.out_proj(self.norm(y.to(z.dtype).flatten(-2), z))
 
     def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the two parts of a state of ``batch`` sequences."""
@@ -342,34 +331,16 @@ class _GatedRMSNorm(nn.Module):
         return F.rms_norm(gated, (self.group,), eps=1e-5).flatten(-2).to(z.dtype) * self.weight.to(z.dtype)
 
 
-def _first_steps(count: int, low: float, high: float, floor: float, made: dict[str, Any]) -> Tensor:
-    """Step sizes spread evenly, in logarithm, over low..high."""
+def _conv1d(channels: int, width: int, bias: bool, made: dict[str, Any]) -> nn.Conv1d:
+    return nn.Conv1d(channels, channels, width, groups=channels, padding=width - 1, bias=bias, **made)
+
+
+def _at_least_float32(made: dict[str, Any]) -> dict[str, Any]:
+    return made | {"dtype": torch.float64 if made["dtype"] == torch.float64 else torch.float32}
+
+
+def _step_bias(count: int, low: float, high: float, floor: float, made: dict[str, Any]) -> Tensor:
+    """Biases whose softplus is the first step sizes, which spread evenly, in logarithm, over low..high."""
     spread = torch.rand(count, **made) * (math.log(high) - math.log(low)) + math.log(low)
-    return spread.exp().clamp(min=floor)
-
-
-def _check_input(x: Tensor, offsets: Tensor | None, d_model: int) -> None:
-    shape = "[T, d_model] (packed: offsets are given)" if offsets is not None else "[b, l, d_model]"
-    right = x.dim() == (3 if offsets is None else 2) and x.shape[-1] == d_model
-    require(right, "x", str(list(x.shape)), f"{shape} with d_model = {d_model}")
-    if offsets is not None:
-        check_offsets(offsets)
-
-
-def _checked(
-    x: Tensor,
-    offsets: Tensor | None,
-    state: MambaState | tuple[Tensor, Tensor] | None,
-    shapes: tuple[list[int], list[int]],
-) -> tuple[Tensor | None, Tensor | None]:
-    parts = (None, None) if state is None else (state[0], state[1])
-    for part, name, wanted in zip(parts, ("conv", "ssm"), shapes, strict=True):
-        got = "" if part is None else str(list(part.shape))
-        require(part is None or list(part.shape) == wanted, f"state.{name}", got, str(wanted))
-    check_device(x, offsets=offsets, **{"state.conv": parts[0], "state.ssm": parts[1]})
-    return parts
-
-
-def _zero_state(like: Tensor, shapes: tuple[list[int], list[int]]) -> MambaState:
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return MambaState(*(torch.zeros(*shape, dtype=dtype, device=like.device) for shape in shapes))
+    dt = spread.exp().clamp(min=floor)
+    return dt + torch.log(-torch.expm1(-dt))

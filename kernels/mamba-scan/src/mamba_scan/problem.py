@@ -249,7 +249,7 @@ class SSDProblem:
         require(self.x.dim() == (3 if packed else 4), "x", _got(self.x), layout)
         require(self.x.dtype in FLOATS, "x", str(self.x.dtype), "float32, float64, bfloat16 or float16")
         heads, width = self.x.shape[-2:]
-        require(list(self.dt.shape) == [*lead, heads], "dt", _got(self.dt), str([*lead, heads]))
+        require(list(self.dt.shape) == [*lead, heads], "dt", _got(self.dt), f"{[*lead, heads]}")
         require(self.A.shape == (heads,), "A", _got(self.A), f"[h] with h = {heads} as in x")
         for name, c in (("B", self.B), ("C", self.C)):
             right = c.dim() == len(lead) + 2 and list(c.shape[: len(lead)]) == lead
@@ -274,7 +274,7 @@ class SSDProblem:
             shape = [self.segments, heads, width, self.states]
             got = _got(self.initial_states)
             require(list(self.initial_states.shape) == shape, "initial_states", got, f"[S, h, p, n] = {shape}")
-        require(self.chunk_size > 0, "chunk_size", str(self.chunk_size), "at least 1")
+        require(self.chunk_size > 0, "chunk_size", f"{self.chunk_size}", "at least 1")
         names = ("dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", "offsets")
         check_device(self.x, **{name: getattr(self, name) for name in names})
 
