@@ -94,9 +94,9 @@ def positions(users: NDArray, ids: NDArray) -> tuple[NDArray[np.int64], NDArray[
     order = np.argsort(users, kind="stable")
     if not len(order):
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
-    place = np.searchsorted(users, ids, sorter=order)
-    position = order[np.minimum(place, len(order) - 1)]
-    return position, users[position] == ids
+    ordered = users[order]
+    place = np.minimum(np.searchsorted(ordered, ids), len(order) - 1)
+    return order[place], ordered[place] == ids
 
 
 @dataclass
@@ -198,9 +198,12 @@ class _Outcomes:
     def _multi_hot(self, label: str, inside: NDArray[np.bool_]) -> csr_array:
         shape = (self.users, self.width[label])
         hit = inside & (self.target[label] >= 0)
-        pairs = np.unique(self.user[hit] * max(shape[1], 1) + self.target[label][hit])
-        places = (pairs // max(shape[1], 1), pairs % max(shape[1], 1))
-        return csr_array((np.ones(len(pairs), np.float32), places), shape=shape)
+        places = (self.user[hit], self.target[label][hit])
+        multi_hot = csr_array((np.ones(len(places[0]), np.float32), places), shape=shape)
+        # Several outcomes of one target are one label.
+        multi_hot.sum_duplicates()
+        multi_hot.data[:] = 1
+        return multi_hot
 
 
 def _lookup(targets: NDArray, column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
