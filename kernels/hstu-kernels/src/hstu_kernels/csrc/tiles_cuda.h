@@ -165,7 +165,9 @@ template <class E, int D>
 __device__ inline void write_strip(const View& view, int64_t row0, int first, int limit, int head, int width, float scale,
                                    const float (*sums)[4]) {
   const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
   for (int j = 0; j < D / 8; ++j)
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int r = first + warp() * 16 + g + i / 2 * 8, d = 8 * j + 2 * t + i % 2;
       if (r < limit && d < width) write(const_cast<E*>(start_of<E>(view, row0 + r, head)) + d, sums[j][i] * scale);
