@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import header, provenance
+from record import header, provenance, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -411,11 +411,7 @@ def main() -> None:
             print(json.dumps(report["shapes"][-1]), flush=True)
     print(table(report))
     if a.out:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
-            fresh = a.out.with_suffix(suffix + ".part")
-            fresh.write_text(text)
-            fresh.replace(a.out.with_suffix(suffix))
+        write(a.out, report, table(report))
 
 
 if __name__ == "__main__":

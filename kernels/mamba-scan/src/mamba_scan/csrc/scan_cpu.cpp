@@ -339,62 +339,66 @@ static void for_lanes(Work<R>& w, const ScanArgs& a, int64_t block_index, F work
     }
 }
 
+// Calls work(buffers, k, block of the group) for k < count and all channels, the vector's worth of lanes set up.
+template <class R, class F>
+static void for_blocks(const ScanArgs& a, int64_t count, F work) {
+    const int64_t per_group = blocks_per_group(a), blocks = a.groups * per_group;
+#pragma omp parallel num_threads(a.threads)
+    {
+        Work<R> w = make_work<R>(a);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < count * blocks; i++)
+            for_lanes<R>(w, a, i % blocks, [&] { work(w, i / blocks, i % per_group); });
+        free(w.memory);
+    }
+}
+
 template <class R>
 static R* zeros(int64_t count) {
     return static_cast<R*>(calloc(count > 0 ? count : 1, sizeof(R)));
 }
 
+// What enters every span from the one before it (back: from the one after it), given what each gives on its own and its
+// summed steps. Frees both.
+template <class R>
+static R* chain(const ScanArgs& a, const Spans& spans, R* own, R* sums, bool back) {
+    const int64_t n = a.states, d = a.channels, step = back ? -1 : 1;
+    const R* A = static_cast<const R*>(a.A);
+    R* entering = zeros<R>(spans.count * n * d);
+    for (int64_t i = 1; i < spans.count; i++) {
+        const int64_t k = back ? spans.count - 1 - i : i, from = k - step;
+        if (back ? spans.list[k].final : spans.list[k].first) continue;
+        const bool chained = !(back ? spans.list[from].final : spans.list[from].first);
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t c = 0; c < d; c++) {
+                const int64_t at = j * d + c;
+                const R decay = expv<R>(splat<R>(A[c * n + j] * sums[from * d + c]))[0];
+                entering[k * n * d + at] = own[from * n * d + at] + (chained ? decay * entering[from * n * d + at] : R(0));
+            }
+    }
+    free(own);
+    free(sums);
+    return entering;
+}
+
 // States at the start of every span: the spans run from zero in parallel, then are chained in order.
 template <class R>
 static R* chain_forward(const ScanArgs& a, const Spans& spans) {
-    const int64_t blocks = a.groups * blocks_per_group(a), n = a.states, d = a.channels;
-    R* ends = zeros<R>(spans.count * n * d);
-    R* sums = zeros<R>(spans.count * d);
-#pragma omp parallel num_threads(a.threads)
-    {
-        Work<R> w = make_work<R>(a);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < spans.count * blocks; i++) {
-            const int64_t k = i / blocks;
-            if (spans.list[k].final) continue;
-            for_lanes<R>(w, a, i % blocks,
-                         [&] { forward_span_state<R>(w, a, spans.list[k], ends + k * n * d, sums + k * d); });
-        }
-        free(w.memory);
-    }
-    R* starts = zeros<R>(spans.count * n * d);
-    const R* A = static_cast<const R*>(a.A);
-    for (int64_t k = 1; k < spans.count; k++) {
-        if (spans.list[k].first) continue;
-        const bool chained = !spans.list[k - 1].first;
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t c = 0; c < d; c++) {
-                const int64_t at = ((k - 1) * n + j) * d + c;
-                const R decay = expv<R>(splat<R>(A[c * n + j] * sums[(k - 1) * d + c]))[0];
-                starts[at + n * d] = ends[at] + (chained ? decay * starts[at] : R(0));
-            }
-    }
-    free(ends);
-    free(sums);
-    return starts;
+    const int64_t n = a.states, d = a.channels;
+    R *ends = zeros<R>(spans.count * n * d), *sums = zeros<R>(spans.count * d);
+    for_blocks<R>(a, spans.count, [&](Work<R>& w, int64_t k, int64_t) {
+        if (!spans.list[k].final) forward_span_state<R>(w, a, spans.list[k], ends + k * n * d, sums + k * d);
+    });
+    return chain<R>(a, spans, ends, sums, false);
 }
 
 template <class R>
 static void forward_typed(const ScanArgs& a) {
     const Spans spans = make_spans(a);
-    const int64_t blocks = a.groups * blocks_per_group(a), n = a.states, d = a.channels;
     R* starts = spans.cut ? chain_forward<R>(a, spans) : nullptr;
-#pragma omp parallel num_threads(a.threads)
-    {
-        Work<R> w = make_work<R>(a);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < spans.count * blocks; i++) {
-            const int64_t k = i / blocks;
-            for_lanes<R>(w, a, i % blocks,
-                         [&] { forward_span<R>(w, a, spans.list[k], starts ? starts + k * n * d : nullptr); });
-        }
-        free(w.memory);
-    }
+    for_blocks<R>(a, spans.count, [&](Work<R>& w, int64_t k, int64_t) {
+        forward_span<R>(w, a, spans.list[k], starts ? starts + k * a.states * a.channels : nullptr);
+    });
     free(starts);
     free(spans.list);
 }
@@ -666,36 +670,12 @@ static void backward_span_state(Work<R>& w, const ScanArgs& a, const Span& s, R*
 // Gradients arriving at the end of every span: each span alone in parallel, then chained from the last to the first.
 template <class R>
 static R* chain_backward(const ScanArgs& a, const Spans& spans) {
-    const int64_t blocks = a.groups * blocks_per_group(a), n = a.states, d = a.channels;
-    R* begins = zeros<R>(spans.count * n * d);
-    R* sums = zeros<R>(spans.count * d);
-#pragma omp parallel num_threads(a.threads)
-    {
-        Work<R> w = make_work<R>(a);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < spans.count * blocks; i++) {
-            const int64_t k = i / blocks;
-            if (spans.list[k].first) continue;
-            for_lanes<R>(w, a, i % blocks,
-                         [&] { backward_span_state<R>(w, a, spans.list[k], begins + k * n * d, sums + k * d); });
-        }
-        free(w.memory);
-    }
-    R* ends = zeros<R>(spans.count * n * d);
-    const R* A = static_cast<const R*>(a.A);
-    for (int64_t k = spans.count - 2; k >= 0; k--) {
-        if (spans.list[k].final) continue;
-        const bool chained = !spans.list[k + 1].final;
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t c = 0; c < d; c++) {
-                const int64_t at = ((k + 1) * n + j) * d + c;
-                const R decay = expv<R>(splat<R>(A[c * n + j] * sums[(k + 1) * d + c]))[0];
-                ends[at - n * d] = begins[at] + (chained ? decay * ends[at] : R(0));
-            }
-    }
-    free(begins);
-    free(sums);
-    return ends;
+    const int64_t n = a.states, d = a.channels;
+    R *begins = zeros<R>(spans.count * n * d), *sums = zeros<R>(spans.count * d);
+    for_blocks<R>(a, spans.count, [&](Work<R>& w, int64_t k, int64_t) {
+        if (!spans.list[k].first) backward_span_state<R>(w, a, spans.list[k], begins + k * n * d, sums + k * d);
+    });
+    return chain<R>(a, spans, begins, sums, true);
 }
 
 // out[i] = the sum over the parts in their order; parts lie `count` apart. Shared by the threads of a parallel region.
@@ -722,7 +702,7 @@ static void transpose_states(void* out, const R* in, const ScanArgs& a) {
 template <class R>
 static void backward_typed(const ScanArgs& a) {
     const Spans spans = make_spans(a);
-    const int64_t per_group = blocks_per_group(a), blocks = a.groups * per_group, n = a.states, d = a.channels;
+    const int64_t per_group = blocks_per_group(a), n = a.states, d = a.channels;
     R* ends = spans.cut ? chain_backward<R>(a, spans) : nullptr;
 
     // Sums over tokens are taken within fixed parts of the tokens and then over the parts in order; sums over channels
@@ -743,33 +723,23 @@ static void backward_typed(const ScanArgs& a) {
     R* dCc = a.variable_C ? nullptr : zeros<R>(parts * state_sums);
     R* dD = zeros<R>(parts * d);
     R* dbias = zeros<R>(parts * d);
-#pragma omp parallel num_threads(a.threads)
-    {
-        Work<R> w = make_work<R>(a);
+    for_blocks<R>(a, parts, [&](Work<R>& w, int64_t part, int64_t block) {
         constexpr int W = VecOf<R>::LANES;
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < parts * blocks; i++) {
-            const int64_t part = i / blocks, block = i % blocks % per_group;
-            for_lanes<R>(w, a, i % blocks, [&] {
-                R* sums[] = {w.dA, w.dBc, w.dCc};
-                for (R* rows : sums) memset(rows, 0, sizeof(R) * planes(a) * n * W);
-                Vec<R> sum_D = {}, sum_bias = {};
-                for (int64_t k = part_begin[part]; k < part_begin[part + 1]; k++)
-                    backward_span<R>(w, a, spans.list[k], ends ? ends + k * n * d : nullptr,
-                                     dB ? dB + block * row_sums : nullptr, dC ? dC + block * row_sums : nullptr, sum_D,
-                                     sum_bias);
-                const Lanes<R>& l = w.lanes;
-                store_state_rows<R>(w.dA, dA + part * state_sums, a, l);
-                if (dBc) store_state_rows<R>(w.dBc, dBc + part * state_sums, a, l);
-                if (dCc) store_state_rows<R>(w.dCc, dCc + part * state_sums, a, l);
-                for (int lane = 0; lane < l.lanes; lane++) {
-                    dD[part * d + l.channel + lane] = sum_D[lane];
-                    dbias[part * d + l.channel + lane] = sum_bias[lane];
-                }
-            });
+        R* sums[] = {w.dA, w.dBc, w.dCc};
+        for (R* rows : sums) memset(rows, 0, sizeof(R) * planes(a) * n * W);
+        Vec<R> sum_D = {}, sum_bias = {};
+        for (int64_t k = part_begin[part]; k < part_begin[part + 1]; k++)
+            backward_span<R>(w, a, spans.list[k], ends ? ends + k * n * d : nullptr, dB ? dB + block * row_sums : nullptr,
+                             dC ? dC + block * row_sums : nullptr, sum_D, sum_bias);
+        const Lanes<R>& l = w.lanes;
+        store_state_rows<R>(w.dA, dA + part * state_sums, a, l);
+        if (dBc) store_state_rows<R>(w.dBc, dBc + part * state_sums, a, l);
+        if (dCc) store_state_rows<R>(w.dCc, dCc + part * state_sums, a, l);
+        for (int lane = 0; lane < l.lanes; lane++) {
+            dD[part * d + l.channel + lane] = sum_D[lane];
+            dbias[part * d + l.channel + lane] = sum_bias[lane];
         }
-        free(w.memory);
-    }
+    });
     R* sum = zeros<R>(3 * state_sums);
     R *sum_B = sum + state_sums, *sum_C = sum_B + state_sums;
 #pragma omp parallel num_threads(a.threads)
