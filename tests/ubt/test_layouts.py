@@ -12,7 +12,7 @@ import pytest
 
 from ubt.config import LogConfig, PrepareConfig
 from ubt.features import aggregates
-from ubt.labels import window_labels
+from ubt.labels import earlier_labels, window_labels
 from ubt.prepare import Prepared, prepare
 
 VECTORS = np.random.default_rng(0).integers(0, 256, (40, 5))
@@ -65,6 +65,9 @@ def test_the_simple_layout_has_ready_labels(tmp_path: Path, prepare_for: Callabl
     assert prepared.store.num_events == 900 and prepared.name_width == 5
     # The last event lies in the history, and nothing else was split off.
     assert prepared.history(prepared.train_start).lengths().sum() == (900 - _of_others(tmp_path / "log"))
+    assert prepared.categories.dtype == prepared.skus.dtype == np.int64
+    earlier = earlier_labels(prepared, 1)[0]
+    assert 0 < (earlier.conversion == 0).sum() < 40 and earlier.category.sum() > 0
     labels = window_labels(prepared, "train")
     at = {client: row for row, client in enumerate(prepared.users)}
     assert [labels.churn[at[client]] for client in (0, 1, 2, 3)] == [1, 0, 0, 1]

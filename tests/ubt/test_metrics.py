@@ -39,6 +39,22 @@ def test_the_standard_errors_agree_with_the_bootstrap() -> None:
     assert error == pytest.approx((first - second).std(), rel=0.1)
 
 
+def test_a_single_positive_proves_nothing() -> None:
+    truth = np.zeros(200)
+    truth[0] = 1
+    good, bad = np.arange(200)[::-1], np.r_[120, np.arange(199)]
+    difference, error = auroc(truth, good).minus(auroc(truth, bad))
+    assert difference > 0.3 and error > difference / 2
+    rng = np.random.default_rng(0)
+    # Two standard errors hold about 95 % of the time with four positives, too.
+    held = 0
+    for _ in range(400):
+        truth = np.r_[np.ones(4), np.zeros(200)]
+        found = auroc(truth, rng.normal(size=204))
+        held += abs(found.value - 0.5) < 2 * found.standard_error
+    assert held / 400 > 0.85
+
+
 def test_the_mean_over_labels_leaves_out_labels_of_one_class() -> None:
     truth = np.array([[1, 0, 1], [0, 0, 0], [1, 0, 1], [0, 0, 0]], float)
     score = np.array([[3, 1, 1], [1, 2, 2], [2, 3, 3], [0, 4, 4]], float)

@@ -130,7 +130,9 @@ class _Outcomes:
         paths = [prepared.folder / "target" / f"{name}.parquet" for name in files]
         wanted = ["client_id", "timestamp", "sku", "category", "price", "name"]
         present = set(pq.read_schema(paths[0]).names)
-        table = pa.concat_tables(pq.read_table(path, columns=[c for c in wanted if c in present]) for path in paths)
+        parts = [pq.read_table(path, columns=[c for c in wanted if c in present]) for path in paths]
+        # Built anew from their columns, because one file may rule nulls out and the other not.
+        table = pa.concat_tables(pa.table(dict(zip(part.column_names, part.columns, strict=True))) for part in parts)
         user, known = positions(prepared.users, _ids(table.column("client_id")))
         # An outcome of somebody who is not asked for is no label of anybody.
         table, user = table.filter(pa.array(known)), user[known]

@@ -261,11 +261,14 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
 def _ready_outcomes(connection: duckdb.DuckDBPyConnection, path: Path, moment: datetime) -> str:
     """SQL of the outcome rows of a table of ready labels; a row with churn = 1 says that there is none."""
     _need_columns(connection, path, ("client_id",))
-    columns = set(_columns(connection, path))
-    kept = sorted(columns & {"sku", "category", "price", "name"})
+    found = connection.execute(f"DESCRIBE SELECT * FROM {_scan([path])}").fetchall()
+    columns = {row[0]: row[1] for row in found}
+    kept = sorted({"sku", "category", "price", "name"} & set(columns))
     if "churn" not in columns and not kept:
         raise ValueError(f"{path.name}: no label; needs some of churn, category, sku, price, name")
-    columns_sql = ", ".join(["client_id", f"TIMESTAMP '{text(moment)}' AS timestamp", *kept])
+    # Whole numbers with nulls among them come as floats from pandas.
+    typed = [f"CAST({c} AS BIGINT) AS {c}" if columns[c] in ("DOUBLE", "FLOAT") else c for c in kept]
+    columns_sql = ", ".join(["client_id", f"TIMESTAMP '{text(moment)}' AS timestamp", *typed])
     sql = f"SELECT {columns_sql} FROM {_scan([path])}"
     if "churn" not in columns:
         return sql

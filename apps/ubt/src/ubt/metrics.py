@@ -51,7 +51,11 @@ def auroc(truth: NDArray, score: NDArray) -> Auroc:
     beaten[positive] = _share_below(score[positive], score[~positive])
     beaten[~positive] = 1 - _share_below(score[~positive], score[positive])
     value = float(beaten[positive].mean())
-    influence = (beaten - value) / np.where(positive, n_pos, n_neg)
+    influence = np.empty(len(score))
+    for rows, number in ((positive, n_pos), (~positive, n_neg)):
+        # The mean is estimated from the same rows; a single row says nothing of its spread and counts from chance.
+        spread = (beaten[rows] - value) * np.sqrt(number / (number - 1)) if number > 1 else beaten[rows] - 0.5
+        influence[rows] = spread / number
     return Auroc(value, influence, 1)
 
 
