@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+import ubt.update
 from ubt.config import Config, EmbedConfig, UpdateConfig
 from ubt.embed import cache_writer, embed, embed_users
 from ubt.generate import TABLES
@@ -140,7 +141,7 @@ def test_new_days_are_added_to_the_log_once_and_late_events_count(
     prepared: Prepared,
     prepare_for: Callable[..., Prepared],
     config: Config,
-    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A log without the days 1-5 October and without all after the 12th, but for the purchase that places the windows.
     for table in TABLES:
@@ -157,8 +158,12 @@ def test_new_days_are_added_to_the_log_once_and_late_events_count(
     late = days_of(raw_log, tmp_path / "late", "2022-10-01", "2022-10-06")
     new = days_of(raw_log, tmp_path / "new", CUTOFF, "2022-10-20")
     (late / "search_query.parquet").unlink()
+    monkeypatch.setattr(ubt.update, "MOST_SHARDS", 2)
+    shards = []
     for folder in (late, new, new):
         short = append_days(short, raw_copy, folder, config.log)
+        shards.append(len(short.store.schema["shards"]))
+    assert shards == [2, 1, 1]
     until = "2022-10-20 00:00:00"
     after, (number, reused, _) = updated(short, config, own, until)
     # (late events make the cache of their users worthless)

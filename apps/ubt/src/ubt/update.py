@@ -23,6 +23,9 @@ from ubt.progress import progress
 from ubt.rundir import file_hash, read_json, temporary_directory, temporary_file, write_json
 from ubt.train import load
 
+# A day more is a shard more, and every shard makes reading slower.
+MOST_SHARDS = 8
+
 
 def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, config: LogConfig) -> Prepared:
     """Add the events in the files of a folder to the prepared log and return it; the same files are added only once.
@@ -49,6 +52,8 @@ def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, 
             shutil.rmtree(prepared.folder / "new_events")
         write_json(prepared.folder / "updates.json", done | {key: [path.name for path in files]})
     store = seqdata.open_store(prepared.store.path)
+    if len(store.schema["shards"]) > MOST_SHARDS:
+        store = store.compact()
     return replace(prepared, store=store, known=np.flatnonzero(np.isin(prepared.users, store.users)))
 
 
