@@ -38,17 +38,17 @@ def parse_blocks(text: str) -> list[str]:
     return names
 
 
-def write_blocks(prepared: Prepared, config: Config) -> dict[str, Path]:
-    """Write the blocks that `config.blocks` names, their concatenation and the baseline below the embeddings folder.
+def write_blocks(prepared: Prepared, config: Config, baseline: bool = True) -> dict[str, Path]:
+    """Write the blocks that `config.blocks` names and their concatenation below the embeddings folder.
 
     Each lies in a folder of its own, as ``embeddings.npy`` float16 and ``client_ids.npy``, in the order of the users
     asked for: ``blocks/<name>``, standardised over the users and cut at ten standard deviations; ``all``, the blocks
-    side by side; ``blocks/official baseline``, raw. All are made of events before train_start. A user without events
-    has zeros, which is the average user, in all but the network's block. Memory does not grow with the users; what is
-    on disk already is kept.
+    side by side; ``blocks/official baseline``, raw, where `baseline` asks for it. All are made of events before
+    train_start. A user without events has zeros, which is the average user, in all but the network's block. Memory does
+    not grow with the users; what is on disk already is kept.
 
     Returns:
-        The folder of every block, of "all" where there are several, and of the baseline.
+        The folder of every block, of the baseline, and of "all" where there are several.
 
     Raises:
         FileNotFoundError: if the network's embeddings are missing; names the command that helps
@@ -63,7 +63,7 @@ def write_blocks(prepared: Prepared, config: Config) -> dict[str, Path]:
         BASELINE: lambda: official_features(prepared, before, windows),
     }
     folders = {}
-    for name in [*names, BASELINE]:
+    for name in [*names, *([BASELINE] if baseline else [])]:
         folders[name] = config.embeddings / "blocks" / name
         state = _state(prepared, config, name)
         if read_json(folders[name] / "block.json") == state:

@@ -97,7 +97,7 @@ def _embed(config: Config, whole_run: bool) -> tuple[str, dict]:
     prepared = open_prepared(config.prepared)
     number, width, without = embed(prepared, _checkpoint(config), config.embeddings, _cache(config), config.embed)
     line = f"{number:,} users x {width} float16 in {config.embeddings}, {without:,} of them without events, no NaN"
-    folders = write_blocks(prepared, config)
+    folders = write_blocks(prepared, config, baseline=False)
     dims = ", ".join(f"{name} {open_entry(folder, prepared.users)[0].shape[1]}" for name, folder in folders.items())
     return f"{line}; blocks: {dims}", {}
 
