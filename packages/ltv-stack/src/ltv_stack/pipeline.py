@@ -456,7 +456,6 @@ class LTVPipeline:
         These grow as many trees as were right on average for the rows left out.
         """
         time, gap = cache.time[rows], embargo_seconds(self.config.embargo)
-        place = {row: i for i, row in enumerate(rows.tolist())}
         scores: dict[str, Floats] = {}
         grown: dict[str, list[int]] = {}
         for own in self._folds(cache, rows):
@@ -466,7 +465,7 @@ class LTVPipeline:
             if not len(outside):
                 raise ValueError(f"embargo: {self.config.embargo} leaves no rows beside a fold of {len(own)} rows")
             self._fit_models(cache, outside, self._stopping_rows(cache, own), started)
-            at = np.array([place[row] for row in own.tolist()])
+            at = np.searchsorted(rows, own)
             for key, column in self._score(cache, own).items():
                 scores.setdefault(key, np.empty(len(rows)))[at] = column
             for key, booster in self._boosters().items():

@@ -109,7 +109,7 @@ def model_card(pipe: LTVPipeline, evaluation: Evaluation | None = None) -> str:
         f"- `revenue_*` is {meaning}.",
         "- Order: revenue never falls from one horizon to the next, in points, quantiles and interval bounds.",
         f"- Trained on {facts.get('training_rows')} rows with {facts.get('buyers')} buyers by {pipe.main}; "
-        f"calibrated on {facts.get('held_out_rows')} held-out rows ({config.split} split, embargo {config.embargo}).",
+        f"calibrated on {facts.get('held_out_rows')} rows held out ({config.split} split, embargo {config.embargo}).",
         f"- Features: {len(pipe.builder.names)} from {len(pipe.builder.kinds)} columns. Sampling: {config.sampling}.",
     ]
     if config.intervals is not None:
