@@ -24,7 +24,12 @@ FOOTFALL_BUILD=cuda "$python" kernels/native.py
 "$python" -m pytest --import-mode=importlib -q -m gpu tests/hstu_kernels
 "$python" benchmarks/bench_hstu_gpu.py --out "$out/hstu_gpu"
 
+# mamba-scan
+"$python" -m pytest --import-mode=importlib -q -m gpu tests/mamba_scan
+"$python" benchmarks/bench_scan_gpu.py --out "$out/scan_gpu"
+
 # One more look at every byte, on few configurations: the checker slows kernels down a hundredfold.
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" benchmarks/bench_hstu_gpu.py --check-memory
+  compute-sanitizer --error-exitcode 1 "$python" benchmarks/bench_scan_gpu.py --check-memory
 fi

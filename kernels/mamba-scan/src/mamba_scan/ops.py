@@ -93,14 +93,15 @@ def choose(backend: str, p: Any) -> ModuleType:
         if reason := chosen.supports(p):
             raise ValueError(f'backend="{backend}" cannot take these tensors: {reason}')
         return chosen
-    fastest = "cpu" if p.device.type == "cpu" else "triton"
-    status = backend_status(fastest)
-    if status == "ok":
-        chosen = _implementation(fastest)
-        if chosen.supports(p) is None:
-            return chosen
-    else:
-        _warn_once(f"mamba_scan runs on the slow reference path, for want of the {fastest} backend: {status}")
+    missing = []
+    # On a card, CUDA comes second until both have been measured there.
+    for name in ("cpu",) if p.device.type == "cpu" else ("triton", "cuda"):
+        if (status := backend_status(name)) != "ok":
+            missing.append(f"{name}: {status}")
+        elif _implementation(name).supports(p) is None:
+            return _implementation(name)
+    if missing:
+        _warn_once(f"mamba_scan runs on the slow reference path, for want of a faster backend: {'; '.join(missing)}")
     return _implementation("reference")
 
 

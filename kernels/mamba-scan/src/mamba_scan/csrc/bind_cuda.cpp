@@ -26,8 +26,8 @@ PYBIND11_MODULE(_cuda, m) {
     });
     m.def("scan_backward", [](const py::kwargs& x) {
         const scan::Reader r{x};
-        const scan::ScanParts parts = {r.number("parts"), floats(r, "row_B"), floats(r, "row_C"), floats(r, "state_sums"),
-                                       floats(r, "channel_sums")};
+        const scan::ScanParts parts = {r.number("parts"), floats(r, "row_B"), floats(r, "row_C"),
+                                       floats(r, "state_sums"), floats(r, "channel_sums")};
         check(scan::scan_backward(scan::scan_args(x), parts, r.address("stream")));
     });
     m.def("conv_forward", [](const py::kwargs& x) {

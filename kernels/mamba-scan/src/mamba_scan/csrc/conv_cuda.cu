@@ -143,7 +143,8 @@ __global__ void __launch_bounds__(THREADS) conv_initial_kernel(ConvArgs a, const
 }
 
 // One tap of the weights' gradient, or (tap = width) the bias's, over the rows of a part.
-__global__ void __launch_bounds__(THREADS) conv_weight_kernel(ConvArgs a, int64_t rows, const float* dpre, float* parts) {
+__global__ void __launch_bounds__(THREADS)
+    conv_weight_kernel(ConvArgs a, int64_t rows, const float* dpre, float* parts) {
     const int64_t channel = (int64_t)blockIdx.y * THREADS + threadIdx.x, tap = blockIdx.z;
     if (channel >= a.channels) return;
     const int64_t begin = blockIdx.x * CONV_ROWS, end = begin + CONV_ROWS < rows ? begin + CONV_ROWS : rows;

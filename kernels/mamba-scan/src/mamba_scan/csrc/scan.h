@@ -13,7 +13,8 @@ struct Array {
 };
 
 // Computation type R is float or double. Where A is complex, what belongs to states (A, B, C, initial, last, saved and
-// their gradients) has a leading plane of real parts and one of imaginary parts; saved has them within each slot. A token is a row: batch * length + time, or the position in the packed layout.
+// their gradients) has a leading plane of real parts and one of imaginary parts; saved has them within each slot. A
+// token is a row: batch * length + time, or the position in the packed layout.
 struct ScanArgs {
     int double_precision, complex, softplus, variable_B, variable_C, save, threads;
     int64_t segments, length, channels, states, groups, rows;

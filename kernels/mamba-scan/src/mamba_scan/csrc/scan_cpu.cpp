@@ -371,9 +371,9 @@ static R* chain(const ScanArgs& a, const Spans& spans, R* own, R* sums, bool bac
         const bool chained = !(back ? spans.list[from].final : spans.list[from].first);
         for (int64_t j = 0; j < n; j++)
             for (int64_t c = 0; c < d; c++) {
-                const int64_t at = j * d + c;
+                const int64_t at = j * d + c, before = from * n * d + at;
                 const R decay = expv<R>(splat<R>(A[c * n + j] * sums[from * d + c]))[0];
-                entering[k * n * d + at] = own[from * n * d + at] + (chained ? decay * entering[from * n * d + at] : R(0));
+                entering[k * n * d + at] = own[before] + (chained ? decay * entering[before] : R(0));
             }
     }
     free(own);
@@ -729,8 +729,9 @@ static void backward_typed(const ScanArgs& a) {
         for (R* rows : sums) memset(rows, 0, sizeof(R) * planes(a) * n * W);
         Vec<R> sum_D = {}, sum_bias = {};
         for (int64_t k = part_begin[part]; k < part_begin[part + 1]; k++)
-            backward_span<R>(w, a, spans.list[k], ends ? ends + k * n * d : nullptr, dB ? dB + block * row_sums : nullptr,
-                             dC ? dC + block * row_sums : nullptr, sum_D, sum_bias);
+            backward_span<R>(w, a, spans.list[k], ends ? ends + k * n * d : nullptr,
+                             dB ? dB + block * row_sums : nullptr, dC ? dC + block * row_sums : nullptr, sum_D,
+                             sum_bias);
         const Lanes<R>& l = w.lanes;
         store_state_rows<R>(w.dA, dA + part * state_sums, a, l);
         if (dBc) store_state_rows<R>(w.dBc, dBc + part * state_sums, a, l);
@@ -744,8 +745,10 @@ static void backward_typed(const ScanArgs& a) {
     R *sum_B = sum + state_sums, *sum_C = sum_B + state_sums;
 #pragma omp parallel num_threads(a.threads)
     {
-        add_parts<R>(dB ? static_cast<R*>(a.dB) : sum_B, dB ? dB : dBc, dB ? per_group : parts, dB ? row_sums : state_sums);
-        add_parts<R>(dC ? static_cast<R*>(a.dC) : sum_C, dC ? dC : dCc, dC ? per_group : parts, dC ? row_sums : state_sums);
+        add_parts<R>(dB ? static_cast<R*>(a.dB) : sum_B, dB ? dB : dBc, dB ? per_group : parts,
+                     dB ? row_sums : state_sums);
+        add_parts<R>(dC ? static_cast<R*>(a.dC) : sum_C, dC ? dC : dCc, dC ? per_group : parts,
+                     dC ? row_sums : state_sums);
         add_parts<R>(sum, dA, parts, state_sums);
         add_parts<R>(static_cast<R*>(a.dD), dD, parts, d);
         add_parts<R>(static_cast<R*>(a.dbias), dbias, parts, d);

@@ -66,14 +66,17 @@ __device__ void for_tile(const Array& x, const Span& s, const Place& p, int64_t 
 __device__ int tile_row(const Place& p) { return p.channels + 1; }
 
 __device__ void load_tile(float* tile, const Array& x, const Span& s, const Place& p, int64_t first, int count) {
-    for_tile(x, s, p, first, count, [&](int t, int c, int64_t i) { tile[t * tile_row(p) + c] = read(x.p, x.dtype, i); });
+    for_tile(x, s, p, first, count,
+             [&](int t, int c, int64_t i) { tile[t * tile_row(p) + c] = read(x.p, x.dtype, i); });
 }
 
 __device__ void store_tile(const float* tile, const Array& x, const Span& s, const Place& p, int64_t first, int count) {
-    for_tile(x, s, p, first, count, [&](int t, int c, int64_t i) { write(x.p, x.dtype, i, tile[t * tile_row(p) + c]); });
+    for_tile(x, s, p, first, count,
+             [&](int t, int c, int64_t i) { write(x.p, x.dtype, i, tile[t * tile_row(p) + c]); });
 }
 
-__device__ void load_step_sizes(float* tile, const ScanArgs& a, const Span& s, const Place& p, int64_t first, int count) {
+__device__ void load_step_sizes(float* tile, const ScanArgs& a, const Span& s, const Place& p, int64_t first,
+                                int count) {
     const float* bias = static_cast<const float*>(a.bias);
     for_tile(a.delta, s, p, first, count, [&](int t, int c, int64_t i) {
         const float raw = read(a.delta.p, a.delta.dtype, i) + (bias ? bias[p.channel0 + c] : 0.0f);
