@@ -160,7 +160,8 @@ def _table_view(table: Tensor | None) -> tuple[int, int, int]:
 
 
 def _table_gradient(p: Problem, table: Tensor | None, needed: bool) -> Tensor | None:
-    return torch.zeros(table.shape, dtype=p.compute_dtype) if table is not None and needed else None
+    # The kernel writes every entry.
+    return torch.empty(table.shape, dtype=p.compute_dtype) if table is not None and needed else None
 
 
 def _as_table(gradient: Tensor | None, table: Tensor | None) -> Tensor | None:
