@@ -151,7 +151,7 @@ def test_a_channel_uses_the_coefficients_of_its_group(backend):
 
 def test_backends_say_whether_and_why_not():
     status = available_backends()
-    assert status["reference"] == "ok" and set(status) == {"reference", "cpu", "triton"}
+    assert status["reference"] == "ok" and set(status) == {"reference", "cpu", "triton", "cuda"}
     assert all(isinstance(reason, str) and reason for reason in status.values())
 
 
