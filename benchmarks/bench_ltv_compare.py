@@ -40,7 +40,7 @@ def run(*words: object) -> None:
         raise SystemExit(f"failed: ltv {shlex.join(line)}")
 
 
-def fit(name: str, work: Path, rows: int, seeds: list[int]) -> dict[str, list[Run]]:
+def fit(name: str, work: Path, rows: int, train_frac: float, seeds: list[int]) -> dict[str, list[Run]]:
     """Make the rows, fit and score every model with every seed; BG/NBD knows no seed and is fitted once."""
     data = work / f"data_{name}"
     found: dict[str, list[Run]] = {}
@@ -51,6 +51,7 @@ def fit(name: str, work: Path, rows: int, seeds: list[int]) -> dict[str, list[Ru
             trees = "{n_estimators: 100}"
             words: list[Any] = ["--config", "config/config.yaml"]
             words += ["--models.buyer_classifier", trees, "--models.revenue_regressor", trees]
+            words += ["--training.sampling.train_frac", train_frac]
             variants = BOOSTED
         else:
             if not data.exists():
@@ -73,7 +74,7 @@ def tables(found: dict[str, list[Run]]) -> dict[str, pd.DataFrame]:
     order = sorted(errors, key=lambda name: errors[name].sum(axis=1).mean())
     ranking = []
     for name in order:
-        line: dict[str, Any] = {"model": name}
+        line: dict[str, Any] = {"model": name, "fits": len(found[name])}
         line |= {f"MSLE {h}": value for h, value in zip(horizons, errors[name].mean(axis=0), strict=True)}
         sums = [float(_squared(run).sum(axis=1).mean()) for run in found[name]]
         line |= {"sum": np.mean(sums), "lowest and highest seed": f"{min(sums):.5g} .. {max(sums):.5g}"}
@@ -140,6 +141,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=["generated", *FOLDERS])
     parser.add_argument("--rows", type=int, default=240_000, help="rows of the generated train split")
+    parser.add_argument("--train-frac", type=float, default=1.0, help="share of the generated train rows that is used")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 1 2 3 for the shop sets, 1 for the generated")
     parser.add_argument(
         "--work", type=Path, help="folder for data and runs, kept for --resume; default: a temporary one"
@@ -151,4 +153,4 @@ if __name__ == "__main__":
     given = parsed()
     chosen = given.seeds or ([1] if given.set == "generated" else [1, 2, 3])
     with tempfile.TemporaryDirectory() as temporary:
-        report(given.set, chosen, fit(given.set, given.work or Path(temporary), given.rows, chosen))
+        report(given.set, chosen, fit(given.set, given.work or Path(temporary), given.rows, given.train_frac, chosen))
