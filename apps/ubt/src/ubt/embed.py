@@ -61,13 +61,18 @@ def embed(
     shape = (len(prepared.users), nobody.shape[1])
     counts = np.zeros(len(prepared.users), np.int64)
     counts[prepared.known] = view.lengths()
+    rows = prepared.known
+    if cache is not None:
+        # Who was seen lately comes back soonest: with such users side by side, an update touches few chunks.
+        order = np.argsort(_newest(view), kind="stable")
+        rows, view = rows[order], view.at(order)
     with cache_writer(cache, config or EmbedConfig()) as writer:
         with temporary_file(folder / "embeddings.npy") as name:
             out = np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
             with progress(len(view), "embed", unit="user") as bar:
-                for rows, vectors in embed_users(network, reader, view, prepared.known, moment, writer):
-                    out[rows] = finite(vectors, prepared.users[rows])
-                    bar.update(len(rows))
+                for some, vectors in embed_users(network, reader, view, rows, moment, writer):
+                    out[some] = finite(vectors, prepared.users[some])
+                    bar.update(len(some))
             for start in range(0, len(counts), 1 << 16):
                 lost = start + np.flatnonzero(counts[start : start + (1 << 16)] == 0)
                 out[lost] = nobody
@@ -181,6 +186,12 @@ def cache_writer(folder: str | Path | None, config: EmbedConfig) -> Iterator[Cac
 def seconds(moment: datetime) -> int:
     """Return a moment in UTC as seconds since 1970."""
     return int(moment.replace(tzinfo=timezone.utc).timestamp())
+
+
+def _newest(view: View) -> NDArray[np.int64]:
+    """Time of the newest event of every user of a view, 0 without events [n]."""
+    first, last = view.bounds
+    return np.where(last > first, view.store.time[np.maximum(last - 1, 0)], 0)
 
 
 def finite(vectors: NDArray[np.float32], users: NDArray) -> NDArray[np.float16]:
