@@ -30,7 +30,7 @@ GROUPS = {
     "train": ("model", "train"),
     "embed": ("embed", "features"),
     "score": ("features", "score", "train.threads"),
-    "update": ("update", "embed"),
+    "update": ("update", "embed", "log"),
     "run": ("generate", "log", "prepare", "model", "train", "embed", "features", "score"),
 }
 SECTIONS = ("generate", "log", "prepare", "model", "train", "embed", "update", "features", "score")
