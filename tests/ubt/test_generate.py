@@ -129,7 +129,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"clients": 5}, "clients: got 5"), ({"days": 20}, "days: got 20"), ({"relevant_share": 0.0}, "relevant_share")],
+    [
+        ({"target_new_skus": 1}, "target_new_skus: got 1"),
+        ({"clients": 5}, "clients: got 5"),
+        ({"days": 20}, "days: got 20"),
+        ({"relevant_share": 0.0}, "relevant_share"),
+    ],
 )
 def test_settings_without_sense_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
