@@ -97,7 +97,7 @@ def test_conformal_intervals_cover_their_level_though_the_quantiles_are_wrong(ra
     assert found["lowest"] > 0.85
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.12, 0.3, 0.7])
+@pytest.mark.parametrize("rate", [0.05, 0.3])
 @pytest.mark.parametrize("rows", [600, 4000])
 def test_intervals_of_the_outputs_cover_on_average_though_chances_are_learnt_on_the_same_rows(
     rate: float, rows: int
