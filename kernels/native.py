@@ -125,16 +125,17 @@ def load(package: Path, module: str) -> ModuleType:
 def install_time_modules(package: Path, policy: str) -> list[Path]:
     """Build what ``<PACKAGE>_BUILD`` asks for and return the modules' paths; called by ``hatch_build.py``.
 
-    ``auto`` builds ``_cpu`` and, where nvcc and CUDA sources are found, ``_cuda``; what cannot be built is left out
-    with a message. ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
-    ``FOOTFALL_CUDA`` settles the CUDA module alone: ``auto`` as above, ``on`` insists on it, ``off`` leaves it out.
+    ``auto`` builds ``_cpu`` and, where there are CUDA sources, nvcc and a card, ``_cuda``; what cannot be built is left
+    out with a message. ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
+    ``FOOTFALL_CUDA`` settles the CUDA module alone: ``auto`` as above, ``on`` insists on it, card or not (an image built
+    for other machines), ``off`` leaves it out.
     """
     if policy not in ("auto", "cpu", "cuda", "none"):
         raise BuildError(f"{package.name.upper()}_BUILD must be auto, cpu, cuda or none, got {policy!r}")
     if policy == "none":
         return []
     has_cuda, cuda = any((package / "csrc").glob("*_cuda.cu")), _cuda_policy()
-    found = policy == "auto" and cuda == "auto" and _nvcc() is not None
+    found = policy == "auto" and cuda == "auto" and _nvcc() is not None and _card()
     wanted = ["_cpu"] + ["_cuda"] * (policy == "cuda" or (has_cuda and (cuda == "on" or found)))
     built = []
     for module in wanted:
@@ -194,6 +195,11 @@ def _nvcc() -> str | None:
     homes = (os.environ.get("CUDA_HOME") or "/usr/local/cuda", "/usr/local/cuda")
     places = ["nvcc", *(str(Path(home, "bin", "nvcc")) for home in homes)]
     return next((found for place in places if (found := shutil.which(place))), None)
+
+
+def _card() -> bool:
+    # nvcc takes minutes, which nobody should spend on a machine without a card; a driver shows its cards there.
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]) -> str:

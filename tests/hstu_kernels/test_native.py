@@ -81,6 +81,9 @@ def test_cuda_modules_compile_and_load_without_a_driver(tmp_path, monkeypatch, n
     with pytest.raises(native.BuildError, match="switched off by FOOTFALL_CUDA=off"):
         native.load(package, "_cuda")
     monkeypatch.delenv("FOOTFALL_CUDA")
+    monkeypatch.setattr(native, "_card", lambda: False)
+    assert len(native.install_time_modules(package, "auto")) == 1
+    monkeypatch.setattr(native, "_card", lambda: True)
     built = native.install_time_modules(package, "auto")
     assert [path.name.split(".")[0] for path in built] == ["_cpu", "_cuda"]
     assert answer(built[1]) == 4
