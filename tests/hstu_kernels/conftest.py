@@ -34,7 +34,7 @@ def on_host(tmp_path_factory):
     assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
     path = folder / f"_cuda{native.SUFFIX}"
     subprocess.run([cxx, "-shared", *folder.glob("*.o"), "-o", path], check=True)
-    spec = importlib.util.spec_from_file_location("_cuda", path)
+    spec = importlib.util.spec_from_file_location("hstu_kernels._cuda", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

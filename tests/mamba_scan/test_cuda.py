@@ -33,7 +33,7 @@ def emulated(tmp_path_factory):
     command += ["-x", "c++", *(str(CSRC / name) for name in ("scan_cuda.cu", "conv_cuda.cu", "bind_cuda.cpp"))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    spec = importlib.util.spec_from_file_location("_cuda", target)
+    spec = importlib.util.spec_from_file_location("mamba_scan._cuda", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
