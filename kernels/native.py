@@ -127,8 +127,8 @@ def install_time_modules(package: Path, policy: str) -> list[Path]:
 
     ``auto`` builds ``_cpu`` and, where there are CUDA sources, nvcc and a card, ``_cuda``; what cannot be built is left
     out with a message. ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
-    ``FOOTFALL_CUDA`` settles the CUDA module alone: ``auto`` as above, ``on`` insists on it, card or not (an image built
-    for other machines), ``off`` leaves it out.
+    ``FOOTFALL_CUDA`` settles the CUDA module alone: ``auto`` as above, ``on`` insists on it, card or not (for an image
+    that other machines run), ``off`` leaves it out.
     """
     if policy not in ("auto", "cpu", "cuda", "none"):
         raise BuildError(f"{package.name.upper()}_BUILD must be auto, cpu, cuda or none, got {policy!r}")
