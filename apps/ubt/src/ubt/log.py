@@ -81,6 +81,13 @@ def read_log(data_dir: str | Path, config: LogConfig) -> Log:
     return _challenge(folder, connection)
 
 
+def scan(paths: Iterable[Path]) -> str:
+    """Return the SQL that reads these files, Parquet or CSV, as one table."""
+    names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    reader = "read_csv" if names.rstrip("'").endswith((".csv", ".csv.gz")) else "read_parquet"
+    return f"{reader}([{names}], union_by_name = true)"
+
+
 def text(moment: datetime) -> str:
     """Return a moment as the SQL and JSON of this app write it, in UTC without a zone."""
     return moment.isoformat(sep=" ")
@@ -99,18 +106,18 @@ def _challenge(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
         _need(targets, folder)
         for path in targets:
             _need_columns(connection, path, ("client_id", "timestamp", "sku", "category"))
-        last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {_scan(targets)}"
+        last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan(targets)}"
     else:
-        last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {_scan([paths['product_buy']])}"
+        last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan([paths['product_buy']])}"
     end = _moment(connection.execute(last).fetchone(), paths["product_buy"])
     train_start = (end - timedelta(days=2 * DAYS_IN_WINDOW - 1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    buys = f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, sku FROM {_scan([paths['product_buy']])}"
+    buys = f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, sku FROM {scan([paths['product_buy']])}"
     # A left join: a purchase of a sku without properties still is a purchase, only without a category.
     outcomes = (
-        f"SELECT b.*, p.category, p.price, p.name FROM ({buys}) b LEFT JOIN {_scan([folder / ITEMS])} p USING (sku)"
+        f"SELECT b.*, p.category, p.price, p.name FROM ({buys}) b LEFT JOIN {scan([folder / ITEMS])} p USING (sku)"
     )
     if split:
-        later = f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, sku FROM {_scan(targets)}"
+        later = f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, sku FROM {scan(targets)}"
         outcomes = outcomes.replace(f"({buys})", f"({buys} UNION ALL {later})")
     arrays = _arrays(folder)
     return Log(
@@ -141,7 +148,7 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
     files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
     if not files:
         raise FileNotFoundError(f"log.files: nothing in {folder} matches {config.files}; there is: {_listing(folder)}")
-    table = _scan(files)
+    table = scan(files)
     found = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
     named = {"client_id": config.user, "timestamp": config.time, "event_type": config.event, "sku": config.item}
     named |= {"category": config.category, "price": config.price, "url": config.url}
@@ -221,14 +228,14 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
         fields = "".join(f", {column}" for column in kept)
         tables.append(
             f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, {kind} AS event_type{fields} "
-            f"FROM {_scan([path])}"
+            f"FROM {scan([path])}"
         )
     events = " UNION ALL BY NAME ".join(tables)
     if items is not None and "sku" in found:
         added = sorted(set(_columns(connection, items)) & {"category", "price", "name"} - found)
         found |= set(added)
         fields = "".join(f", p.{column}" for column in added)
-        events = f"SELECT e.*{fields} FROM ({events}) e LEFT JOIN {_scan([items])} p USING (sku)"
+        events = f"SELECT e.*{fields} FROM ({events}) e LEFT JOIN {scan([items])} p USING (sku)"
     last = _moment(connection.execute(f"SELECT max(timestamp) FROM ({events})").fetchone(), folder / "input")
     # The labels are ready and bear no time: the windows follow the last event.
     train_start = last.replace(microsecond=0) + timedelta(seconds=1)
@@ -261,7 +268,7 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
 def _ready_outcomes(connection: duckdb.DuckDBPyConnection, path: Path, moment: datetime) -> str:
     """SQL of the outcome rows of a table of ready labels; a row with churn = 1 says that there is none."""
     _need_columns(connection, path, ("client_id",))
-    found = connection.execute(f"DESCRIBE SELECT * FROM {_scan([path])}").fetchall()
+    found = connection.execute(f"DESCRIBE SELECT * FROM {scan([path])}").fetchall()
     columns = {row[0]: row[1] for row in found}
     kept = sorted({"sku", "category", "price", "name"} & set(columns))
     if "churn" not in columns and not kept:
@@ -269,11 +276,11 @@ def _ready_outcomes(connection: duckdb.DuckDBPyConnection, path: Path, moment: d
     # Whole numbers with nulls among them come as floats from pandas.
     typed = [f"CAST({c} AS BIGINT) AS {c}" if columns[c] in ("DOUBLE", "FLOAT") else c for c in kept]
     columns_sql = ", ".join(["client_id", f"TIMESTAMP '{text(moment)}' AS timestamp", *typed])
-    sql = f"SELECT {columns_sql} FROM {_scan([path])}"
+    sql = f"SELECT {columns_sql} FROM {scan([path])}"
     if "churn" not in columns:
         return sql
     wrong = " OR ".join(["churn NOT IN (0, 1)", *(f"(churn = 1 AND {column} IS NOT NULL)" for column in kept)])
-    row = connection.execute(f"SELECT client_id, churn FROM {_scan([path])} WHERE {wrong} LIMIT 1").fetchone()
+    row = connection.execute(f"SELECT client_id, churn FROM {scan([path])} WHERE {wrong} LIMIT 1").fetchone()
     if row is not None:
         raise ValueError(
             f"{path.name}: client {row[0]} has churn {row[1]}; needs 1 without category, sku, price and name, or 0"
@@ -282,7 +289,7 @@ def _ready_outcomes(connection: duckdb.DuckDBPyConnection, path: Path, moment: d
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
-    return [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {_scan([path])}").fetchall()]
+    return [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan([path])}").fetchall()]
 
 
 def _need(paths: Iterable[Path], folder: Path) -> None:
@@ -325,12 +332,6 @@ def _load(path: Path) -> NDArray:
     if not path.stem.startswith("popularity") and array.dtype.kind not in "iuU":
         raise ValueError(f"{path}: got {array.dtype} {array[:3]}, needs whole numbers or text as ids")
     return array
-
-
-def _scan(paths: Iterable[Path]) -> str:
-    names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    reader = "read_csv" if names.rstrip("'").endswith((".csv", ".csv.gz")) else "read_parquet"
-    return f"{reader}([{names}], union_by_name = true)"
 
 
 def _quoted(column: str) -> str:

@@ -16,7 +16,7 @@ import seqdata
 from ubt.config import Config, LogConfig
 from ubt.data import Reader
 from ubt.embed import BATCH_USERS, CacheWriter, Chunk, cache_writer, embed_users, finite, seconds
-from ubt.log import COLUMNS, Log, _scan, read_log
+from ubt.log import COLUMNS, Log, read_log, scan
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
 from ubt.progress import progress
@@ -194,7 +194,7 @@ def _new_files(log: Log, folder: Path, config: LogConfig) -> tuple[list[Path], d
         raise FileNotFoundError(f"update.new_data: {folder} is not a folder")
     if log.layout == "custom":
         files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
-        tables: dict[str, str] | str = log.sources["events"].replace(_scan(log.files), _scan(files)) if files else ""
+        tables: dict[str, str] | str = log.sources["events"].replace(scan(log.files), scan(files)) if files else ""
     elif log.layout in ("raw", "split"):
         tables = {name: str(path) for name in COLUMNS if (path := folder / f"{name}.parquet").exists()}
         files = [Path(path) for path in tables.values()]
