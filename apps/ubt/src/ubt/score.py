@@ -251,7 +251,7 @@ def _write(
 def _scorer(config: ScoreConfig) -> str:
     if config.scorer == "official":
         return f"official: all clients, network {official.WIDTH} wide with {official.BLOCKS} blocks"
-    clients = f"{config.sample:,} clients" if config.sample else "all clients"
+    clients = f"at most {config.sample:,} clients" if config.sample else "all clients"
     more = f", mean of {config.seeds} networks" if config.seeds > 1 else ""
     return (
         f"sampled: {clients}, network {config.width} wide with {config.layers} block(s){more}; "
