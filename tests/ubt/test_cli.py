@@ -45,6 +45,7 @@ def test_one_command_goes_from_nothing_to_the_table(
         "embeddings/embeddings.npy",
         "embeddings/all/embeddings.npy",
         "scores/all/scores.json",
+        "scores/table.txt",
         "prepared/target/train_target.parquet",
     ):
         assert (run / name).exists(), name

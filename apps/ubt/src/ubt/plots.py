@@ -11,6 +11,7 @@ from ubt.rundir import read_json, temporary_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_losses(run_dir: Path) -> None:
@@ -20,6 +21,7 @@ def plot_losses(run_dir: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4))
     for name in ("train_loss", "valid_loss"):
         axes.plot(x, [values.get(name) for values in epochs.values()], marker="o", label=name.replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="weighted loss, nats a user", title="Loss over the epochs")
     axes.legend()
     _save(figure, run_dir / "plots" / "loss.png")

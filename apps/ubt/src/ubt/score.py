@@ -20,7 +20,7 @@ from ubt.official import Result, Task
 from ubt.plots import plot_labels, plot_roc
 from ubt.prepare import Prepared
 from ubt.progress import progress
-from ubt.rundir import write_json
+from ubt.rundir import temporary_file, write_json
 
 CONSTANT, TREES, ALL = "constant", "LightGBM on aggregates", "all"
 # Propensity task -> what is asked about.
@@ -51,7 +51,8 @@ def score(prepared: Prepared, config: Config) -> str:
 
     All vectors are made of events before train_start. The scorer's network is fitted on the labels of the train window
     and judged on the labels of the scored window of the same users. Writes the blocks that are not there yet,
-    ``metrics.json``, ``scores/<method>/scores.json`` and ``epochs.json`` as the challenge's tool does, and plots.
+    ``metrics.json``, the tables in ``scores/table.txt``, ``scores/<method>/scores.json`` and ``epochs.json`` as the
+    challenge's tool does, and plots.
 
     Raises:
         FileNotFoundError: if the network's embeddings are missing; names the command that helps
@@ -73,7 +74,10 @@ def score(prepared: Prepared, config: Config) -> str:
     run_dir = Path(config.run_dir)
     _write(run_dir, prepared, config, tasks, left_out, methods, results)
     _plot(run_dir, tasks, results, [BASELINE, *names, *([ALL] if len(names) > 1 else [])])
-    return _tables(prepared, config, tasks, left_out, names, methods, results)
+    text = _tables(prepared, config, tasks, left_out, names, methods, results)
+    with temporary_file(run_dir / "scores" / "table.txt") as name:
+        name.write_text(text + "\n")
+    return text
 
 
 def _order(prepared: Prepared, config: Config, names: list[str]) -> NDArray[np.int64]:
