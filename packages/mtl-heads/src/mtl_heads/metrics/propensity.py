@@ -93,15 +93,18 @@ def official_novelty(logits: Tensor, popularity: Tensor, k: int = TOP_K, mask: T
 
 def _auroc_or_zero(scores: Tensor, labels: Tensor) -> Tensor:
     """Area under the ROC of each column [C], equal scores by mid-ranks; 0 where a class is missing."""
-    n = len(scores)
-    ordered, places = scores.double().sort(0)
-    hit = labels.gather(0, places).double()
+    # One column at a time: all of them sorted at once would take five times the memory of the scores.
+    return torch.stack([_area(column, hit) for column, hit in zip(scores.unbind(1), labels.unbind(1), strict=True)])
+
+
+def _area(scores: Tensor, labels: Tensor) -> Tensor:
+    ordered, places = scores.sort()
+    hit = labels[places].double()
     # Mid-rank of each value: the mean of how many are smaller and how many are not larger.
-    columns = ordered.T.contiguous()
-    left = torch.searchsorted(columns, columns, right=False)
-    right = torch.searchsorted(columns, columns, right=True)
-    below = (left + right + 1).T.double() / 2
-    positives = hit.sum(0)
-    negatives = n - positives
-    area = ((below * hit).sum(0) - positives * (positives + 1) / 2) / (positives * negatives)
+    left = torch.searchsorted(ordered, ordered, right=False)
+    right = torch.searchsorted(ordered, ordered, right=True)
+    below = (left + right + 1).double() / 2
+    positives = hit.sum()
+    negatives = len(scores) - positives
+    area = ((below * hit).sum() - positives * (positives + 1) / 2) / (positives * negatives)
     return torch.where((positives > 0) & (negatives > 0), area, 0.0)
