@@ -48,13 +48,7 @@ def official_features(prepared: Prepared, before: datetime, windows_days: list[f
         before: events at or after this moment do not count, UTC
         windows_days: lengths of the windows
     """
-    counts = _Counts(prepared)
-    for _, batch in _batches(prepared, before, "most frequent values"):
-        counts.add(batch)
-    top = counts.top()
-    for rows, batch in _batches(prepared, before, "baseline"):
-        part = _Part(prepared, batch, before, windows_days)
-        part.official(top, counts.last)
+    for rows, part in _official_parts(prepared, before, windows_days, "baseline"):
         yield part.features(rows)
 
 
@@ -70,18 +64,25 @@ def aggregates(prepared: Prepared, before: datetime, windows_days: list[float]) 
         before: events at or after this moment do not count, UTC
         windows_days: lengths of the windows that end at `before`
     """
-    counts = _Counts(prepared)
-    for _, batch in _batches(prepared, before, "most frequent values"):
-        counts.add(batch)
-    top = counts.top()
-    for rows, batch in _batches(prepared, before, "aggregates"):
-        part = _Part(prepared, batch, before, windows_days)
-        part.official(top, counts.last)
+    for rows, part in _official_parts(prepared, before, windows_days, "aggregates"):
         part.columns = [
             (name, column if name.startswith("mean") else np.log1p(column)) for name, column in part.columns
         ]
         part.more()
         yield part.features(rows)
+
+
+def _official_parts(
+    prepared: Prepared, before: datetime, windows_days: list[float], what: str
+) -> Iterator[tuple[NDArray[np.int64], _Part]]:
+    counts = _Counts(prepared)
+    for _, batch in _batches(prepared, before, "most frequent values"):
+        counts.add(batch)
+    top = counts.top()
+    for rows, batch in _batches(prepared, before, what):
+        part = _Part(prepared, batch, before, windows_days)
+        part.official(top, counts.last)
+        yield rows, part
 
 
 def _batches(prepared: Prepared, before: datetime, what: str) -> Iterator[tuple[NDArray[np.int64], Batch]]:
