@@ -19,7 +19,7 @@ from record import header, provenance, write
 from torch import Tensor
 from torch.nn import functional as F
 
-from hstu_kernels import available_backends, hstu_attention
+from hstu_kernels import available_backends, hstu_attention, ops
 
 SHAPES = {
     # name: (batch, longest, heads, width, ragged)
@@ -139,6 +139,36 @@ def measure(case: Case, rival: Callable[..., Tensor], tables: tuple[Tensor, ...]
     return {"forward": milliseconds(forward, rounds), "backward": milliseconds(backward, rounds)}
 
 
+def layer_piece(seed: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of LayerNorm, projection to u, v, q, k and SiLU, by Triton's kernel and by torch's own."""
+    g = torch.Generator().manual_seed(seed)
+    rows, width = 1 << 16, 256
+    weights = (torch.ones(width), torch.zeros(width), torch.randn(4 * width, width, generator=g) * width**-0.5)
+    weights = tuple(w.bfloat16().cuda().requires_grad_() for w in weights)
+    sets = [
+        (torch.randn(rows, width).bfloat16().cuda().requires_grad_(), torch.randn(rows, 4 * width).bfloat16().cuda())
+        for _ in range(3)
+    ]
+
+    def by_torch(x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        return F.silu(F.linear(F.layer_norm(x, x.shape[1:], gain, bias, 1e-6), weight))
+
+    rivals = {"triton": lambda *leaves: ops.norm_project_silu(*leaves, 1e-6, "triton"), "torch": by_torch}
+    times = {}
+    for name, rival in rivals.items():
+
+        def forward(i: int, rival: Callable[..., Tensor] = rival) -> None:
+            with torch.no_grad():
+                rival(sets[i % len(sets)][0], *weights)
+
+        def both(i: int, rival: Callable[..., Tensor] = rival) -> None:
+            x, up = sets[i % len(sets)]
+            torch.autograd.grad(rival(x, *weights), (x, *weights), up)
+
+        times[name] = {"forward": milliseconds(forward, rounds), "both": milliseconds(both, rounds)}
+    return times
+
+
 def card(rounds: int) -> dict[str, float]:
     """Rates of this card as measured: a copy in GB/s (read and written), a bfloat16 product in TF/s."""
     source, target = (torch.empty(1 << 28, dtype=torch.uint8, device="cuda") for _ in range(2))
@@ -169,6 +199,9 @@ def table(report: dict) -> str:
                 rate = row["flops"] * products / times[label] / 1e9
                 cells += [f"{times[label]:.3f}", f"{rate:.0f}", f"{rate / rates['matmul TF/s']:.2f}"]
             lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "LayerNorm, projection and SiLU, 65,536 rows, width 256 to 1024:", ""]
+    lines += ["| by | forward | forward and backward |", "|---|---|---|"]
+    lines += [f"| {name} | {times['forward']:.3f} | {times['both']:.3f} |" for name, times in report["piece"].items()]
     lines += ["", "| bar | reached | found |", "|---|---|---|"]
     lines += [f"| {text} | {'yes' if ok else 'NO'} | {found} |" for text, ok, found in bars(report)]
     return "\n".join(lines) + "\n"
@@ -245,6 +278,7 @@ def main() -> None:
         print(
             name, {key: {k: round(v, 3) for k, v in times.items()} for key, times in row["times"].items()}, flush=True
         )
+    report["piece"] = layer_piece(a.seed, a.rounds) if "triton" in backends else {}
     print(table(report))
     if a.out:
         write(a.out, report, table(report))

@@ -94,7 +94,8 @@ class HSTULayer(nn.Module):
         at: int,
     ) -> Tensor:
         wide_v, wide_qk = self.num_heads * self.d_v, self.num_heads * self.d_qk
-        uvqk = F.silu(self.uvqk(self.input_norm(x)), inplace=not torch.is_grad_enabled())
+        norm = self.input_norm
+        uvqk = ops.norm_project_silu(x, norm.weight, norm.bias, self.uvqk.weight, norm.eps, self.backend)
         u, v, q, k = uvqk.split([wide_v, wide_v, wide_qk, wide_qk], dim=-1)
         q, k = (y.unflatten(-1, (self.num_heads, self.d_qk)) for y in (q, k))
         v, q_offsets = v.unflatten(-1, (self.num_heads, self.d_v)), None

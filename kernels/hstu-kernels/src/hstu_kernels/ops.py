@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hstu_kernels.problem import Problem, check_contents
 
@@ -37,6 +38,34 @@ torch.library.define(
     "(Tensor grad, Tensor x, Tensor gate, Tensor weight, Tensor bias, float eps, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
 )
+
+torch.library.define(
+    "hstu_kernels::norm_project_silu",
+    "(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, float eps, bool keep) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "hstu_kernels::norm_project_silu_backward",
+    "(Tensor grad, Tensor projected, Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def norm_project_silu(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, backend: str | None
+) -> Tensor:
+    """Return SiLU(LayerNorm(x) @ weight.T) [T, W]; x [T, D], norm_weight and norm_bias [D], weight [W, D].
+
+    In Triton it is one op, which keeps x and the projection for backward and computes the norm anew. Elsewhere torch's
+    own three: on a CPU training took 1.00 to 1.05 of the time with one op.
+    """
+    if not _takes_triton(x, backend):
+        normed = F.layer_norm(x, x.shape[1:], norm_weight, norm_bias, eps)
+        return F.silu(F.linear(normed, weight), inplace=not torch.is_grad_enabled())
+    if torch.is_autocast_enabled(x.device.type):
+        weight = weight.to(torch.get_autocast_dtype(x.device.type))
+    keep = torch.is_grad_enabled()
+    out: Tensor = torch.ops.hstu_kernels.norm_project_silu(x, norm_weight, norm_bias, weight, eps, keep)[0]
+    return out
 
 
 def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str | None) -> Tensor:
@@ -149,6 +178,48 @@ def _norm_gate_grads(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("hstu_kernels::norm_gate", _norm_gate_grads, setup_context=_norm_gate_context)
 
 
+@torch.library.impl("hstu_kernels::norm_project_silu", ("cpu", "cuda"))
+def _norm_project_silu(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = _choose("triton", x).norm_project_silu(x, *args)
+    return found
+
+
+@torch.library.impl("hstu_kernels::norm_project_silu_backward", ("cpu", "cuda"))
+def _norm_project_silu_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = _choose("triton", grad).norm_project_silu_backward(grad, *args)
+    return found
+
+
+@torch.library.register_fake("hstu_kernels::norm_project_silu")
+def _norm_project_silu_fake(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, keep: bool
+) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], weight.shape[0])
+    return weight.new_empty(shape), weight.new_empty(shape if keep else 0)
+
+
+@torch.library.register_fake("hstu_kernels::norm_project_silu_backward")
+def _norm_project_silu_backward_fake(
+    grad: Tensor, projected: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    return tuple(y.new_empty(y.shape) for y in (x, norm_weight, norm_bias, weight))
+
+
+def _norm_project_silu_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs[:4])
+    ctx.eps = inputs[4]
+
+
+def _norm_project_silu_grads(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    return (*torch.ops.hstu_kernels.norm_project_silu_backward(grad, *ctx.saved_tensors, ctx.eps), None, None)
+
+
+torch.library.register_autograd(
+    "hstu_kernels::norm_project_silu", _norm_project_silu_grads, setup_context=_norm_project_silu_context
+)
+
+
 @cache
 def _implementation(name: str) -> ModuleType:
     return importlib.import_module(f"hstu_kernels.impl.{name}")
@@ -170,6 +241,17 @@ def _choose(backend: str, x: Tensor) -> ModuleType:
         return _implementation(name)
     _warn_once(f"hstu_kernels runs on the slow reference path, for want of the {what}: {status}")
     return _implementation("reference")
+
+
+def _takes_triton(x: Tensor, backend: str | None) -> bool:
+    if backend is None:
+        return x.is_cuda and x.dtype != torch.float64 and _triton_runs()
+    return backend == "triton"
+
+
+@torch.compiler.assume_constant_result
+def _triton_runs() -> bool:
+    return backend_status("triton") == "ok"
 
 
 @cache

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hstu_kernels import native
 from hstu_kernels.dropout import keep_threshold
+from hstu_kernels.pieces import norm_gate, norm_gate_backward  # noqa: F401
 from hstu_kernels.problem import Problem
 from hstu_kernels.time_buckets import bucket_edges
 
@@ -57,25 +58,6 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     )
     del alive
     return dq, dk, dv, _as_table(d_position, p.position_weight), _as_table(d_time, p.time_weight)
-
-
-def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """As ``reference.norm_gate``, by torch's own LayerNorm, which one pass in C++ was measured not to beat."""
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    normed: Tensor = torch.native_layer_norm(x, x.shape[1:], weight, bias, eps)[0]
-    return normed.mul_(gate)
-
-
-def norm_gate_backward(
-    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``reference.norm_gate_backward``."""
-    w, b = weight.to(x.dtype), bias.to(x.dtype)
-    normed, mean, rstd = torch.native_layer_norm(x, x.shape[1:], w, b, eps)
-    d_x, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-        grad * gate, x, x.shape[1:], mean, rstd, w, b, [True, True, True]
-    )
-    return d_x, normed.mul_(grad), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 
 def instruction_set() -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hstu_kernels import native
 from hstu_kernels.dropout import keep_threshold, seed_key
+from hstu_kernels.pieces import norm_gate, norm_gate_backward  # noqa: F401
 from hstu_kernels.problem import Problem
 from hstu_kernels.time_buckets import bucket_edges
 
@@ -82,24 +83,6 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
         chunks=chunks,
     )
     return dq, dk, dv, *_as_tables(tables, weights)
-
-
-def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """As ``reference.norm_gate``, by torch's own LayerNorm: there is nothing for tensor cores in it."""
-    normed: Tensor = torch.native_layer_norm(x, x.shape[1:], weight.to(x.dtype), bias.to(x.dtype), eps)[0]
-    return normed.mul_(gate)
-
-
-def norm_gate_backward(
-    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``reference.norm_gate_backward``."""
-    w, b = weight.to(x.dtype), bias.to(x.dtype)
-    normed, mean, rstd = torch.native_layer_norm(x, x.shape[1:], w, b, eps)
-    d_x, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-        grad * gate, x, x.shape[1:], mean, rstd, w, b, [True, True, True]
-    )
-    return d_x, normed.mul_(grad), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 
 @cache

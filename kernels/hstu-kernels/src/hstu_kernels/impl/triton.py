@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hstu_kernels.dropout import keep_threshold, seed_key
 from hstu_kernels.intervals import row_intervals
+from hstu_kernels.pieces import norm_project_silu_backward  # noqa: F401
 from hstu_kernels.problem import Problem
 from hstu_kernels.time_buckets import bucket_edges
 
@@ -117,6 +118,44 @@ def norm_gate_backward(
         )
     d_weight, d_bias = partial[0].sum(0), partial[1].sum(0)
     return d_x, d_gate, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+
+
+def norm_project_silu(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Return SiLU(z) and z = LayerNorm(x) @ weight.T [T, W], in the dtype of weight; z is empty unless kept.
+
+    Backward is products of torch's own.
+    """
+    rows, width = x.shape
+    out = torch.empty(rows, weight.shape[0], dtype=weight.dtype, device=x.device)
+    projected = torch.empty_like(out) if keep else weight.new_empty(0)
+    if out.numel() == 0:
+        return out, projected
+    x, weight = _dense(x), weight.contiguous()
+    moments = torch.empty(2, rows, dtype=torch.float32, device=x.device)
+    _moments_kernel[(rows,)](x, x.stride(0), eps, *moments, width, PADDED=triton.next_power_of_2(width))
+
+    def grid(meta: dict[str, Any]) -> tuple[int, int]:
+        return triton.cdiv(rows, meta["BLOCK_ROWS"]), triton.cdiv(out.shape[1], meta["BLOCK_WIDE"])
+
+    tuned = _tune() and not torch.are_deterministic_algorithms_enabled()
+    chosen, config = (_tuned("project"), {}) if tuned else (_norm_project_silu_kernel, _PROJECT_CONFIG)
+    chosen[grid](
+        x,
+        x.stride(0),
+        *moments,
+        norm_weight,
+        norm_bias,
+        weight,
+        out,
+        projected if keep else None,
+        rows,
+        width,
+        out.shape[1],
+        **config,
+    )
+    return out, projected
 
 
 class _Call:
@@ -507,6 +546,49 @@ def _norm_gate_backward_kernel(
     tl.store(d_bias + program * width + d, bias_sum, mask=inside)
 
 
+@triton.jit
+def _moments_kernel(x, x_row, eps, mean, rstd, width, PADDED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, PADDED)
+    inside = d < width
+    values = tl.load(x + row * x_row + d, mask=inside, other=0.0).to(tl.float32)
+    _, r = _normalize(values, inside, width, eps)
+    tl.store(mean + row, tl.sum(values, 0) / width)
+    tl.store(rstd + row, r)
+
+
+@triton.jit
+def _norm_project_silu_kernel(
+    x, x_row, mean, rstd, norm_weight, norm_bias, weight, out, projected, rows, width, wide,
+    BLOCK_ROWS: tl.constexpr, BLOCK_WIDE: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.program_id(1) * BLOCK_WIDE + tl.arange(0, BLOCK_WIDE)
+    here, there = row < rows, column < wide
+    m = tl.load(mean + row, mask=here, other=0.0)
+    r = tl.load(rstd + row, mask=here, other=0.0)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_WIDE], dtype=tl.float32)
+    for start in range(0, width, BLOCK_WIDTH):
+        d = start + tl.arange(0, BLOCK_WIDTH)
+        inside = d < width
+        tile = tl.load(x + row[:, None] * x_row + d[None, :], mask=here[:, None] & inside[None, :], other=0.0)
+        gain = tl.load(norm_weight + d, mask=inside, other=0.0).to(tl.float32)
+        shift = tl.load(norm_bias + d, mask=inside, other=0.0).to(tl.float32)
+        # Beyond the width gain and shift are 0, and so is the norm.
+        normed = (tile.to(tl.float32) - m[:, None]) * r[:, None] * gain[None, :] + shift[None, :]
+        w = tl.load(
+            weight + column.to(tl.int64)[:, None] * width + d[None, :],
+            mask=there[:, None] & inside[None, :],
+            other=0.0,
+        )
+        total += _dot(normed.to(w.dtype), tl.trans(w))
+    at = row[:, None] * wide + column[None, :]
+    both = here[:, None] & there[None, :]
+    if projected is not None:
+        tl.store(projected + at, total.to(projected.dtype.element_ty), mask=both)
+    tl.store(out + at, (total * tl.sigmoid(total)).to(out.dtype.element_ty), mask=both)
+
+
 _CONFIGS = [
     triton.Config({"BLOCK_ROWS": rows, "BLOCK_KEYS": keys}, num_warps=warps, num_stages=stages)
     for rows, keys, warps, stages in (
@@ -518,12 +600,25 @@ _CONFIGS = [
         (128, 64, 8, 2),
     )
 ]
+_PROJECT_CONFIG = {"BLOCK_ROWS": 64, "BLOCK_WIDE": 64, "BLOCK_WIDTH": 32, "num_warps": 4, "num_stages": 2}
+_PROJECT_CONFIGS = [
+    triton.Config({"BLOCK_ROWS": rows, "BLOCK_WIDE": wide, "BLOCK_WIDTH": width}, num_warps=warps, num_stages=stages)
+    for rows, wide, width, warps, stages in (
+        (64, 64, 32, 4, 2),
+        (64, 64, 64, 4, 3),
+        (128, 64, 32, 4, 3),
+        (128, 128, 32, 8, 3),
+        (128, 128, 64, 8, 3),
+    )
+]
 _KEY = ["WIDTH_QK", "WIDTH_V", "POSITION", "TIME", "DROPOUT", "ROW_DIVISOR"]
 _KERNELS = {"forward": _forward_kernel, "dq": _dq_kernel, "dkv": _dkv_kernel}
 
 
 @cache
 def _tuned(name: str) -> Any:
+    if name == "project":
+        return triton.autotune(_PROJECT_CONFIGS, key=["width", "wide"])(_norm_project_silu_kernel)
     # Every trial adds to the tables: they start from zero again.
     zeroed = ["d_position", "d_time"] if name == "dq" else []
     return triton.autotune(_CONFIGS, key=_KEY, reset_to_zero=zeroed)(_KERNELS[name])

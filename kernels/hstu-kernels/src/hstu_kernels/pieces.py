@@ -1,0 +1,45 @@
+"""The layer's pieces by torch's own kernels, for backends that have nothing faster: norms are computed anew."""
+
+import torch
+from torch import Tensor
+
+
+def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """As ``reference.norm_gate``."""
+    normed, _, _ = _normed(x, weight, bias, eps)
+    return normed.mul_(gate)
+
+
+def norm_gate_backward(
+    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``reference.norm_gate_backward``."""
+    normed, mean, rstd = _normed(x, weight, bias, eps)
+    d_x, d_weight, d_bias = _norm_backward(grad * gate, x, mean, rstd, weight, bias)
+    return d_x, normed.mul_(grad), d_weight, d_bias
+
+
+def norm_project_silu_backward(
+    grad: Tensor, projected: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, norm_weight, norm_bias and weight of SiLU(projected), projected = LN(x) @ weight.T."""
+    normed, mean, rstd = _normed(x, norm_weight, norm_bias, eps)
+    d_projected = torch.ops.aten.silu_backward(grad, projected)
+    d_weight = d_projected.t() @ normed.to(weight.dtype)
+    del normed
+    d_normed = (d_projected @ weight).to(x.dtype)
+    return *_norm_backward(d_normed, x, mean, rstd, norm_weight, norm_bias), d_weight
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    normed, mean, rstd = torch.native_layer_norm(x, x.shape[1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+    return normed, mean, rstd
+
+
+def _norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_x, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+        grad, x, x.shape[1:], mean, rstd, weight.to(x.dtype), bias.to(x.dtype), [True, True, True]
+    )
+    return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
