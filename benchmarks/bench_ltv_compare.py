@@ -53,9 +53,7 @@ def fit(name: str, work: Path, rows: int, train_frac: float, seeds: list[int]) -
         if name == "generated":
             if not data.exists():
                 run("generate", "--data-dir", data, "--rows", rows, "--test-rows", 1000, "--seed", 1)
-            trees = "{n_estimators: 100}"
             words: list[Any] = ["--config", "config/config.yaml"]
-            words += ["--models.buyer_classifier", trees, "--models.revenue_regressor", trees]
             words += ["--training.sampling.train_frac", train_frac]
             variants = MODELS
         else:
