@@ -115,3 +115,60 @@ def test_fit_refuses_all_leaks_at_once_unless_told_to_report(
     reported = LTVPipeline(leaky, config(guard="report")).fit(from_table(table))
     assert [leak.split(":")[0] for leak in reported.report_["leaks"]] == ["later", "spoiler"]
     assert LTVPipeline(leaky.without("later", "spoiler"), config()).fit(from_table(table)).fitted
+
+
+def buyers_of(plain: pa.Table) -> np.ndarray:
+    return np.nan_to_num(plain["revenue_d7"].to_numpy(zero_copy_only=False)) > 0
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        lambda buyer: np.where(buyer, "payer", "free").tolist(),
+        lambda buyer: ["payer" if one else None for one in buyer],
+        lambda buyer: [["a", "gold"] if one else ["a"] for one in buyer],
+        lambda buyer: [[("gold", 1.0)] if one else [("tin", 1.0)] for one in buyer],
+        lambda buyer: [i % 7 if one else None for i, one in enumerate(buyer)],
+    ],
+    ids=["text", "null text", "elements", "keys", "missing"],
+)
+def test_a_label_told_by_text_keys_or_absence_is_refused(plain: pa.Table, schema: Schema, leak: Callable) -> None:
+    values = leak(buyers_of(plain))
+    kind = (
+        pa.map_(pa.string(), pa.float64())
+        if any(v and isinstance(v, list) and v[0][0] == "tin" for v in values)
+        else None
+    )
+    data = from_table(plain.append_column("tier", pa.array(values, kind)))
+    assert kinds(data, schema.with_columns(Column("tier"))) == {"tier": "label_derived"}
+
+
+def test_a_time_that_is_there_for_buyers_only_is_refused(plain: pa.Table, schema: Schema) -> None:
+    now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e6
+    data = with_column(plain, "paid", np.where(buyers_of(plain), now - 60, np.nan))
+    assert kinds(data, schema.with_columns(Column("paid", kind="unix_seconds"))) == {"paid": "label_derived"}
+
+
+@pytest.mark.parametrize("form", ["milliseconds", "microseconds", "text", "day"])
+def test_future_dates_are_seen_in_any_form(plain: pa.Table, schema: Schema, form: str) -> None:
+    now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e6
+    late = np.where(np.arange(len(now)) % 10 == 0, now + 5 * 86400, now - 86400).astype("datetime64[s]")
+    values = {
+        "milliseconds": late.astype("datetime64[ms]").astype(np.int64),
+        "microseconds": late.astype("datetime64[us]").astype(np.int64),
+        "text": [f"{one}Z" for one in late],
+        "day": [str(one)[:10] for one in late],
+    }[form]
+    assert kinds(with_column(plain, "due", values), schema.with_columns(Column("due"))) == {"due": "future_dated"}
+
+
+def test_an_excluded_column_is_not_looked_at(plain: pa.Table, schema: Schema) -> None:
+    data = with_column(plain, "leak", buyers_of(plain).astype(float))
+    wider = schema.with_columns(Column("leak"), Column("later", available_at=timedelta(days=1)))
+    assert {f.column for f in audit(data, wider, num_threads=1)} == {"leak", "later"}
+    assert audit(data, wider, {"exclude": ["leak", "later"]}, num_threads=1) == []
+
+
+def test_what_cannot_be_tested_is_said(plain: pa.Table, schema: Schema, caplog: pytest.LogCaptureFixture) -> None:
+    audit(from_table(plain.slice(0, 300)), schema, num_threads=1)
+    assert "were not looked for" in caplog.text and "was not tested" in caplog.text

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc
 from ltv.config import Config, Slice
 from ltv.predict import check_order, load_pipeline
 from ltv.rundir import Run, fingerprint, read_json, temporary_directory, write_json
-from ltv.slices import engine_of, open_slice, schema_of
+from ltv.slices import engine_of, features_of, open_slice, schema_of
 from ltv_stack import Dataset, Evaluation, LTVPipeline, audit, revenue_metrics, write_report
 from ltv_stack import evaluate as evaluate_pipeline
 
@@ -78,7 +78,7 @@ def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
         for split in ("train", "val"):
             data = open_slice(config, _of_split(rows, split))
             if split == "train":
-                findings = audit(data, schema_of(config), seed=config.seed)
+                findings = audit(data, schema_of(config), features_of(config), seed=config.seed)
                 report["findings"] = [f"{f.column}: {f.kind} ({f.detail})" for f in findings]
                 for line in report["findings"] or ["no column leaks"]:
                     log.info("audit: %s", line)

@@ -10,13 +10,15 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
 from .data import Dataset, drawn, from_table, row_hashes, row_seconds
 from .errors import LeakageError
 from .features import FeatureBuilder, FeatureConfig
-from .nested import Floats, column_numbers, nested_statistics
+from .nested import Bools, Floats, Ints, column_numbers, flatten_nested, nested_statistics
 from .schema import Schema
 from .stages import predict, threads_for
 
@@ -30,6 +32,9 @@ _DERIVED_AUC = 0.985
 _DERIVED_CORRELATION = 0.98
 _FEWEST_BUYERS = 30
 _SIGNAL_BUYERS = 200
+# Text with more distinct values than this is looked at no further, nor are keys beyond so many of the most frequent.
+_MOST_VALUES = 2000
+_MOST_KEYS = 20
 _SIGNAL_Z = 2.0
 
 
@@ -64,11 +69,12 @@ def audit(
     Args:
         dataset: the training data.
         schema: its declared columns.
-        config: feature groups used for the label's own test.
+        config: feature groups used for the label's own test; columns it excludes are not looked at.
         rows: rows looked at, the same ones for the same seed.
         seed: of the sample.
         num_threads: of the quick model that tests the labels; 0 to choose by the rows.
     """
+    schema = schema.without(*(name for name in schema.feature_columns if name in _dropped(config)))
     findings = declared_leaks(schema)
     known = {finding.column for finding in findings}
     sample = _sample(dataset, schema, rows, seed)
@@ -77,8 +83,13 @@ def audit(
     names = [n for n in schema.feature_columns if n in sample.schema.names and n not in known]
     labels = _labels(sample, schema)
     now = row_seconds(sample, schema.time) if schema.time and schema.time in sample.schema.names else None
+    half = _half(sample.num_rows, seed)
+    for label, target in labels.items():
+        buyers = int((target > 0).sum())
+        if buyers < _FEWEST_BUYERS:
+            log.warning("guard: copies of %s were not looked for: %d of %d rows buy", label, buyers, len(target))
     for name in names:
-        finding = _look(sample, schema, name, now, labels)
+        finding = _look(sample, schema, name, now, labels, half)
         if finding:
             findings.append(finding)
     known = {finding.column for finding in findings}
@@ -119,34 +130,120 @@ def refuse(findings: list[Finding]) -> None:
 
 
 def _look(
-    sample: pa.RecordBatch, schema: Schema, name: str, now: Floats | None, labels: dict[str, Floats]
+    sample: pa.RecordBatch, schema: Schema, name: str, now: Floats | None, labels: dict[str, Floats], half: Bools
 ) -> Finding | None:
     array = sample.column(name)
     kind = schema[name].kind
-    times = kind in ("unix_seconds", "nested_time") or pa.types.is_timestamp(array.type) or pa.types.is_date(array.type)
     nested = pa.types.is_nested(array.type)
     parts = nested_statistics(array, ("max", "sum", "count")) if nested else {"value": column_numbers(array)}
     views = list(parts.values())
     if now is not None:
-        newest = views[0]
-        known = np.isfinite(newest) & np.isfinite(now)
-        if not times and not nested and known.sum() >= 20:
-            # Undeclared unix seconds: nearly every value lies within thirty years of its row's time.
-            times = bool(
-                (np.abs(newest[known] - now[known]) < 30 * 365.25 * 86400).mean() > 0.95 and now[known].min() > 1e8
-            )
-        if times and known.any():
-            share = float((newest[known] > now[known] + _CLOCK_SECONDS).mean())
+        declared = kind in ("unix_seconds", "nested_time")
+        times = _as_seconds(array, views[0], now, declared)
+        known = np.isfinite(times) & np.isfinite(now)
+        if known.any():
+            share = float((times[known] > now[known] + _CLOCK_SECONDS).mean())
             if share > _FUTURE_SHARE:
                 return Finding(name, "future_dated", f"{share:.1%} of its rows hold a time after the row's own")
-    if times:
-        views = []
+            # A time may well lie close before the outcome; only that it is there at all must not tell.
+            views = []
+    views.append(np.asarray(array.is_null()).astype(np.float64))
+    groups = _groups(array)
     for label, target in labels.items():
         for view in views:
             finding = _label_in_disguise(name, view, label, target)
             if finding:
                 return finding
+        for group in groups:
+            finding = _label_by_group(name, group, label, target, half)
+            if finding:
+                return finding
     return None
+
+
+def _as_seconds(array: pa.Array, values: Floats, now: Floats, declared: bool) -> Floats:
+    """The column as unix seconds, NaN where it holds no time; all NaN where it is none.
+
+    Numbers are read as seconds, milliseconds, microseconds or nanoseconds, text as ISO 8601.
+    """
+    none = np.full(len(now), np.nan)
+    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+        return values
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        # Digits alone may be anything; a date has hyphens.
+        dated = pc.fill_null(pc.match_substring(array, "-"), False)
+        if pc.sum(dated).as_py() < max(20, 0.95 * (len(array) - array.null_count)):
+            return none
+        parsed = pd.to_datetime(pd.Series(array.to_pylist(), dtype=object), format="ISO8601", errors="coerce", utc=True)
+        if parsed.notna().sum() < 0.95 * (len(array) - array.null_count):
+            return none
+        return (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
+    known = np.isfinite(values) & np.isfinite(now)
+    # Undeclared times: nearly every value lies within thirty years of its row's time, on one of the usual scales.
+    if known.sum() >= 20 and now[known].min() > 1e8:
+        for scale in (1.0, 1e3, 1e6, 1e9):
+            if (np.abs(values[known] / scale - now[known]) < 30 * 365.25 * 86400).mean() > 0.95:
+                return values / scale
+    return values if declared else none
+
+
+def _groups(array: pa.Array) -> list[Ints]:
+    """Ways to group the rows by a column: by its values, or by whether a frequent key or element is there."""
+    if pa.types.is_nested(array.type):
+        entries = flatten_nested(array)
+        held = entries.values if entries.keys is None else entries.keys
+        if not len(held):
+            return []
+        codes = _codes(held)
+        rows = entries.rows
+        groups = []
+        for code in np.argsort(-np.bincount(codes))[:_MOST_KEYS]:
+            there = np.zeros(len(array), dtype=np.int64)
+            there[rows[codes == code]] = 1
+            groups.append(there)
+        return groups
+    codes = _codes(array)
+    return [codes] if codes.max(initial=0) < _MOST_VALUES else []
+
+
+def _codes(array: pa.Array) -> Ints:
+    """A number for each distinct value, null included."""
+    encoded = pc.dictionary_encode(array, null_encoding="encode") if not pa.types.is_dictionary(array.type) else array
+    return pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _label_by_group(name: str, group: Ints, label: str, target: Floats, half: Bools) -> Finding | None:
+    """A column whose groups, their rates learnt on the other half of the rows, rank buyers too well."""
+    known = np.isfinite(target)
+    buyers = target > 0
+    if (buyers & known).sum() < _FEWEST_BUYERS or buyers[known].all():
+        return None
+    size = int(group.max()) + 1
+    counts = [
+        [np.bincount(group[side & wanted], minlength=size) for wanted in (known & buyers, known & ~buyers)]
+        for side in (half, ~half)
+    ]
+    one, other = counts
+    least = np.min([_grouped_auc(_rates(*other), *one), _grouped_auc(_rates(*one), *other)])
+    if least > _DERIVED_AUC:
+        detail = f"its groups alone rank {label} > 0 of the other half of the rows with AUC {least:.4f}"
+        return Finding(name, "label_derived", detail)
+    return None
+
+
+def _rates(positives: Ints, negatives: Ints) -> Floats:
+    """Share of positives of each group, drawn towards that of all [G]."""
+    base = positives.sum() / max(positives.sum() + negatives.sum(), 1)
+    shares: Floats = (positives + base) / (positives + negatives + 1.0)
+    return shares
+
+
+def _grouped_auc(rates: Floats, positives: Ints, negatives: Ints) -> float:
+    """AUC of rows that are scored by the rate of their group; NaN where a class is missing."""
+    _, place = np.unique(rates, return_inverse=True)
+    above, below = (np.bincount(place, side.astype(np.float64)) for side in (positives, negatives))
+    total = above.sum() * below.sum()
+    return float((above * (np.cumsum(below) - below / 2)).sum() / total) if total else float("nan")
 
 
 def _label_in_disguise(name: str, column: Floats, label: str, target: Floats) -> Finding | None:
@@ -189,12 +286,16 @@ def _shuffled_labels(
         buyers = (target > 0)[known]
         positives, negatives = int(buyers.sum()), int((~buyers).sum())
         if min(positives, negatives) < _SIGNAL_BUYERS:
+            seen = (
+                f"{positives} of {positives + negatives} rows of the sample buy, {_SIGNAL_BUYERS} of either are needed"
+            )
+            log.warning("guard: whether %s is shuffled was not tested: %s", label, seen)
             continue
         if matrix is None:
             data = from_table(sample, chunk_size=None)
             matrix = FeatureBuilder(schema, config, sample_rows=10_000, seed=seed).fit(data).transform(sample)
         rows = matrix[known]
-        half = (row_hashes(seed, "guard", 0, len(buyers)) & np.uint64(1)).astype(bool)
+        half = _half(len(buyers), seed)
         score = np.empty(len(buyers))
         parameters = {
             "objective": "binary",
@@ -220,6 +321,16 @@ def _shuffled_labels(
             )
             findings.append(Finding(label, "unpredictable_label", detail))
     return findings
+
+
+def _half(rows: int, seed: int) -> Bools:
+    return (row_hashes(seed, "guard", 0, rows) & np.uint64(1)).astype(bool)
+
+
+def _dropped(config: FeatureConfig | Mapping[str, Any] | None) -> set[str]:
+    if config is None:
+        return set()
+    return set(config.exclude if isinstance(config, FeatureConfig) else config.get("exclude") or ())
 
 
 def _sample(dataset: Dataset, schema: Schema, rows: int, seed: int) -> pa.RecordBatch:
