@@ -87,6 +87,9 @@ class Schema:
             raise ValueError(f"horizons: {twice} are given more than once")
         if not horizons:
             raise ValueError("horizons: got none, needs at least one")
+        days = [int(h.name[1:]) for h in horizons if re.fullmatch(r"d\d+", h.name)]
+        if days != sorted(days):
+            raise ValueError(f"horizons: got {', '.join(h.name for h in horizons)}, needs the shortest first")
         labels = {name for h in horizons for name in (h.revenue, h.buyer) if name}
         clash = sorted(c.name for c in columns if c.role == "feature" and c.name in labels)
         if clash:

@@ -1,5 +1,6 @@
 """The 84 columns of the mobile-advertising revenue data the method comes from, and the feature groups for them."""
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -97,20 +98,21 @@ _NESTED_TIMES: dict[str, tuple[str, ...]] = {
 _SETS = ("bundles_ins", "new_bundles", "user_bundles", "user_bundles_l28d")
 
 
-def smadex_schema(horizons: Sequence[str] = ("d1", "d7", "d14", "d28"), d1_revenue: str | None = None) -> Schema:
+def smadex_schema(horizons: Sequence[str] = ("d1", "d7", "d14", "d28")) -> Schema:
     """Roles, kinds and times of availability of the 84 columns.
 
     Args:
-        horizons: names out of d1, d7, d14, d28, shortest first.
-        d1_revenue: the column of day-1 amounts where the data has one; the published data has only the flag.
+        horizons: d and a number of days each, shortest first. Their labels are iap_revenue_<h> and buyer_<h>, declared
+            whether the data has them or not: the published data has no amounts of d1 and of horizons not named here.
     """
-    unknown = [name for name in horizons if name not in ("d1", "d7", "d14", "d28")]
-    if unknown:
-        raise ValueError(f"horizons: got {unknown}, needs names out of d1, d7, d14, d28")
+    wrong = [name for name in horizons if not re.fullmatch(r"d[1-9]\d*", name)]
+    if wrong:
+        raise ValueError(f"horizons: got {wrong}, needs d and a number of days each, e.g. d7")
+    days = {f"{kind}_{name}": int(name[1:]) for name in horizons for kind in ("iap_revenue", "buyer")}
     columns = [Column("row_id", role="id"), Column("datetime", role="time")]
     columns += [
         Column(name, role="label", kind="number", available_at=timedelta(days=days))
-        for name, days in _LABEL_DAYS.items()
+        for name, days in (days | _LABEL_DAYS).items()
     ]
     columns += [Column(name, kind="category") for name in _CATEGORIES]
     columns += [Column("release_date", kind="year_month")]
@@ -119,11 +121,7 @@ def smadex_schema(horizons: Sequence[str] = ("d1", "d7", "d14", "d28"), d1_reven
     columns += [Column(name, kind="nested", lookup=keys) for name, keys in _NESTED.items()]
     columns += [Column(name, kind="nested_time", lookup=keys) for name, keys in _NESTED_TIMES.items()]
     columns += [Column(name, kind="set", lookup=(_BUNDLE,)) for name in _SETS]
-    if d1_revenue:
-        columns.append(Column(d1_revenue, role="label", kind="number", available_at=timedelta(days=1)))
-    listed = [
-        Horizon(name, d1_revenue if name == "d1" else f"iap_revenue_{name}", f"buyer_{name}") for name in horizons
-    ]
+    listed = [Horizon(name, f"iap_revenue_{name}", f"buyer_{name}") for name in horizons]
     return Schema(columns, listed, "datetime", "row_id", ("country", "dev_os", "advertiser_category"))
 
 
@@ -161,6 +159,7 @@ def smadex_features() -> dict[str, Any]:
             "features": ["release_msrp", "iap_revenue_usd_bundle__sum", "avg_daily_sessions__sum", "avg_act_days"],
             "min_rows": 200,
         },
+        "exclude": [],
     }
 
 
