@@ -119,3 +119,10 @@ def test_wrong_use_is_named():
             cache.select(users)
     with pytest.raises(ValueError, match="page_size"):
         RaggedKVCache(page_size=0)
+    for wrong, message in (([0, 2], "got 2 as last element, need the number of rows of x, 3"), ([0, 4, 3], "a fall")):
+        cache = RaggedKVCache(len(wrong) - 1, page_size=2)
+        with pytest.raises(ValueError, match=message):
+            model()(x, torch.tensor(wrong), cache=cache)
+        assert cache.lengths == [0] * (len(wrong) - 1)
+    with pytest.raises(ValueError, match=r"timestamps: got shape \[2\], need \[3\]"):
+        model()(x, offsets, timestamps=torch.arange(2), cache=RaggedKVCache(1))

@@ -70,6 +70,12 @@ BAD = {
     "divisor shape": ({"divisor": torch.ones(5)}, r"divisor: got shape \[5\], need \[6\]"),
     "divisor with grad": ({"divisor": torch.ones(6, requires_grad=True)}, "divisor: got a tensor that requires grad"),
     "negative window": ({"max_attn_len": -1}, "max_attn_len: got -1"),
+    "no heads": ({"q": torch.randn(6, 0, 4)}, r"q: got shape \[6, 0, 4\], need a head or more"),
+    "offsets as a list": ({"offsets": [0, 2, 6]}, "offsets: got a list, need a tensor"),
+    "fractional max_seqlen": ({"max_seqlen": 7.0}, "max_seqlen: got 7.0, need an integer"),
+    "divisor of nan": ({"divisor": float("nan")}, "divisor: got nan"),
+    "seed too large": ({"seed": 2**63, "dropout": 0.5}, "seed: got 9223372036854775808"),
+    "fractional seed": ({"seed": torch.tensor(1.5), "dropout": 0.5}, "seed: got dtype torch.float32"),
     "unknown backend": ({"backend": "gpu"}, "backend: got 'gpu', need None or one of 'reference', 'cpu', 'triton'"),
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from hstu_kernels import hstu_attention
 
@@ -162,3 +163,31 @@ def test_gradients_that_nobody_needs_are_left_out(backend):
     out.sum().backward()
     assert leaves["time_weight"].grad.abs().sum() > 0
     assert leaves["q"].grad is None and leaves["position_weight"].grad is None
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_one_graph_serves_all_sizes(dynamic):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def step(q, k, v, offsets, longest):
+        return hstu_attention(q, k, v, offsets, longest, divisor=50, dropout=0.5, seed=1, backend="cpu")
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=counter)
+    for i in range(10):
+        total = 20 + 3 * i
+        q, k, v = (torch.randn(total, 2, 4, requires_grad=True) for _ in range(3))
+        offsets = torch.tensor([0, 5, total])
+        out = compiled(q, k, v, offsets, total + i)
+        torch.testing.assert_close(out, step(q, k, v, offsets, total + i))
+        out.sum().backward()
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_second_derivatives_are_refused(backend):
+    arguments, constants = problem()
+    out = hstu_attention(*(arguments[x] for x in "qkv"), constants["offsets"], 8, backend=backend)
+    (grad,) = torch.autograd.grad(out.square().sum(), arguments["q"], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        grad.sum().backward()

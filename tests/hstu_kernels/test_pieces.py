@@ -121,6 +121,23 @@ def test_under_autocast_the_projection_has_its_type_and_the_norm_has_not(backend
         assert float((a.detach().double() - b).abs().max() / b.abs().max()) < 4e-2
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_strided_parameters_are_read_as_they_are_and_wrong_shapes_named(backend):
+    x, weight, bias, matrix, _ = projection(9, 8, 12, torch.float32, device_of(backend, torch.float32))
+    wide = [y.repeat_interleave(2)[::2] for y in (weight, bias)]
+    expected = by_torch(x, weight, bias, matrix)
+    torch.testing.assert_close(ops.norm_project_silu(x, *wide, matrix, 1e-6, backend), expected)
+    gate = torch.randn_like(x)
+    expected = F.layer_norm(x, x.shape[1:], weight, bias, 1e-6) * gate
+    torch.testing.assert_close(ops.norm_gate(x, gate, *wide, 1e-6, backend), expected)
+    with pytest.raises(ValueError, match=r"weight of the norm: got shape \[7\], need \[8\]"):
+        ops.norm_project_silu(x, weight[:7], bias, matrix, 1e-6, backend)
+    with pytest.raises(ValueError, match=r"weight: got shape \[12, 7\], need \[W, 8\]"):
+        ops.norm_project_silu(x, weight, bias, matrix[:, :7], 1e-6, backend)
+    with pytest.raises(ValueError, match=r"gate: got shape \[9, 7\]"):
+        ops.norm_gate(x, gate[:, :7], weight, bias, 1e-6, backend)
+
+
 def test_triton_does_not_keep_the_norm_for_backward():
     x, weight, bias, matrix, _ = projection(64, 32, 48, torch.float32, device_of("triton", torch.float32))
     leaves = [y.contiguous().requires_grad_() for y in (x, weight, bias, matrix)]

@@ -47,7 +47,8 @@ def hstu_attention(
         causal: row i sees rows j <= i; otherwise all rows that are not targets.
         num_targets: [B], that many last rows of a sequence are targets: each sees the history and itself, and no other
             row sees it, causal or not.
-        num_contextual: int or [B], that many first rows see all rows that are not targets.
+        num_contextual: int or [B], that many first rows see all rows that are not targets. Where they and the targets
+            are more rows than the sequence has, its rows see themselves only, as in generative-recommenders.
         max_attn_len: rows further apart than this do not see each other; 0 for no window.
         min_full_attn_len: that many last rows before the targets, and the targets, ignore the window; 0 for none.
         position_weight: table [1 or H, 2*N - 1] with N >= max_seqlen; bias += position_weight[h, N - 1 + (j - i)].
@@ -76,6 +77,10 @@ def hstu_attention(
         contextual = offsets.new_full((max(offsets.shape[0] - 1, 0),), num_contextual) if num_contextual else None
     else:
         contextual = num_contextual
+    if not isinstance(max_seqlen, (int, torch.SymInt)):
+        raise ValueError(f"max_seqlen: got {max_seqlen!r}, need an integer")
+    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: got {seed}, need 64 bits with a sign")
     if dropout == 0.0:
         seed = None
     elif seed is None:
@@ -96,7 +101,7 @@ def hstu_attention(
         row_divisor=divisor if isinstance(divisor, Tensor) else None,
         seed=seed,
         max_seqlen=max_seqlen,
-        alpha=float(q.shape[-1] ** -0.5 if alpha is None else alpha),
+        alpha=float(max(q.shape[-1], 1) ** -0.5 if alpha is None else alpha),
         divisor=1.0 if isinstance(divisor, Tensor) else float(max(max_seqlen, 1) if divisor is None else divisor),
         causal=causal,
         max_attn_len=max_attn_len,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hstu_kernels.problem import check_integers, check_offsets, check_timestamps
+
 
 class RaggedKVCache:
     """Keys and values of every layer for a batch of users, each with its own number of events.
@@ -70,13 +72,19 @@ class RaggedKVCache:
         self._pages = [self._pages[u] for u in users]
         self._lengths = [self._lengths[u] for u in users]
 
-    def begin(self, offsets: Tensor, timestamps: Tensor | None) -> "CacheStep":
-        """Open a step that appends rows offsets[b]..offsets[b + 1] to user b; nothing counts until it is committed.
+    def begin(self, x: Tensor, offsets: Tensor, timestamps: Tensor | None) -> "CacheStep":
+        """Open a step that appends rows offsets[b]..offsets[b + 1] of x to user b; it counts when it is committed.
 
         Raises:
-            ValueError: the batch has not as many users as the cache, or timestamps come in some steps only.
+            ValueError: the offsets do not fit x, the batch has not as many users as the cache, timestamps do not fit or
+                come in some steps only.
         """
-        new = offsets.diff().tolist()
+        check_integers("offsets", offsets, x.device)
+        if not len(offsets):
+            raise ValueError("offsets: got no element, need batch + 1 elements")
+        new = check_offsets("offsets", offsets.tolist(), len(x), "x")
+        if timestamps is not None:
+            check_timestamps(timestamps, len(x), x.device)
         if len(new) != self.num_users:
             raise ValueError(
                 f"offsets: got {len(new)} sequences, need one for each of the {self.num_users} cached users"

@@ -162,7 +162,7 @@ def _run(
             raise ValueError(
                 "cache: got one with time_shift=1, need time_shift=0 (a row would change with the next one)"
             )
-        step = cache.begin(offsets, timestamps)
+        step = cache.begin(x, offsets, timestamps)
     for at, layer in enumerate(layers):
         assert isinstance(layer, HSTULayer)
         if layer.recompute and step is None and torch.is_grad_enabled():

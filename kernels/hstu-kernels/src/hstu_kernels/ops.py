@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hstu_kernels.pieces import check_layer_norm
 from hstu_kernels.problem import Problem, check_contents
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -17,8 +18,8 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 _PROBLEM = (
     "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? q_offsets, Tensor? num_targets, Tensor? num_contextual, "
     "Tensor? position_weight, Tensor? timestamps, Tensor? time_weight, Tensor? row_divisor, Tensor? seed, "
-    "int max_seqlen, float alpha, float divisor, bool causal, int max_attn_len, int min_full_attn_len, int time_shift, "
-    "float dropout"
+    "SymInt max_seqlen, float alpha, float divisor, bool causal, int max_attn_len, int min_full_attn_len, "
+    "int time_shift, float dropout"
 )
 _DIFFERENTIABLE = (0, 1, 2, 7, 9)
 _NUM_PROBLEM_FIELDS = 20
@@ -58,6 +59,9 @@ def norm_project_silu(
     In Triton it is one op, which keeps x and the projection for backward and computes the norm anew. Elsewhere torch's
     own three: on a CPU training took 1.00 to 1.05 of the time with one op.
     """
+    check_layer_norm(x, norm_weight, norm_bias)
+    if weight.dim() != 2 or weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight: got shape {list(weight.shape)}, need [W, {x.shape[1]}], the width of x")
     if not _takes_triton(x, backend):
         normed = F.layer_norm(x, x.shape[1:], norm_weight, norm_bias, eps)
         return F.silu(F.linear(normed, weight), inplace=not torch.is_grad_enabled())
@@ -70,6 +74,9 @@ def norm_project_silu(
 
 def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str | None) -> Tensor:
     """Return LayerNorm(x) * gate in one pass over memory; all of x and gate [T, W], weight and bias [W]."""
+    check_layer_norm(x, weight, bias)
+    if gate.shape != x.shape:
+        raise ValueError(f"gate: got shape {list(gate.shape)}, need that of x, {list(x.shape)}")
     return torch.ops.hstu_kernels.norm_gate(x, gate, weight, bias, eps, backend or "auto")
 
 
@@ -218,6 +225,14 @@ def _norm_project_silu_grads(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ..
 torch.library.register_autograd(
     "hstu_kernels::norm_project_silu", _norm_project_silu_grads, setup_context=_norm_project_silu_context
 )
+
+
+def _no_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError("hstu_kernels has no second derivatives: call backward without create_graph=True")
+
+
+for _name in ("attention", "norm_gate", "norm_project_silu"):
+    torch.library.register_autograd(f"hstu_kernels::{_name}_backward", _no_second_derivative)
 
 
 @cache

@@ -1,5 +1,7 @@
 """One attention problem as every backend sees it, and the checks that it must pass."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -46,70 +48,76 @@ def check_static(p: Problem) -> None:
     Raises:
         ValueError: names the argument, what it got and what it needs.
     """
-    for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
-        _need(x.dim() == 3, name, f"shape {list(x.shape)}", "three dimensions [rows, heads, width]")
-    _need(p.q.dtype in DTYPES, "q", f"dtype {p.q.dtype}", "float32, float64, bfloat16 or float16")
-    for name, x in (("k", p.k), ("v", p.v)):
-        _need(x.dtype == p.q.dtype, name, f"dtype {x.dtype}", f"the dtype of q, {p.q.dtype}")
-        _need(x.shape[1] == p.q.shape[1], name, f"{x.shape[1]} heads", f"as many heads as q, {p.q.shape[1]}")
-    _need(p.k.shape[2] == p.q.shape[2], "k", f"width {p.k.shape[2]}", f"the width of q, {p.q.shape[2]}")
-    _need(p.v.shape[0] == p.k.shape[0], "v", f"{p.v.shape[0]} rows", f"as many rows as k, {p.k.shape[0]}")
-    _check_integers(p, "offsets", p.offsets)
-    _need(p.offsets.shape[0] >= 1, "offsets", "no element", "batch + 1 elements")
+    _check_rank("q", p.q)
+    rows, heads, width = p.q.shape
+    _need(p.q.dtype in DTYPES, lambda: f"q: got dtype {p.q.dtype}, need float32, float64, bfloat16 or float16")
+    _need(heads >= 1 and width >= 1, lambda: f"q: got shape {list(p.q.shape)}, need a head or more, a column or more")
+    _check_like_q("k", p.k, p.q)
+    _check_like_q("v", p.v, p.q)
+    _need(p.k.shape[2] == width, lambda: f"k: got width {p.k.shape[2]}, need the width of q, {width}")
+    _need(p.v.shape[0] == p.k.shape[0], lambda: f"v: got {p.v.shape[0]} rows, need as many rows as k, {p.k.shape[0]}")
+    check_integers("offsets", p.offsets, p.q.device)
+    _need(p.offsets.shape[0] >= 1, lambda: "offsets: got no element, need batch + 1 elements")
     batch = p.offsets.shape[0] - 1
     if p.q_offsets is None:
-        _need(p.q.shape[0] == p.k.shape[0], "q", f"{p.q.shape[0]} rows", f"as many as k, {p.k.shape[0]}, or q_offsets")
+        _need(rows == p.k.shape[0], lambda: f"q: got {rows} rows, need as many as k, {p.k.shape[0]}, or q_offsets")
     else:
-        _check_integers(p, "q_offsets", p.q_offsets, batch + 1)
+        check_integers("q_offsets", p.q_offsets, p.q.device, batch + 1)
     if p.num_targets is not None:
-        _check_integers(p, "num_targets", p.num_targets, batch)
+        check_integers("num_targets", p.num_targets, p.q.device, batch)
     if p.num_contextual is not None:
-        _check_integers(p, "num_contextual", p.num_contextual, batch)
-    tensors: tuple[tuple[str, Tensor | None], ...] = (
-        ("k", p.k),
-        ("v", p.v),
-        ("position_weight", p.position_weight),
-        ("timestamps", p.timestamps),
-        ("time_weight", p.time_weight),
-        ("divisor", p.row_divisor),
-    )
-    for name, tensor in tensors:
-        if tensor is not None:
-            _need(tensor.device == p.q.device, name, f"device {tensor.device}", f"the device of q, {p.q.device}")
-    _need(p.max_seqlen >= 0, "max_seqlen", str(p.max_seqlen), "a length of at least 0")
-    _need(p.max_attn_len >= 0, "max_attn_len", str(p.max_attn_len), "0 (no window) or more")
-    _need(p.min_full_attn_len >= 0, "min_full_attn_len", str(p.min_full_attn_len), "0 or more")
-    _need(p.time_shift in (0, 1), "time_shift", str(p.time_shift), "0 or 1")
-    _need(0.0 <= p.dropout < 1.0, "dropout", str(p.dropout), "a probability in [0, 1)")
-    _need(p.divisor != 0.0, "divisor", "0", "a number other than 0")
+        check_integers("num_contextual", p.num_contextual, p.q.device, batch)
+    _need(p.max_seqlen >= 0, lambda: f"max_seqlen: got {p.max_seqlen}, need a length of at least 0")
+    _need(p.max_attn_len >= 0, lambda: f"max_attn_len: got {p.max_attn_len}, need 0 (no window) or more")
+    _need(p.min_full_attn_len >= 0, lambda: f"min_full_attn_len: got {p.min_full_attn_len}, need 0 or more")
+    _need(p.time_shift in (0, 1), lambda: f"time_shift: got {p.time_shift}, need 0 or 1")
+    _need(0.0 <= p.dropout < 1.0, lambda: f"dropout: got {p.dropout}, need a probability in [0, 1)")
+    _need(0.0 < abs(p.divisor) < math.inf, lambda: f"divisor: got {p.divisor:g}, need a finite number other than 0")
+    if p.seed is not None:
+        kind = p.seed.dtype
+        _need(kind == torch.int64, lambda: f"seed: got dtype {kind}, need an integer (int64)")
     if p.row_divisor is not None:
-        rows = p.q.shape[0]
+        found = p.row_divisor
+        _need(found.device == p.q.device, lambda: f"divisor: got device {found.device}, need that of q, {p.q.device}")
         _need(
-            p.row_divisor.shape == (rows,), "divisor", f"shape {list(p.row_divisor.shape)}", f"[{rows}], the rows of q"
+            found.dim() == 1 and found.shape[0] == rows,
+            lambda: f"divisor: got shape {list(found.shape)}, need [{rows}], the rows of q",
         )
         _need(
-            not p.row_divisor.requires_grad, "divisor", "a tensor that requires grad", "a constant tensor (detach it)"
+            not found.requires_grad,
+            lambda: "divisor: got a tensor that requires grad, need a constant tensor (detach it)",
         )
     if p.position_weight is not None:
         _check_table(p, "position_weight", p.position_weight)
-        width = p.position_weight.shape[1]
+        size = p.position_weight.shape[1]
         _need(
-            width % 2 == 1 and width >= 2 * p.max_seqlen - 1,
-            "position_weight",
-            f"width {width}",
-            f"an odd width 2*N-1 with N >= max_seqlen ({p.max_seqlen}), so at least {max(2 * p.max_seqlen - 1, 1)}",
+            size % 2 == 1 and size >= 2 * p.max_seqlen - 1,
+            lambda: (
+                f"position_weight: got width {size}, need an odd width 2*N-1 with N >= max_seqlen ({p.max_seqlen}), "
+                f"so at least {max(2 * p.max_seqlen - 1, 1)}"
+            ),
         )
     if p.time_weight is not None:
         _check_table(p, "time_weight", p.time_weight)
-        _need(p.time_weight.shape[1] >= 1, "time_weight", "width 0", "width K+1 with K >= 0")
+        _need(p.time_weight.shape[1] >= 1, lambda: "time_weight: got width 0, need width K+1 with K >= 0")
         if p.timestamps is None:
             raise ValueError("timestamps: got None, need int64 seconds [T] because time_weight is given")
     if p.timestamps is not None:
-        _need(p.timestamps.dtype == torch.int64, "timestamps", f"dtype {p.timestamps.dtype}", "int64 seconds")
-        rows = p.k.shape[0]
-        _need(
-            p.timestamps.shape == (rows,), "timestamps", f"shape {list(p.timestamps.shape)}", f"[{rows}], the rows of k"
-        )
+        check_timestamps(p.timestamps, p.k.shape[0], p.q.device)
+
+
+def check_timestamps(x: Tensor, rows: int, device: torch.device) -> None:
+    """Check type, shape and device of timestamps [rows].
+
+    Raises:
+        ValueError: names the argument, what it got and what it needs.
+    """
+    _need(x.dtype == torch.int64, lambda: f"timestamps: got dtype {x.dtype}, need int64 seconds")
+    _need(
+        x.dim() == 1 and x.shape[0] == rows,
+        lambda: f"timestamps: got shape {list(x.shape)}, need [{rows}], the rows of k",
+    )
+    _need(x.device == device, lambda: f"timestamps: got device {x.device}, need the device of q, {device}")
 
 
 def check_contents(p: Problem) -> None:
@@ -119,12 +127,12 @@ def check_contents(p: Problem) -> None:
         ValueError: names the argument, what it got and what it needs.
     """
     offsets = p.offsets.tolist()
-    lengths = _check_offsets("offsets", offsets, p.k.shape[0], "k and v")
+    lengths = check_offsets("offsets", offsets, p.k.shape[0], "k and v")
     if lengths and max(lengths) > p.max_seqlen:
         b = lengths.index(max(lengths))
         raise ValueError(f"offsets: sequence {b} has length {lengths[b]}, need at most max_seqlen, {p.max_seqlen}")
     if p.q_offsets is not None:
-        new = _check_offsets("q_offsets", p.q_offsets.tolist(), p.q.shape[0], "q")
+        new = check_offsets("q_offsets", p.q_offsets.tolist(), p.q.shape[0], "q")
         for b, (rows, length) in enumerate(zip(new, lengths, strict=True)):
             if rows > length:
                 raise ValueError(f"q_offsets: sequence {b} has {rows} rows of q, need at most its {length} rows of k")
@@ -136,7 +144,12 @@ def check_contents(p: Problem) -> None:
         raise ValueError(f"num_contextual: got {int(p.num_contextual.min())}, need 0 or more")
 
 
-def _check_offsets(name: str, offsets: list[int], total: int, of: str) -> list[int]:
+def check_offsets(name: str, offsets: list[int], total: int, of: str) -> list[int]:
+    """Return the lengths of the sequences.
+
+    Raises:
+        ValueError: the offsets do not start at 0, fall, or do not end at the number of rows.
+    """
     if offsets[0] != 0:
         raise ValueError(f"{name}: got {offsets[0]} as first element, need 0")
     lengths = [after - before for before, after in pairwise(offsets)]
@@ -149,30 +162,49 @@ def _check_offsets(name: str, offsets: list[int], total: int, of: str) -> list[i
     return lengths
 
 
-def _check_integers(p: Problem, name: str, x: Tensor, length: int | None = None) -> None:
-    _need(x.dtype in (torch.int32, torch.int64), name, f"dtype {x.dtype}", "int32 or int64")
-    _need(x.dim() == 1, name, f"shape {list(x.shape)}", "one dimension")
-    _need(x.device == p.q.device, name, f"device {x.device}", f"the device of q, {p.q.device}")
+def check_integers(name: str, x: Tensor, device: torch.device, length: int | None = None) -> None:
+    """Check that a tensor holds integers in one dimension on this device.
+
+    Raises:
+        ValueError: names the argument, what it got and what it needs.
+    """
+    _need(isinstance(x, Tensor), lambda: f"{name}: got a {type(x).__name__}, need a tensor of int32 or int64")
+    _need(x.dtype in (torch.int32, torch.int64), lambda: f"{name}: got dtype {x.dtype}, need int32 or int64")
+    _need(x.dim() == 1, lambda: f"{name}: got shape {list(x.shape)}, need one dimension")
+    _need(x.device == device, lambda: f"{name}: got device {x.device}, need the device of q, {device}")
     if length is not None:
-        _need(x.shape[0] == length, name, f"{x.shape[0]} elements", f"{length}, given the length of offsets")
+        _need(
+            x.shape[0] == length,
+            lambda: f"{name}: got {x.shape[0]} elements, need {length}, given the length of offsets",
+        )
+
+
+def _check_rank(name: str, x: Tensor) -> None:
+    _need(x.dim() == 3, lambda: f"{name}: got shape {list(x.shape)}, need three dimensions [rows, heads, width]")
+
+
+def _check_like_q(name: str, x: Tensor, q: Tensor) -> None:
+    _check_rank(name, x)
+    heads = q.shape[1]
+    _need(x.dtype == q.dtype, lambda: f"{name}: got dtype {x.dtype}, need the dtype of q, {q.dtype}")
+    _need(x.shape[1] == heads, lambda: f"{name}: got {x.shape[1]} heads, need as many heads as q, {heads}")
+    _need(x.device == q.device, lambda: f"{name}: got device {x.device}, need the device of q, {q.device}")
 
 
 def _check_table(p: Problem, name: str, table: Tensor) -> None:
     heads = p.q.shape[1]
+    _need(table.device == p.q.device, lambda: f"{name}: got device {table.device}, need that of q, {p.q.device}")
     _need(
         table.dim() == 2 and table.shape[0] in (1, heads),
-        name,
-        f"shape {list(table.shape)}",
-        f"[1, width] or [{heads}, width]",
+        lambda: f"{name}: got shape {list(table.shape)}, need [1, width] or [{heads}, width]",
     )
     _need(
         table.dtype in (p.q.dtype, p.compute_dtype),
-        name,
-        f"dtype {table.dtype}",
-        f"{p.q.dtype} (as q) or {p.compute_dtype}",
+        lambda: f"{name}: got dtype {table.dtype}, need {p.q.dtype} (as q) or {p.compute_dtype}",
     )
 
 
-def _need(ok: bool, name: str, got: str, need: str) -> None:
+def _need(ok: bool, message: Callable[[], str]) -> None:
+    # The message is made only when it is needed: torch.compile cannot put a symbolic size into a text.
     if not ok:
-        raise ValueError(f"{name}: got {got}, need {need}")
+        raise ValueError(message())

@@ -66,7 +66,7 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
         for w, needed in zip((p.position_weight, p.time_weight), needs[3:], strict=True)
     ]
     call.launch("dq", call.longest_q, grad, grad.stride(0), grad.stride(1), dq, *tables, scale)
-    call.launch("dkv", p.max_seqlen, grad, grad.stride(0), grad.stride(1), dk, dv)
+    call.launch("dkv", min(p.max_seqlen, p.k.shape[0]), grad, grad.stride(0), grad.stride(1), dk, dv)
     if scale is not None:
         tables = [None if table is None else table.double() / scale for table in tables]
     weights = (p.position_weight, p.time_weight)
@@ -77,7 +77,7 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
 def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """As ``reference.norm_gate``."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, gate = _dense(x), _dense(gate)
+    x, gate, weight, bias = _dense(x), _dense(gate), weight.contiguous(), bias.contiguous()
     rows, width = x.shape
     if rows:
         _norm_gate_kernel[(rows,)](
@@ -91,7 +91,7 @@ def norm_gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``reference.norm_gate_backward``."""
     d_x, d_gate = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    x, gate, grad = _dense(x), _dense(gate), _dense(grad)
+    x, gate, grad, weight, bias = _dense(x), _dense(gate), _dense(grad), weight.contiguous(), bias.contiguous()
     rows, width = x.shape
     # Each program sums its own rows, so that the order of sums is always the same.
     programs = triton.cdiv(rows, _NORM_GATE_ROWS)
@@ -132,7 +132,7 @@ def norm_project_silu(
     projected = torch.empty_like(out) if keep else weight.new_empty(0)
     if out.numel() == 0:
         return out, projected
-    x, weight = _dense(x), weight.contiguous()
+    x, weight, norm_weight, norm_bias = _dense(x), *(y.contiguous() for y in (weight, norm_weight, norm_bias))
     moments = torch.empty(2, rows, dtype=torch.float32, device=x.device)
     _moments_kernel[(rows,)](x, x.stride(0), eps, *moments, width, PADDED=triton.next_power_of_2(width))
 
@@ -164,8 +164,11 @@ class _Call:
     def __init__(self, p: Problem) -> None:
         self.p = p
         self.q, self.k, self.v = (_dense(x) for x in (p.q, p.k, p.v))
-        self.offsets = p.offsets.long()
-        self.q_offsets = self.offsets if p.q_offsets is None else p.q_offsets.long()
+        # Pointers without strides go to the kernels: of anything but rows and heads only dense tensors will do.
+        self.offsets = p.offsets.long().contiguous()
+        self.q_offsets = self.offsets if p.q_offsets is None else p.q_offsets.long().contiguous()
+        self.timestamps = None if p.timestamps is None else p.timestamps.contiguous()
+        self.row_divisor = None if p.row_divisor is None else p.row_divisor.contiguous()
         self.lo, self.hi = row_intervals(p)
         self.edges = None if p.time_weight is None else bucket_edges(p.time_weight.shape[1] - 1, p.q.device)
         self.longest_q = min(p.max_seqlen, p.q.shape[0])
@@ -214,9 +217,9 @@ class _Call:
             time,
             0 if time is None or time.shape[0] == 1 else time.shape[1],
             0 if time is None else time.shape[1] - 1,
-            p.timestamps,
+            self.timestamps,
             self.edges,
-            p.row_divisor,
+            self.row_divisor,
             p.alpha,
             p.divisor,
             0 if p.seed is None else seed_key(int(p.seed)),
@@ -248,7 +251,8 @@ def _fixed_point_scale(p: Problem, grad: Tensor) -> Tensor:
     divisor = abs(p.divisor) if p.row_divisor is None else p.row_divisor.abs().amin().double()
     largest = grad.detach().abs().amax().double() * p.v.detach().abs().amax().double() * p.v.shape[2] / divisor
     bound = 1.2 * largest / (1.0 - p.dropout) * (p.q.shape[0] * p.q.shape[1] * max(p.max_seqlen, 1))
-    return torch.where(bound > 0, 2.0**62 / bound, torch.ones_like(bound))
+    # Within float32, in which the kernel scales; NaN where the inputs are not finite, so that the sums are NaN too.
+    return torch.where(bound == 0, torch.ones_like(bound), (2.0**62 / bound).clamp(max=1e37))
 
 
 # numpy has no bfloat16, so the interpreter multiplies in float32, which holds every bfloat16 exactly.
@@ -443,7 +447,9 @@ def _dq_kernel(
         total += _dot(d_scores.to(k_tile.dtype), k_tile)
         amount = d_scores
         if fixed_point is not None:
-            amount = tl.floor(d_scores * tl.load(fixed_point).to(tl.float32) + 0.5).to(tl.int64)
+            scaled = tl.floor(d_scores * tl.load(fixed_point).to(tl.float32) + 0.5)
+            # The scale is NaN then, and makes the sums NaN again.
+            amount = tl.where(scaled == scaled, scaled, 0.0).to(tl.int64)
         if d_position is not None:
             tl.atomic_add(d_position + head * position_stride + where, amount, mask=seen, sem="relaxed")
         if d_time is not None:
