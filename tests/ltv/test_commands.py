@@ -158,6 +158,68 @@ def test_train_resumes_from_the_same_models_only(trained, settings, tmp_path):
     assert (tmp_path / "again" / "models" / "buyer_classifier.txt").read_text() == text
 
 
+def test_train_resumes_only_on_the_same_features_and_data(trained, settings, advertising_log, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    model = tmp_path / "run" / "models" / "buyer_classifier.txt"
+    text = model.read_text()
+    features = tmp_path / "features.yaml"
+    features.write_text("exclude: [wifi_ratio]\n")
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--resume", "--features", features)
+    assert run("train", *words) == 0
+    assert "wifi_ratio" in text and "wifi_ratio" not in model.read_text()
+    # The same file with another content is another catalogue; predictions of other models are not kept.
+    before = predictions(tmp_path / "run" / "predictions" / "test")
+    features.write_text("exclude: [avg_days_ins]\n")
+    assert run("train", *words) == 0
+    assert "wifi_ratio" in model.read_text() and "avg_days_ins" not in model.read_text()
+    assert run("predict", *words[:5], "--features", features) == 0
+    assert not predictions(tmp_path / "run" / "predictions" / "test").equals(before)
+    shutil.copytree(advertising_log, tmp_path / "raw")
+    file = sorted((tmp_path / "raw" / "train" / "train").rglob("*.parquet"))[0]
+    table = pq.ParquetFile(file).read()
+    pq.write_table(table.take(np.arange(table.num_rows) // 2), file)
+    text = model.read_text()
+    assert run("train", *words, "--data.root", tmp_path / "raw") == 0
+    assert model.read_text() != text
+
+
+@pytest.mark.parametrize(
+    "words", [("--data.train_end", "null"), ("--training.split.strategy", "stratified_random")], ids=["open", "joint"]
+)
+def test_the_validation_window_is_never_fitted_on(trained, settings, tmp_path, words):
+    assert run("train", "--config", settings, "--run-dir", tmp_path, *words) == 0
+    log = (tmp_path / "logs" / "train.log").read_text()
+    assert "6 partitions of the validation window are not trained on" in log
+    commands = json.loads((tmp_path / "metadata.json").read_text())["commands"]
+    assert commands["train"]["partitions"] == 18 and commands["evaluate"]["partitions"] == 6
+    assert "labels that end after the time of the validation rows" in log
+
+
+def test_another_split_leaves_the_submission_alone(trained, settings, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    submission = tmp_path / "run" / "submissions" / "submission.csv"
+    text = submission.read_text()
+    assert run("predict", "--config", settings, "--run-dir", tmp_path / "run", "--split", "val") == 0
+    assert submission.read_text() == text
+    assert len(submission.with_name("submission_val.csv").read_text().splitlines()) > 1000
+
+
+def test_amounts_of_day_one_are_used_where_the_data_has_them(advertising_log, settings, tmp_path):
+    shutil.copytree(advertising_log, tmp_path / "raw")
+    for file in (tmp_path / "raw" / "train" / "train").rglob("*.parquet"):
+        table = pq.ParquetFile(file).read()
+        early = np.asarray(table["iap_revenue_d7"]) * (np.arange(table.num_rows) % 2)
+        pq.write_table(table.append_column("iap_revenue_d1", pa.array(early)), file)
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw")
+    assert run("train", *words, "--data.horizons", "[d1,d3,d7]") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]
+    assert metrics["d1"]["rows"] > 1000 and "d3" not in metrics
+    assert (
+        "horizon d3 skipped: the data has no column iap_revenue_d3"
+        in (tmp_path / "run" / "logs" / "train.log").read_text()
+    )
+
+
 def test_evaluate_and_validate_report_what_they_read(trained, settings, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     words = ("--config", settings, "--run-dir", tmp_path / "run")
@@ -259,13 +321,20 @@ def test_a_truncated_file_is_named_or_skipped_but_never_passed_over_in_silence(t
         (("evaluate", "--data.val_start", "last tuesday"), "YYYY-MM-DD-HH-MM"),
         (("train", "--start-dt", "2031-01-01-00-00"), "2025-10-01"),
         (("train", "--models.estimand", "mode"), "quantile:0.9"),
+        (("train", "--split", "val"), "lie in the validation window"),
+        (("train", "--data.horizons", "[d28,d7]"), "got d28, d7, needs the shortest first"),
+        (("train", "--limit-rows", "0"), "limit_rows: got 0"),
+        (("train", "--max-partitions", "0"), "max_partitions: got 0"),
+        (("train", "--chunk-size", "0"), "chunk_size: got 0"),
+        (("train", "--models.buyer_classifier", "{objective: nonsense}"), "nonsense"),
+        (("predict", "--sample-frac", "0.00001"), "none of the 700 rows"),
         (("dashboard", "--runs", "/nowhere"), "ltv train"),
         (("import", "--source", "kdd98", "--path", ".", "--data-dir", "/nowhere/x"), "cdnow"),
     ],
 )
 def test_errors_are_one_line_that_says_what_to_do(trained, settings, tmp_path, capsys, words, says):
     config = () if words[0] in ("dashboard", "import") else ("--config", settings)
-    if words[0] == "evaluate":
+    if words[0] == "evaluate" or "--sample-frac" in words:
         shutil.copytree(trained / "models", tmp_path / "models")
     place = () if words[0] in ("dashboard", "import") else ("--run-dir", tmp_path)
     assert run(words[0], *config, *place, *words[1:]) == 2

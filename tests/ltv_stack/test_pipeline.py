@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ltv_stack import (
@@ -134,7 +136,8 @@ def test_median_and_quantile_estimands(train: Dataset, later: Dataset, schema: S
 def test_a_horizon_without_amounts_is_skipped_with_a_log_line(
     train: Dataset, schema: Schema, config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
-    flags = [Horizon("d0", None, "buyer_d7"), Horizon("d3", "revenue_d3"), *schema.horizons]
+    first, *rest = schema.horizons
+    flags = [Horizon("d0", None, "buyer_d7"), first, Horizon("d3", "revenue_d3"), *rest]
     wider = Schema(schema.columns, flags, schema.time, schema.id)
     with caplog.at_level(logging.INFO):
         pipe = LTVPipeline(wider, config()).fit(train)
@@ -144,6 +147,41 @@ def test_a_horizon_without_amounts_is_skipped_with_a_log_line(
         "d3": "the data has no column revenue_d3",
     }
     assert "horizon d0 skipped" in caplog.text and "horizon d3 skipped" in caplog.text
+
+
+def test_horizons_out_of_order_are_refused(schema: Schema) -> None:
+    with pytest.raises(ValueError, match="got d14, d7, d1, needs the shortest first"):
+        Schema(schema.columns, schema.horizons[::-1], schema.time, schema.id)
+
+
+def test_histus_is_undone_in_the_amounts(train: Dataset, later: Dataset, schema: Schema, config: Config) -> None:
+    plain, drawn = (
+        LTVPipeline(schema, config(model="two_stage", sampling=sampling)).fit(train) for sampling in ("none", "histus")
+    )
+    truth = np.log1p(later.read(["revenue_d7"])["revenue_d7"].to_numpy()).mean()
+    means = [np.log1p(predict_table(one, later)["revenue_d7"].to_numpy()).mean() for one in (plain, drawn)]
+    assert means[1] == pytest.approx(means[0], rel=0.1) and means[1] == pytest.approx(truth, rel=0.2)
+
+
+def test_intervals_that_cannot_promise_their_level_are_left_out(
+    train: Dataset, later: Dataset, schema: Schema, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = predict_table(LTVPipeline(schema, config(intervals=0.9999)).fit(train), later)
+    assert "promise no level of 0.9999" in caplog.text
+    assert not [name for name in found.column_names if name.endswith("_hi")]
+
+
+def test_a_segment_that_a_partition_lacks_is_unknown_there(
+    world: Path, schema: Schema, config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    file = sorted((tmp_path / "world").rglob("*.parquet"))[0]
+    pq.write_table(pq.ParquetFile(file).read().drop_columns(["country"]), file)
+    data = open_partitions(tmp_path / "world")
+    with pytest.raises(ValueError, match="calibrate_by: the data has no column 'shoe_size'"):
+        LTVPipeline(schema, config(calibration="isotonic", calibrate_by="shoe_size")).fit(data)
+    pipe = LTVPipeline(schema, config(calibration="isotonic", calibrate_by="country")).fit(data)
+    assert pipe.horizons == ["d1", "d7", "d14"]
 
 
 def test_a_window_without_buyers_is_a_clear_error_and_predicts_without_one(
@@ -341,7 +379,7 @@ def test_a_saved_model_of_another_format_or_with_a_damaged_file_says_which_and_w
     old = saved("pipeline.json", lambda state: state.update(format=1, version="0.9"))
     with pytest.raises(ValueError, match=r"pipeline\.json has format 1, written by ltv-stack 0\.9; .* fit and save"):
         LTVPipeline.load(old)
-    with pytest.raises(ValueError, match=r"calibration\.json has no entry 'rates', which format 2 needs; fit"):
+    with pytest.raises(ValueError, match=r"calibration\.json has no entry 'rates', which format 3 needs; fit"):
         LTVPipeline.load(saved("calibration.json", lambda state: state.pop("rates")))
     (fitted.save(tmp_path / "model") / "features.json").write_text('{"kinds": ')
     with pytest.raises(ValueError, match=r"features\.json is damaged"):

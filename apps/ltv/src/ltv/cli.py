@@ -39,10 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(_spelt_out(list(sys.argv[1:] if argv is None else argv)))
     try:
         COMMANDS[given.subcommand][1](given[given.subcommand])
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, RuntimeError, ImportError, _lightgbm_error())):
+            raise
         print(f"ltv {given.subcommand}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _lightgbm_error() -> type[Exception]:
+    # LightGBM is imported by the commands that need it.
+    from lightgbm.basic import LightGBMError
+
+    return LightGBMError
 
 
 def build_parser() -> ArgumentParser:

@@ -12,8 +12,8 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc
 
 from ltv.config import Config, Slice
 from ltv.predict import check_order, load_pipeline
-from ltv.rundir import Run, fingerprint, read_json, temporary_directory, write_json
-from ltv.slices import engine_of, features_of, open_slice, schema_of
+from ltv.rundir import Run, files_hash, read_json, temporary_directory, write_json
+from ltv.slices import content_of, engine_of, features_of, open_slice, open_train, schema_of
 from ltv_stack import Dataset, Evaluation, LTVPipeline, audit, revenue_metrics, write_report
 from ltv_stack import evaluate as evaluate_pipeline
 
@@ -34,8 +34,8 @@ def evaluate_split(config: Config, rows: Slice, resume: bool = False) -> dict[st
     with run.command("evaluate", config) as facts:
         data = open_slice(config, rows)
         identity = {
-            "model": fingerprint(read_json(run.models / "trained.json")),
-            "rows": fingerprint([(p.name, p.total, p.rows) for p in data.partitions]),
+            "model": files_hash(run.models),
+            "rows": content_of(data),
         }
         place = run.folder / "evaluation" / rows.split
         if resume and rows.split in run.metrics() and read_json(place / "request.json") == identity:
@@ -76,7 +76,8 @@ def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
     with run.command(f"validation_{name}", config) as facts:
         report: dict[str, Any] = {"name": name, "splits": {}}
         for split in ("train", "val"):
-            data = open_slice(config, _of_split(rows, split))
+            own = _of_split(rows, split)
+            data = open_train(config, own) if split == "train" else open_slice(config, own)
             if split == "train":
                 findings = audit(data, schema_of(config), features_of(config), seed=config.seed)
                 report["findings"] = [f"{f.column}: {f.kind} ({f.detail})" for f in findings]

@@ -16,8 +16,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from ltv.config import Config, Slice
-from ltv.rundir import Run, fingerprint, peak_memory_mb, read_json, temporary_file, write_json
-from ltv.slices import engine_of, open_slice
+from ltv.rundir import Run, files_hash, fingerprint, peak_memory_mb, read_json, temporary_file, write_json
+from ltv.slices import content_of, engine_of, open_slice
 from ltv_stack import LTVPipeline
 
 log = logging.getLogger("ltv.predict")
@@ -26,14 +26,17 @@ log = logging.getLogger("ltv.predict")
 def predict(config: Config, rows: Slice, resume: bool = False) -> Path:
     """Write ``<run_dir>/predictions/<split>/<partition>.parquet`` and, from them, ``submissions/submission.csv``.
 
+    Another split than "test" gets a file of its own, ``submissions/submission_<split>.csv``.
+
     Memory holds one chunk and one partition's predictions. Predictions do not depend on the chunk size. With `resume`
-    the partitions an interrupted run of the same model on the same slice finished are kept.
+    the partitions an interrupted run of the same models on the same data finished are kept.
 
     Returns:
         the folder of the predictions.
 
     Raises:
         FileNotFoundError: if the run has no models.
+        ValueError: if the slice holds no row.
         RuntimeError: if a row's horizons are out of order, which would be a defect of the pipeline.
     """
     run = Run(config.run_dir)
@@ -41,9 +44,13 @@ def predict(config: Config, rows: Slice, resume: bool = False) -> Path:
     folder = run.predictions / rows.split
     with run.command("predict", config) as facts:
         data = open_slice(config, rows)
+        if not data.num_rows:
+            raise ValueError(
+                f"slice: none of the {sum(p.total for p in data.partitions)} rows of the window is asked for"
+            )
         identity = {
-            "model": fingerprint(read_json(run.models / "trained.json")),
-            "rows": fingerprint([(p.name, p.total, p.rows) for p in data.partitions]),
+            "model": files_hash(run.models),
+            "rows": content_of(data),
             "slice": fingerprint(asdict(rows) | {"chunk_size": None}),
         }
         if not (resume and read_json(folder / "request.json") == identity):
@@ -69,8 +76,11 @@ def predict(config: Config, rows: Slice, resume: bool = False) -> Path:
         facts |= {"data_fingerprint": identity["rows"], "skipped_files": list(data.skipped)}
         target = config.inference.target
         if target in pipe.horizons:
-            lines = write_submission(folder, run.submission, pipe.schema.id, target)
-            log.info("%s: %d lines", run.submission, lines)
+            place = run.submission
+            if rows.split != "test":
+                place = place.with_stem(f"{place.stem}_{rows.split}")
+            lines = write_submission(folder, place, pipe.schema.id, target)
+            log.info("%s: %d lines", place, lines)
             facts["submission_rows"] = lines
         else:
             log.warning("no submission: inference.target %s is not among the fitted %s", target, list(pipe.horizons))
@@ -90,16 +100,17 @@ def load_pipeline(run: Run) -> LTVPipeline:
 
 def check_order(table: pa.Table, horizons: list[str]) -> None:
     """Raise RuntimeError where a later horizon holds less than an earlier one, or a value is missing or negative."""
-    ends = [f"revenue_{h}{part}" for part in ("", "_lo", "_hi") for h in horizons]
-    for part in ("", "_lo", "_hi"):
-        names = [f"revenue_{h}{part}" for h in horizons if f"revenue_{h}{part}" in table.column_names]
+    # revenue_<horizon><rest>: the point, the bounds of both intervals, the quantiles.
+    rests = {name.removeprefix(f"revenue_{horizons[0]}") for name in table.column_names if name.startswith("revenue_")}
+    series = [[f"revenue_{h}{rest}" for h in horizons if f"revenue_{h}{rest}" in table.column_names] for rest in rests]
+    for names in series:
         for before, after in pairwise(names):
             wrong = np.flatnonzero(table[before].to_numpy() > table[after].to_numpy())
             if len(wrong):
                 raise RuntimeError(
                     f"predictions out of order: {before} > {after} in {len(wrong)} rows, first {wrong[0]}"
                 )
-    for name in (n for n in ends if n in table.column_names):
+    for name in (n for names in series for n in names):
         values = table[name].to_numpy()
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise RuntimeError(f"predictions: {name} holds a missing, infinite or negative amount")

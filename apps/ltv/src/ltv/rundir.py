@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -125,9 +126,9 @@ def temporary_file(final: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as indented JSON."""
+    """Write `content` as indented JSON; a number that is none, which JSON cannot say, becomes null."""
     with temporary_file(path) as name:
-        name.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+        name.write_text(json.dumps(_strict(content), indent=2, allow_nan=False, default=_plain) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,6 +139,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def fingerprint(content: Any) -> str:
     """Return a short hash of anything JSON can say: equal content, equal hash."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def files_hash(folder: Path) -> str:
+    """Return a short hash of the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint([(str(p.relative_to(folder)), hashlib.sha256(p.read_bytes()).hexdigest()) for p in files])
 
 
 def peak_memory_mb() -> float:
@@ -159,6 +166,15 @@ def machine() -> str:
 
 def _beside(final: Path) -> Path:
     return final.with_name(f".{final.stem}.{os.getpid()}.tmp{final.suffix}")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(one) for one in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

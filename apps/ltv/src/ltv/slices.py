@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+from dataclasses import replace
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import yaml
 
 from ltv.config import PARTITION, Config, Slice, partition_time
+from ltv.rundir import fingerprint
 from ltv_stack import (
     Column,
     DaskEngine,
@@ -24,6 +28,7 @@ from ltv_stack import (
     smadex_schema,
 )
 
+log = logging.getLogger("ltv.slices")
 TRANSACTION_NUMBERS = (
     "orders",
     "active_days",
@@ -76,12 +81,41 @@ def open_slice(config: Config, rows: Slice) -> Dataset:
         start=start,
         end=end,
         sample_frac=limits[0] if rows.sample_frac is None else rows.sample_frac,
-        max_partitions=rows.max_partitions or limits[1],
-        limit_rows=rows.limit_rows or limits[2],
-        chunk_size=rows.chunk_size or inference.chunk_size or config.training.chunk_size,
+        max_partitions=_first(rows.max_partitions, limits[1]),
+        limit_rows=_first(rows.limit_rows, limits[2]),
+        chunk_size=_first(rows.chunk_size, inference.chunk_size, config.training.chunk_size),
         seed=config.seed,
         on_error=data.on_error,
     )
+
+
+def open_train(config: Config, rows: Slice) -> Dataset:
+    """Open the rows to fit on, less the partitions of the validation window, which no model may have seen.
+
+    Raises:
+        ValueError: if nothing is left.
+    """
+    data, window = open_slice(config, rows), config.data
+    if window.val_start is None:
+        return data
+    first = partition_time(window.val_start, "data.val_start")
+    last = None if window.val_end is None else partition_time(window.val_end, "data.val_end")
+    kept = tuple(p for p in data.partitions if p.time is None or p.time < first or (last and p.time > last))
+    left_out = len(data.partitions) - len(kept)
+    if not kept:
+        raise ValueError(
+            f"train window: all {left_out} partitions lie in the validation window, {window.val_start} .. "
+            f"{window.val_end or 'the end'}; widen data.train_*, or move data.val_start"
+        )
+    if left_out:
+        log.info("%d partitions of the validation window are not trained on", left_out)
+    return replace(data, partitions=kept)
+
+
+def content_of(data: Dataset) -> str:
+    """Return a short hash of the rows asked for and of every file's size and Parquet footer, which holds its counts,
+    offsets and statistics: other data, another hash."""
+    return fingerprint([(p.name, p.total, p.rows, [_footer_hash(file) for file in p.files]) for p in data.partitions])
 
 
 def data_root(config: Config) -> Path:
@@ -102,7 +136,7 @@ def data_root(config: Config) -> Path:
 def schema_of(config: Config) -> Schema:
     """Return the declared columns of the layout: roles, kinds, and when each becomes known."""
     if config.data.layout == "advertising":
-        return smadex_schema(horizons=tuple(config.data.horizons))
+        return smadex_schema(horizons=tuple(config.data.horizons), d1_revenue="iap_revenue_d1")
     columns = [Column(name, kind="number") for name in TRANSACTION_NUMBERS]
     columns += [Column(name, kind="unix_seconds") for name in ("first_time", "last_time")]
     columns += [Column(name, kind="nested") for name in ("spend_by_day", "spend_by_item")]
@@ -139,6 +173,19 @@ def engine_of(config: Config) -> LocalEngine | DaskEngine:
 def closed_before(end: str, days: int) -> str:
     """Return the last hour whose labels of `days` days are known at the hour `end`."""
     return (partition_time(end, "end") - timedelta(days=days)).strftime(PARTITION)
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _footer_hash(path: str) -> tuple[int, str]:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 8, 0))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(size - 8 - length, 0))
+        return size, hashlib.sha256(file.read()).hexdigest()
 
 
 def _transaction_features() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 
 from ltv.config import Config, Slice, Submission
 from ltv.rundir import Run, temporary_file
-from ltv.slices import open_slice
+from ltv.slices import open_slice, schema_of
 
 log = logging.getLogger("ltv.submit")
 
@@ -90,7 +90,8 @@ def _wanted(config: Config, request: Submission, rows: Slice) -> pa.Array:
             first = reader.schema.names[0]
         table = pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types={first: pa.string()}))
         return table.column(0).combine_chunks()
-    chunks = [batch.column("row_id") for batch in open_slice(config, rows).batches(["row_id"])]
+    name = str(schema_of(config).id)
+    chunks = [batch.column(name) for batch in open_slice(config, rows).batches([name])]
     return pa.concat_arrays(chunks).cast(pa.string())
 
 

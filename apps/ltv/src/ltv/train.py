@@ -9,7 +9,7 @@ from typing import Any
 from ltv.config import Config, Slice
 from ltv.evaluate import evaluate_split
 from ltv.rundir import Run, fingerprint, read_json, write_json
-from ltv.slices import closed_before, engine_of, features_of, open_slice, schema_of
+from ltv.slices import closed_before, content_of, engine_of, features_of, open_train, schema_of
 from ltv_stack import LTVConfig, LTVPipeline
 
 log = logging.getLogger("ltv.train")
@@ -19,7 +19,8 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
     """Fit and save the models of ``<run_dir>/models``, then evaluate the validation window where one is set.
 
     Rows are streamed: one pass fits the feature builder, one writes the feature matrices to
-    ``<run_dir>/processed``, and the trees are grown from those. With `resume`, models that the same settings and the
+    ``<run_dir>/processed``, and the trees are grown from those. Partitions of the validation window are never fitted
+    on, whatever the train window says. With `resume`, models that the same settings and the
     same data already gave are kept; an interrupted fit starts again. The result is the same either way.
 
     Returns:
@@ -28,11 +29,11 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
     run = Run(config.run_dir)
     with run.command("train", config) as facts:
         run.write_config(config)
-        data = open_slice(config, rows)
-        settings = {k: v for k, v in asdict(config).items() if k not in ("run_dir", "inference", "engine")}
+        data = open_train(config, rows)
+        settings = {k: v for k, v in asdict(config).items() if k not in ("run_dir", "inference", "engine", "features")}
         identity = {
-            "config": fingerprint(settings),
-            "data": fingerprint([(p.name, p.total, p.rows) for p in data.partitions]),
+            "config": fingerprint(settings | {"features": features_of(config)}),
+            "data": content_of(data),
             "slice": fingerprint(asdict(rows) | {"chunk_size": None}),
         }
         if resume and read_json(run.models / "trained.json") == identity:
@@ -89,14 +90,15 @@ def ltv_config(config: Config, run: Run) -> LTVConfig:
 def _warn_of_open_labels(config: Config) -> None:
     """Say so when train labels reach into the hours the validation rows come from."""
     data = config.data
-    if data.val_start is None or data.train_end is None or config.training.split.strategy == "stratified_random":
+    end = data.model_end if config.training.split.strategy == "stratified_random" else data.train_end
+    if data.val_start is None:
         return
     longest = max(int(name.removeprefix("d")) for name in data.horizons)
-    if data.train_end > closed_before(data.val_start, longest):
+    if end is None or end > closed_before(data.val_start, longest):
         log.warning(
             "train rows up to %s have d%d labels that end after the time of the validation rows (%s): fine to compare "
-            "models, but a live system could not know them; closed labels need data.train_end <= %s",
-            data.train_end,
+            "models, but a live system could not know them; closed labels need an end <= %s",
+            min(end or data.val_start, data.val_start),
             longest,
             data.val_start,
             closed_before(data.val_start, longest),

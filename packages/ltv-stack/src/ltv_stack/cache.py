@@ -248,7 +248,10 @@ class _PartitionTransform:
                 present = name in batch.schema.names
                 labels[name].append(column_numbers(batch.column(name)) if present else np.full(rows, np.nan))
             if self.segment:
-                segments.append(np.array(as_text(batch.column(self.segment)).to_pylist(), dtype=object))
+                # A partition without the column has unknown values of it.
+                there = self.segment in batch.schema.names
+                text = as_text(batch.column(self.segment)).to_pylist() if there else [None] * rows
+                segments.append(np.array(text, dtype=object))
             chosen = np.flatnonzero(drawn(own, self.share))
             samples.append(chosen + start)
             matrices.append(matrix[chosen])

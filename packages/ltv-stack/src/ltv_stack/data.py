@@ -229,6 +229,8 @@ def open_partitions(
                     raise
                 log.warning("skipped %s", error)
                 skipped.append(str(error))
+        if not total:
+            log.warning("partition %s holds no rows", folder.name)
         rows = _count_kept(seed, folder.name, total, sample_frac)
         if left is not None:
             rows = min(rows, left)

@@ -330,7 +330,9 @@ class FeatureBuilder:
             if kind == "auto":
                 kind = _kind_of(types[name])
             if kind == "auto":
-                log.warning("column %s of Arrow type %s is not used: it holds no values", name, types[name])
+                empty = pa.types.is_null(types[name])
+                reason = "it holds no values" if empty else "this type is not read; flatten it or make it a map"
+                log.warning("column %s of Arrow type %s is not used: %s", name, types[name], reason)
                 continue
             self.kinds[name] = kind
         if not self.kinds:
@@ -394,6 +396,8 @@ class FeatureBuilder:
         for name, kind in self.kinds.items():
             array = self._column(batch, name)
             keys = [k for k in schema[name].lookup if config.lookups and config.nested]
+            if kind in ("nested", "nested_time", "set") and not (is_nested(array.type) or pa.types.is_null(array.type)):
+                raise ValueError(f"column {name}: got Arrow type {array.type}, needs a map or a list ({kind})")
             if kind == "number":
                 put(name, column_numbers(array), "numbers", name)
             elif kind == "unix_seconds" and config.recency:
@@ -562,7 +566,8 @@ def _kind_of(arrow: pa.DataType) -> Kind:
         inner = arrow.item_type if pa.types.is_map(arrow) else arrow.value_type
         text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
         return "set" if text and not pa.types.is_map(arrow) else "nested"
-    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if any(check(arrow) for check in (*texts, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
         return "category"
     if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow):
         return "unix_seconds"

@@ -42,6 +42,7 @@ class Outputs:
         self.config, self.horizons, self.main = config, list(horizons), main
         self.rates = dict(rates or {})
         self.chances: dict[str, IsotonicCalibrator] = {}
+        self.amounts: dict[str, IsotonicCalibrator] = {}
         self.twoparts: dict[str, TwoPart] = {}
         self.converters: dict[str, IsotonicCalibrator] = {}
         self.calibrators: dict[str, IsotonicCalibrator | BucketCalibrator] = {}
@@ -85,7 +86,10 @@ class Outputs:
                 self.chances[name] = IsotonicCalibrator().fit(scores["p"][known], (y[known] > 0).astype(np.float64))
             else:
                 log.warning("%s: %d held-out buyers are too few to calibrate chances", name, int(bought.sum()))
-            self.twoparts[name] = TwoPart().fit(y[bought], scores[f"g_{name}"][bought])
+            if "histus" in config.sampling and config.model != "document" and bought.sum() >= FEWEST_HELD_OUT_BUYERS:
+                # Amounts were learnt from buyers of other weights than those that are met.
+                self.amounts[name] = IsotonicCalibrator().fit(scores[f"g_{name}"][bought], np.log1p(y[bought]))
+            self.twoparts[name] = TwoPart().fit(y[bought], self._amount(name, scores)[bought])
             if converts(config):
                 target = np.log1p(y[known]) if config.estimand == "log1p" else y[known]
                 self.converters[name] = IsotonicCalibrator().fit(scores[f"s_{name}"][known], target)
@@ -114,7 +118,7 @@ class Outputs:
         put("", self.horizons, self._order(points))
         for level in self.config.quantiles:
             surface = [
-                self.twoparts[name].quantile(level, self._chance(name, scores["p"]), scores[f"g_{name}"])
+                self.twoparts[name].quantile(level, self._chance(name, scores["p"]), self._amount(name, scores))
                 for name in self.horizons
             ]
             put(f"_{_quantile_name(level)}", self.horizons, self._order(surface))
@@ -138,6 +142,7 @@ class Outputs:
         """JSON-ready form, read back by `restore`."""
         groups: dict[str, dict[str, Any]] = {
             "chances": self.chances,
+            "amounts": self.amounts,
             "twoparts": self.twoparts,
             "converters": self.converters,
             "calibrators": self.calibrators,
@@ -151,6 +156,7 @@ class Outputs:
         """Take over what `to_json` wrote."""
         self.rates = dict(state["rates"])
         self.chances = {n: IsotonicCalibrator.from_json(s) for n, s in state["chances"].items()}
+        self.amounts = {n: IsotonicCalibrator.from_json(s) for n, s in state["amounts"].items()}
         self.twoparts = {n: TwoPart.from_json(s) for n, s in state["twoparts"].items()}
         self.converters = {n: IsotonicCalibrator.from_json(s) for n, s in state["converters"].items()}
         self.calibrators = {n: calibrator_from_json(s) for n, s in state["calibrators"].items()}
@@ -178,7 +184,12 @@ class Outputs:
             for name, (low, high) in zip(held, _in_order([bounds(name, scores) for name in held]), strict=True):
                 own = rows[name]
                 chance = self._chance(name, scores["p"][own])
-                fitted[name] = ConformalIntervals(level).fit(labels[name][own], low[own], high[own], chance)
+                one = ConformalIntervals(level).fit(labels[name][own], low[own], high[own], chance)
+                if np.isfinite(one.corrections).all():
+                    fitted[name] = one
+                else:
+                    kind = "buyers" if buyers else "rows"
+                    log.warning("%s: %d held-out %s promise no level of %g, no intervals", name, own.sum(), kind, level)
 
     def _order(self, columns: list[Floats]) -> Floats:
         weights = np.array([self.config.order_weights.get(name, 1.0) for name in self.horizons])
@@ -188,7 +199,7 @@ class Outputs:
     def _point(self, name: str, scores: Scores) -> Floats:
         """The estimand of one horizon, before calibration and order [N]."""
         config = self.config
-        chance, amount = self._chance(name, scores["p"]), scores[f"g_{name}"]
+        chance, amount = self._chance(name, scores["p"]), self._amount(name, scores)
         if config.estimand not in ("log1p", "mean"):
             return self.twoparts[name].quantile(estimand_level(config.estimand), chance, amount)
         if config.model == "document":
@@ -207,6 +218,11 @@ class Outputs:
             return self.chances[name].apply(p)
         return np.minimum(p * self.rates.get(name, 1.0), 1.0)
 
+    def _amount(self, name: str, scores: Scores) -> Floats:
+        """Mean log1p amount of buyers [N]."""
+        score = scores[f"g_{name}"]
+        return self.amounts[name].apply(score) if name in self.amounts else score
+
     def _space(self, amount: Floats) -> Floats:
         return amount if self.config.estimand == "mean" else np.log1p(amount)
 
@@ -217,14 +233,14 @@ class Outputs:
         """Two-part quantiles that hold the level; one-sided where the lower one is 0."""
         assert self.config.intervals is not None
         miss = 1.0 - self.config.intervals
-        chance, amount, parts = self._chance(name, scores["p"]), scores[f"g_{name}"], self.twoparts[name]
+        chance, amount, parts = self._chance(name, scores["p"]), self._amount(name, scores), self.twoparts[name]
         low = parts.quantile(miss / 2, chance, amount)
         one_sided = parts.quantile(1 - miss, chance, amount)
         return low, np.where(low > 0, parts.quantile(1 - miss / 2, chance, amount), one_sided)
 
     def _buyer_bounds(self, name: str, scores: Scores) -> tuple[Floats, Floats]:
         assert self.config.intervals is not None
-        miss, amount, parts = 1.0 - self.config.intervals, scores[f"g_{name}"], self.twoparts[name]
+        miss, amount, parts = 1.0 - self.config.intervals, self._amount(name, scores), self.twoparts[name]
         sure = np.ones(len(amount))
         return parts.quantile(miss / 2, sure, amount), parts.quantile(1 - miss / 2, sure, amount)
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 
 # Of a saved pipeline; rises with every change that an older reader or an older folder cannot follow.
-FORMAT = 2
+FORMAT = 3
 _FEWEST_BUYERS = 10
 _STOPPING_ROWS = 50_000
 
@@ -345,6 +345,9 @@ class LTVPipeline:
             log.warning("leak: %s", finding)
 
     def _build_cache(self, dataset: Dataset, folder: Path, engine: Engine | None) -> FeatureCache:
+        by = self.config.calibrate_by
+        if by and by not in dataset.column_names:
+            raise ValueError(f"calibrate_by: the data has no column {by!r}")
         wanted = [h for h in self.schema.horizons if h.name in self.horizons]
         columns = [h.revenue for h in wanted if h.revenue]
         columns += [h.buyer for h in wanted if h.buyer and h.buyer in dataset.column_names]

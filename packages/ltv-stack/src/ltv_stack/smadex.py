@@ -98,17 +98,21 @@ _NESTED_TIMES: dict[str, tuple[str, ...]] = {
 _SETS = ("bundles_ins", "new_bundles", "user_bundles", "user_bundles_l28d")
 
 
-def smadex_schema(horizons: Sequence[str] = ("d1", "d7", "d14", "d28")) -> Schema:
+def smadex_schema(horizons: Sequence[str] = ("d1", "d7", "d14", "d28"), d1_revenue: str | None = None) -> Schema:
     """Roles, kinds and times of availability of the 84 columns.
 
     Args:
-        horizons: d and a number of days each, shortest first. Their labels are iap_revenue_<h> and buyer_<h>, declared
-            whether the data has them or not: the published data has no amounts of d1 and of horizons not named here.
+        horizons: d and a number of days each, shortest first. Their labels are iap_revenue_<h> and buyer_<h>, which the
+            data may lack.
+        d1_revenue: the column of day-1 amounts where the data has one; the published data has only the flag.
     """
     wrong = [name for name in horizons if not re.fullmatch(r"d[1-9]\d*", name)]
     if wrong:
         raise ValueError(f"horizons: got {wrong}, needs d and a number of days each, e.g. d7")
-    days = {f"{kind}_{name}": int(name[1:]) for name in horizons for kind in ("iap_revenue", "buyer")}
+    listed = [
+        Horizon(name, d1_revenue if name == "d1" else f"iap_revenue_{name}", f"buyer_{name}") for name in horizons
+    ]
+    days = {label: int(h.name[1:]) for h in listed for label in (h.revenue, h.buyer) if label}
     columns = [Column("row_id", role="id"), Column("datetime", role="time")]
     columns += [
         Column(name, role="label", kind="number", available_at=timedelta(days=days))
@@ -121,7 +125,6 @@ def smadex_schema(horizons: Sequence[str] = ("d1", "d7", "d14", "d28")) -> Schem
     columns += [Column(name, kind="nested", lookup=keys) for name, keys in _NESTED.items()]
     columns += [Column(name, kind="nested_time", lookup=keys) for name, keys in _NESTED_TIMES.items()]
     columns += [Column(name, kind="set", lookup=(_BUNDLE,)) for name in _SETS]
-    listed = [Horizon(name, f"iap_revenue_{name}", f"buyer_{name}") for name in horizons]
     return Schema(columns, listed, "datetime", "row_id", ("country", "dev_os", "advertiser_category"))
 
 
