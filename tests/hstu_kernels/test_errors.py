@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,6 +86,12 @@ def test_bad_input_is_named(name):
     changes, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         hstu_attention(**(good() | changes))
+
+
+def test_integers_of_any_kind_are_taken():
+    expected = hstu_attention(**good(), dropout=0.5, seed=3)
+    for longest, seed in ((np.int64(4), torch.tensor(3, dtype=torch.int32)), (torch.tensor(4), torch.tensor(3))):
+        assert torch.equal(hstu_attention(**(good() | {"max_seqlen": longest}), dropout=0.5, seed=seed), expected)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

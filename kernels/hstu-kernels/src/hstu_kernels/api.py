@@ -1,5 +1,7 @@
 """The public functions: contract, checks, choice of backend."""
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -78,7 +80,10 @@ def hstu_attention(
     else:
         contextual = num_contextual
     if not isinstance(max_seqlen, (int, torch.SymInt)):
-        raise ValueError(f"max_seqlen: got {max_seqlen!r}, need an integer")
+        try:
+            max_seqlen = operator.index(max_seqlen)
+        except TypeError:
+            raise ValueError(f"max_seqlen: got {max_seqlen!r}, need an integer") from None
     if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed: got {seed}, need 64 bits with a sign")
     if dropout == 0.0:
@@ -87,6 +92,8 @@ def hstu_attention(
         seed = torch.randint(2**62, (), dtype=torch.int64)
     elif isinstance(seed, int):
         seed = torch.tensor(seed, dtype=torch.int64)
+    elif not seed.is_floating_point():
+        seed = seed.to(torch.int64)
     problem = Problem(
         q=q,
         k=k,
