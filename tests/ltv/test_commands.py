@@ -321,7 +321,11 @@ def test_a_truncated_file_is_named_or_skipped_but_never_passed_over_in_silence(t
         (("evaluate", "--data.val_start", "last tuesday"), "YYYY-MM-DD-HH-MM"),
         (("train", "--start-dt", "2031-01-01-00-00"), "2025-10-01"),
         (("train", "--models.estimand", "mode"), "quantile:0.9"),
-        (("train", "--split", "val"), "lie in the validation window"),
+        (("train", "--split", "val"), "models are fitted on the train window"),
+        (("train", "--split", "test"), "models are fitted on the train window"),
+        (("train", "--start-dt", "2025-10-01-18-00", "--end-dt", "2025-10-01-20-00"), "lie in the validation window"),
+        (("evaluate", "--start-dt", "2025-10-01-16-00"), "were fitted on 2 of its 8 partitions"),
+        (("validate", "--data.val_start", "2025-10-01-17-00"), "were fitted on 1 of its 7 partitions"),
         (("train", "--data.horizons", "[d28,d7]"), "got d28, d7, needs the shortest first"),
         (("train", "--limit-rows", "0"), "limit_rows: got 0"),
         (("train", "--max-partitions", "0"), "max_partitions: got 0"),
@@ -334,7 +338,7 @@ def test_a_truncated_file_is_named_or_skipped_but_never_passed_over_in_silence(t
 )
 def test_errors_are_one_line_that_says_what_to_do(trained, settings, tmp_path, capsys, words, says):
     config = () if words[0] in ("dashboard", "import") else ("--config", settings)
-    if words[0] == "evaluate" or "--sample-frac" in words:
+    if words[0] in ("evaluate", "validate") or "--sample-frac" in words:
         shutil.copytree(trained / "models", tmp_path / "models")
     place = () if words[0] in ("dashboard", "import") else ("--run-dir", tmp_path)
     assert run(words[0], *config, *place, *words[1:]) == 2

@@ -28,11 +28,16 @@ def evaluate_split(config: Config, rows: Slice, resume: bool = False) -> dict[st
 
     Returns:
         the metrics, which also go into ``metrics.json``: per horizon, of the buyer probability, and interval coverage.
+
+    Raises:
+        ValueError: if the split is "val" and the models were fitted on some of its partitions.
     """
     run = Run(config.run_dir)
     pipe = load_pipeline(run)
     with run.command("evaluate", config) as facts:
         data = open_slice(config, rows)
+        if rows.split == "val":
+            refuse_fitted(run, data)
         identity = {
             "model": files_hash(run.models),
             "rows": content_of(data),
@@ -78,6 +83,8 @@ def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
         for split in ("train", "val"):
             own = _of_split(rows, split)
             data = open_train(config, own) if split == "train" else open_slice(config, own)
+            if split == "val":
+                refuse_fitted(run, data)
             if split == "train":
                 findings = audit(data, schema_of(config), features_of(config), seed=config.seed)
                 report["findings"] = [f"{f.column}: {f.kind} ({f.detail})" for f in findings]
@@ -93,6 +100,17 @@ def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
         facts |= {"findings": len(report["findings"])}
         write_json(run.folder / "validation.json", report)
     return report
+
+
+def refuse_fitted(run: Run, data: Dataset) -> None:
+    """Raise ValueError if the run's models were fitted on a partition of the data: its numbers would be in-sample."""
+    fitted = set(read_json(run.models / "trained.json").get("partitions", ()))
+    seen = [p.name for p in data.partitions if p.name in fitted]
+    if seen:
+        raise ValueError(
+            f"val window: the models of {run.folder} were fitted on {len(seen)} of its {len(data.partitions)} "
+            f"partitions ({seen[0]} .. {seen[-1]}); evaluate later hours, or say --split train"
+        )
 
 
 def log_table(result: Evaluation) -> None:

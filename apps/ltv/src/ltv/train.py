@@ -25,7 +25,12 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
 
     Returns:
         the metrics of the validation window, empty where there is none.
+
+    Raises:
+        ValueError: if the split is not "train", or the window leaves nothing to fit on.
     """
+    if rows.split != "train":
+        raise ValueError(f"split: got {rows.split!r}, but models are fitted on the train window; --start-dt moves it")
     run = Run(config.run_dir)
     with run.command("train", config) as facts:
         run.write_config(config)
@@ -35,6 +40,7 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
             "config": fingerprint(settings | {"features": features_of(config)}),
             "data": content_of(data),
             "slice": fingerprint(asdict(rows) | {"chunk_size": None}),
+            "partitions": [p.name for p in data.partitions if p.rows],
         }
         if resume and read_json(run.models / "trained.json") == identity:
             log.info("models in %s are from these settings and data: kept", run.models)
