@@ -20,6 +20,11 @@ from ltv_stack import (
     open_partitions,
 )
 
+FEATURES = {
+    "local_distribution": {"by": ["country"], "features": ["spend__sum", "age"], "min_rows": 50},
+    "interactions": {"terms": [{"name": "spent_by_age", "op": "product", "left": "spend__sum", "right": "age"}]},
+}
+
 
 @pytest.fixture(scope="module")
 def plain(world: Path) -> pa.Table:
@@ -167,6 +172,37 @@ def test_an_excluded_column_is_not_looked_at(plain: pa.Table, schema: Schema) ->
     wider = schema.with_columns(Column("leak"), Column("later", available_at=timedelta(days=1)))
     assert {f.column for f in audit(data, wider, num_threads=1)} == {"leak", "later"}
     assert audit(data, wider, {"exclude": ["leak", "later"]}, num_threads=1) == []
+
+
+@pytest.mark.parametrize("column", ["country", "bundle", "spend", "age"])
+def test_an_excluded_column_is_used_nowhere(
+    plain: pa.Table, schema: Schema, config: Callable[..., LTVConfig], column: str
+) -> None:
+    """Not as a group, not as a key that is looked up, not in a feature made of others."""
+    features = {**FEATURES, "exclude": [column]}
+    assert audit(from_table(plain), schema, features, num_threads=1) == []
+    pipe = LTVPipeline(schema, config(features=features)).fit(from_table(plain))
+    assert column not in pipe.builder.columns
+    assert not [name for name in pipe.builder.names if column in name]
+    batch = plain.drop_columns([column]).to_batches()[0]
+    assert pipe.predict_batch(batch).num_rows == batch.num_rows
+
+
+def test_presence_tells_for_nans_and_for_empty_maps_of_times(plain: pa.Table, schema: Schema) -> None:
+    buyer = buyers_of(plain)
+    now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e6
+    nans = np.where(buyer, np.random.default_rng(0).random(len(buyer)), np.nan)
+    data = from_table(plain.append_column("score", pa.array(nans, from_pandas=False)))
+    assert kinds(data, schema.with_columns(Column("score"))) == {"score": "label_derived"}
+    times = [[(f"shop {i}", now[i] - 60)] if one else [] for i, one in enumerate(buyer)]
+    data = from_table(plain.append_column("paid", pa.array(times, pa.map_(pa.string(), pa.float64()))))
+    assert kinds(data, schema.with_columns(Column("paid", kind="nested_time"))) == {"paid": "label_derived"}
+
+
+def test_zeros_do_not_hide_future_times(plain: pa.Table, schema: Schema) -> None:
+    now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e3
+    due = np.where(np.arange(len(now)) % 4 == 0, now + 5 * 86400e3, 0.0)
+    assert kinds(with_column(plain, "due", due), schema.with_columns(Column("due"))) == {"due": "future_dated"}
 
 
 def test_what_cannot_be_tested_is_said(plain: pa.Table, schema: Schema, caplog: pytest.LogCaptureFixture) -> None:

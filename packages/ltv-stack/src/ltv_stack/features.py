@@ -222,9 +222,20 @@ class FeatureBuilder:
     @property
     def columns(self) -> list[str]:
         """Raw columns that `transform` reads."""
-        lookups = [key for name in self.kinds for key in self.schema[name].lookup]
+        lookups = [key for name in self.kinds for key in self._lookup(name)]
         time = [self.schema.time] if self.schema.time else []
-        return list(dict.fromkeys([*self.kinds, *lookups, *self.config.local_by, *time]))
+        return list(dict.fromkeys([*self.kinds, *lookups, *self.local_by, *time]))
+
+    @property
+    def local_by(self) -> list[str]:
+        """Columns whose values local distributions are learnt within; never one that is excluded."""
+        return [name for name in self.config.local_by if name not in self.config.exclude]
+
+    @property
+    def local_features(self) -> list[str]:
+        """Features local distributions are learnt of, less those of declared columns that are excluded or not there."""
+        unused = [name for name in self.schema.feature_columns if name not in self.kinds]
+        return [f for f in self.config.local_features if not any(f == n or f.startswith(f"{n}__") for n in unused)]
 
     def fit(self, dataset: Dataset, *, engine: Engine | None = None) -> "FeatureBuilder":
         """One streamed pass: vocabularies, missing columns, local distributions. Labels are never read.
@@ -242,11 +253,11 @@ class FeatureBuilder:
         self.indicators = [name for name in self.kinds if 0 < total.nulls[name] < total.rows]
         for name, counts in total.counts.items():
             self.vocabularies[name] = self._vocabulary(counts, total.rows)
-        for by in self.config.local_by:
+        for by in self.local_by:
             if by not in total.groups:
                 continue
             codes = self.vocabularies[by].encode(pa.array(total.groups[by], pa.large_string())).astype(np.int64)
-            for name in self.config.local_features:
+            for name in self.local_features:
                 self.local[(name, by)] = self._local_table(
                     total.sample[name], codes, len(self.vocabularies[by].values) + 2
                 )
@@ -342,6 +353,9 @@ class FeatureBuilder:
             raise ValueError(
                 f"local_distribution.by: {missing_by} are not declared features; labels are never grouped by"
             )
+        left_out = sorted({*self.config.local_by, *self.config.local_features} - {*self.local_by, *self.local_features})
+        if left_out:
+            log.warning("local_distribution of %s is left out: their columns are not used", ", ".join(left_out))
         for partition in dataset.partitions:
             present = set(replace(dataset, partitions=(partition,)).schema.names)
             self.optional |= set(self.columns) - present
@@ -395,7 +409,7 @@ class FeatureBuilder:
 
         for name, kind in self.kinds.items():
             array = self._column(batch, name)
-            keys = [k for k in schema[name].lookup if config.lookups and config.nested]
+            keys = self._lookup(name)
             if kind in ("nested", "nested_time", "set") and not (is_nested(array.type) or pa.types.is_null(array.type)):
                 raise ValueError(f"column {name}: got Arrow type {array.type}, needs a map or a list ({kind})")
             if kind == "number":
@@ -428,6 +442,11 @@ class FeatureBuilder:
             for name, column in _cycles(now).items():
                 put(name, column, "temporal", schema.time)
         return values
+
+    def _lookup(self, name: str) -> list[str]:
+        """Columns whose values are looked up among the keys of this one; an excluded one is not read for that either."""
+        wanted = self.schema[name].lookup if self.config.lookups and self.config.nested else ()
+        return [key for key in wanted if key not in self.config.exclude]
 
     def _put_recency(
         self, put: Callable[[str, Floats, str, str], None], name: str, days: Floats, label: str, source: str
@@ -505,11 +524,11 @@ class _PartitionFit:
         self.dataset = dataset
 
     def __call__(self, number: int) -> _Partial:
-        builder, config = self.builder, self.builder.config
+        builder = self.builder
         partition = self.dataset.partitions[number]
         total = _Partial()
         categories = [name for name, kind in builder.kinds.items() if kind == "category"]
-        categories = list(dict.fromkeys([*categories, *config.local_by]))
+        categories = list(dict.fromkeys([*categories, *builder.local_by]))
         for batch in self.dataset.partition_batches(partition, builder.columns):
             one = _Partial(rows=batch.num_rows)
             present = set(batch.schema.names)
@@ -520,27 +539,27 @@ class _PartitionFit:
                 one.counts[name] = Counter(
                     dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
                 )
-            if config.local_by and config.local_features:
+            if builder.local_by and builder.local_features:
                 self._sample(batch, partition.name, total.rows, one)
             total.add(one, builder.sample_rows)
         return total
 
     def _sample(self, batch: pa.RecordBatch, name: str, start: int, one: _Partial) -> None:
-        builder, config = self.builder, self.builder.config
+        builder = self.builder
         hashes = row_hashes(builder.seed + 1, name, start, batch.num_rows)
         # Half as many again as are kept: the smallest hashes of all are surely among them.
         chosen = np.flatnonzero(drawn(hashes, min(1.0, 1.5 * builder.sample_rows / max(self.dataset.num_rows, 1))))
         part = batch.take(pa.array(chosen))
         with np.errstate(all="ignore"):
             values = builder._base(part)
-        absent = sorted(set(config.local_features) - set(values))
+        absent = sorted(set(builder.local_features) - set(values))
         if absent:
             raise ValueError(
                 f"local_distribution.features: {absent} are not features; there are {sorted(values)[:8]} ..."
             )
         one.hashes = hashes[chosen]
-        one.sample = {name: values[name] for name in config.local_features}
-        for by in config.local_by:
+        one.sample = {name: values[name] for name in builder.local_features}
+        for by in builder.local_by:
             one.groups[by] = np.array(as_text(builder._column(part, by)).to_pylist(), dtype=object)
 
 

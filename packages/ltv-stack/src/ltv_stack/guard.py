@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from .data import Dataset, drawn, from_table, row_hashes, row_seconds
 from .errors import LeakageError
 from .features import FeatureBuilder, FeatureConfig
-from .nested import Bools, Floats, Ints, column_numbers, flatten_nested, nested_statistics
+from .nested import Bools, Floats, Ints, column_numbers, flatten_nested, is_nested, nested_statistics
 from .schema import Schema
 from .stages import predict, threads_for
 
@@ -74,9 +74,9 @@ def audit(
         seed: of the sample.
         num_threads: of the quick model that tests the labels; 0 to choose by the rows.
     """
-    schema = schema.without(*(name for name in schema.feature_columns if name in _dropped(config)))
-    findings = declared_leaks(schema)
-    known = {finding.column for finding in findings}
+    config = config if isinstance(config, FeatureConfig) else FeatureConfig.from_dict(config or {})
+    findings = [finding for finding in declared_leaks(schema) if finding.column not in config.exclude]
+    known = {finding.column for finding in findings} | set(config.exclude)
     sample = _sample(dataset, schema, rows, seed)
     if sample.num_rows == 0:
         return findings
@@ -92,11 +92,10 @@ def audit(
         finding = _look(sample, schema, name, now, labels, half)
         if finding:
             findings.append(finding)
-    known = {finding.column for finding in findings}
-    if schema.feature_columns and not set(schema.feature_columns) <= known:
-        findings += _shuffled_labels(
-            sample, schema.without(*known & set(schema.feature_columns)), config, labels, seed, num_threads
-        )
+    known |= {finding.column for finding in findings}
+    if set(names) - known:
+        rest = replace(config, exclude=tuple(sorted(known)))
+        findings += _shuffled_labels(sample, schema, rest, labels, seed, num_threads)
     return findings
 
 
@@ -133,10 +132,15 @@ def _look(
     sample: pa.RecordBatch, schema: Schema, name: str, now: Floats | None, labels: dict[str, Floats], half: Bools
 ) -> Finding | None:
     array = sample.column(name)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     kind = schema[name].kind
-    nested = pa.types.is_nested(array.type)
+    nested = is_nested(array.type)
     parts = nested_statistics(array, ("max", "sum", "count")) if nested else {"value": column_numbers(array)}
     views = list(parts.values())
+    # That a value is there at all, and how many are.
+    absent = np.asarray(array.is_null(nan_is_null=pa.types.is_floating(array.type))).astype(np.float64)
+    presence = [absent, *([parts["count"]] if nested else [])]
     if now is not None:
         declared = kind in ("unix_seconds", "nested_time")
         times = _as_seconds(array, views[0], now, declared)
@@ -147,7 +151,7 @@ def _look(
                 return Finding(name, "future_dated", f"{share:.1%} of its rows hold a time after the row's own")
             # A time may well lie close before the outcome; only that it is there at all must not tell.
             views = []
-    views.append(np.asarray(array.is_null()).astype(np.float64))
+    views += presence
     groups = _groups(array)
     for label, target in labels.items():
         for view in views:
@@ -178,8 +182,9 @@ def _as_seconds(array: pa.Array, values: Floats, now: Floats, declared: bool) ->
         if parsed.notna().sum() < 0.95 * (len(array) - array.null_count):
             return none
         return (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
-    known = np.isfinite(values) & np.isfinite(now)
-    # Undeclared times: nearly every value lies within thirty years of its row's time, on one of the usual scales.
+    # Undeclared times: nearly every value, but for zeros that stand for none, lies within thirty years of its row's
+    # time, on one of the usual scales.
+    known = np.isfinite(values) & np.isfinite(now) & (values != 0)
     if known.sum() >= 20 and now[known].min() > 1e8:
         for scale in (1.0, 1e3, 1e6, 1e9):
             if (np.abs(values[known] / scale - now[known]) < 30 * 365.25 * 86400).mean() > 0.95:
@@ -189,7 +194,7 @@ def _as_seconds(array: pa.Array, values: Floats, now: Floats, declared: bool) ->
 
 def _groups(array: pa.Array) -> list[Ints]:
     """Ways to group the rows by a column: by its values, or by whether a frequent key or element is there."""
-    if pa.types.is_nested(array.type):
+    if is_nested(array.type):
         entries = flatten_nested(array)
         held = entries.values if entries.keys is None else entries.keys
         if not len(held):
@@ -274,7 +279,7 @@ def _label_in_disguise(name: str, column: Floats, label: str, target: Floats) ->
 def _shuffled_labels(
     sample: pa.RecordBatch,
     schema: Schema,
-    config: FeatureConfig | Mapping[str, Any] | None,
+    config: FeatureConfig,
     labels: dict[str, Floats],
     seed: int,
     num_threads: int,
@@ -325,12 +330,6 @@ def _shuffled_labels(
 
 def _half(rows: int, seed: int) -> Bools:
     return (row_hashes(seed, "guard", 0, rows) & np.uint64(1)).astype(bool)
-
-
-def _dropped(config: FeatureConfig | Mapping[str, Any] | None) -> set[str]:
-    if config is None:
-        return set()
-    return set(config.exclude if isinstance(config, FeatureConfig) else config.get("exclude") or ())
 
 
 def _sample(dataset: Dataset, schema: Schema, rows: int, seed: int) -> pa.RecordBatch:
