@@ -1,6 +1,7 @@
 """Datasets: windows, limits, samples and chunks of hourly partitions; unreadable files."""
 
 import logging
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -75,6 +76,34 @@ def test_a_file_broken_behind_its_footer_is_named_when_read(world: Path, tmp_pat
     (folder / "part-0.parquet").write_bytes(content)
     with pytest.raises(PartitionError, match=r"part-0\.parquet"):
         open_partitions(tmp_path).read()
+
+
+def test_of_a_file_broken_behind_its_footer_no_row_is_counted_when_skipping(world: Path, tmp_path: Path) -> None:
+    """The damage lies in the second half: what is read before it must not count either."""
+    folder = tmp_path / "datetime=2025-10-01-00-00"
+    shutil.copytree(world / folder.name, folder)
+    table = pq.ParquetFile(folder / "part-1.parquet").read()
+    pq.write_table(table, folder / "part-1.parquet", row_group_size=100, compression="none", write_page_checksum=True)
+    whole = pq.ParquetFile(folder / "part-1.parquet")
+    at = whole.metadata.row_group(3).column(table.column_names.index("noise")).data_page_offset
+    content = bytearray((folder / "part-1.parquet").read_bytes())
+    # One flipped bit of a number: only the page's checksum tells.
+    content[at + 200] ^= 1
+    (folder / "part-1.parquet").write_bytes(content)
+    with pytest.raises(PartitionError, match=r"part-1\.parquet"):
+        open_partitions(tmp_path).read()
+    data = open_partitions(tmp_path, on_error="skip")
+    assert data.num_rows == data.read().num_rows == 617
+    assert len(data.skipped) == 1 and "part-1.parquet" in data.skipped[0]
+
+
+def test_a_partition_without_files_is_passed_over_aloud(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "datetime=2025-10-01-01-00").mkdir()
+    shutil.copytree(world / "datetime=2025-10-01-00-00", tmp_path / "datetime=2025-10-01-00-00")
+    assert open_partitions(tmp_path).num_rows == 1000
+    assert "partition datetime=2025-10-01-01-00 holds no rows" in caplog.text
 
 
 def test_partitions_may_lack_columns_or_hold_them_as_null(tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ def open_partitions(
     time_column: str = "datetime",
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Dataset:
-    """Hourly partitions `root/datetime=YYYY-MM-DD-HH-MM/*.parquet` as a dataset; only footers are read here.
+    """Hourly partitions `root/datetime=YYYY-MM-DD-HH-MM/*.parquet` as a dataset; only footers are read here, unless told to skip
+    damaged files.
 
     The window is applied first, then the number of partitions, then the row sample, then the row limit. Which rows a
     sample keeps depends on the seed, the partition's name and the row's number in it, on nothing else.
@@ -187,7 +188,8 @@ def open_partitions(
         chunk_size: most rows a batch; None for a whole partition at once.
         seed: seed of the row sample.
         time_column: name of the column added from the partition's hour.
-        on_error: what an unreadable file does: raise, or be left out, logged and listed in `skipped`.
+        on_error: what an unreadable file does: raise, or be left out as a whole, logged and listed in `skipped`. To
+            tell before any row is used, "skip" reads every file of the window through once more.
 
     Raises:
         PartitionError: no partitions in the window, or an unreadable file, which is named.
@@ -222,7 +224,10 @@ def open_partitions(
         total = 0
         for path in sorted(folder.glob("*.parquet")):
             try:
-                total += _footer(str(path)).metadata.num_rows
+                if on_error == "skip":
+                    _read_through(str(path))
+                with _footer(str(path)) as file:
+                    total += file.metadata.num_rows
                 files.append(str(path))
             except PartitionError as error:
                 if on_error == "raise":
@@ -370,9 +375,19 @@ def _tables(partition: Partition, columns: Sequence[str] | None, time_column: st
             file.close()
 
 
+def _read_through(path: str) -> None:
+    """Raise PartitionError where a good footer hides damaged pages."""
+    with _footer(path) as file:
+        try:
+            for _ in file.iter_batches(batch_size=_ROW_GROUP_ROWS):
+                pass
+        except (pa.ArrowException, OSError, EOFError) as error:
+            raise PartitionError(_unreadable(path, error)) from error
+
+
 def _footer(path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise PartitionError(_unreadable(path, error)) from error
 
