@@ -13,7 +13,7 @@ import pytest
 from ubt.config import LogConfig, PrepareConfig
 from ubt.features import aggregates
 from ubt.labels import earlier_labels, window_labels
-from ubt.prepare import Prepared, prepare
+from ubt.prepare import Prepared, open_prepared, prepare
 
 VECTORS = np.random.default_rng(0).integers(0, 256, (40, 5))
 
@@ -200,3 +200,47 @@ def test_what_a_killed_prepare_left_is_swept(raw_log: Path, tmp_path: Path) -> N
     living.mkdir()
     assert prepare(raw_log, folder, LogConfig(), PrepareConfig())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, "prepared"])
+
+
+def test_labels_of_strangers_and_contradictions_are_named(tmp_path: Path, prepare_for: Callable[..., Prepared]) -> None:
+    folder = simple_log(tmp_path / "log", tables=False)
+    path = folder / "target" / "train.parquet"
+    good = pd.read_parquet(path)
+    for wrong, message in (
+        (good.assign(client_id=good.client_id + 1000), "none of its 3 clients is asked for"),
+        (good.assign(client_id="u" + good.client_id.astype(str)), "none of its 3 clients is asked for"),
+        (
+            pd.concat([good, good.iloc[1:2].assign(churn=1, category=None, sku=None, price=None)]),
+            "churn 0 and rows with",
+        ),
+        (good.assign(churn=[1, 0, None, 0]), "churn None"),
+    ):
+        wrong.to_parquet(path, index=False)
+        with pytest.raises(ValueError, match=message):
+            prepare(folder, tmp_path / "prepared", LogConfig(), PrepareConfig())
+
+
+def test_a_described_log_may_have_text_users_and_prices_that_are_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = 2000
+    log = pd.DataFrame(
+        {
+            "user": [f"u{i}" for i in rng.integers(0, 60, rows)],
+            "time": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.sort(rng.integers(0, 30 * 86400, rows)), unit="s"),
+            "event": rng.choice(["view", "purchase"], rows),
+            "price": np.where(rng.random(rows) < 0.2, np.inf, rng.random(rows)),
+        }
+    )
+    (tmp_path / "log").mkdir()
+    log.to_parquet(tmp_path / "log" / "events.parquet", index=False)
+    config = LogConfig(
+        files=["*.parquet"], user="user", time="time", event="event", price="price", label_events=["purchase"],
+        train_start="2024-01-15", valid_start="2024-01-22",
+    )  # fmt: skip
+    prepare(tmp_path / "log", tmp_path / "prepared", config, PrepareConfig())
+    found = open_prepared(tmp_path / "prepared")
+    assert sorted(found.users.tolist()) == sorted(set(log.user))
+    assert 0 < np.nanmean(window_labels(found, "train").churn) < 1
+    config.label_events = ["purchse"]
+    with pytest.raises(ValueError, match=r"log\.label_events: no event of type 'purchse'"):
+        prepare(tmp_path / "log", tmp_path / "prepared", config, PrepareConfig())

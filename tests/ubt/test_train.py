@@ -198,6 +198,36 @@ def test_the_newest_labels_can_be_held_out(prepared: Prepared, tiny: Config) -> 
         trained(prepared, config, cutoffs=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("num_epochs", 0), ("cutoffs", 0), ("num_negatives", 0), ("patience", 0), ("valid_share", 1.0),
+     ("gradient_clip", -1.0), ("focal_alpha", 2.0), ("learning_rate", 0.0)],
+)  # fmt: skip
+def test_settings_without_sense_are_refused(prepared: Prepared, tiny: Config, name: str, value: float) -> None:
+    setattr(tiny.train, name, value)
+    with pytest.raises(ValueError, match=f"train.{name}: got"):
+        train(prepared, tiny)
+
+
+def test_a_run_goes_on_with_the_settings_it_was_started_with(prepared: Prepared, tiny: Config) -> None:
+    train(prepared, tiny)
+    tiny.resume = True
+    train(prepared, tiny)
+    for section, name, value in (
+        (tiny.train, "learning_rate", 0.5),
+        (tiny, "seed", 7),
+        (tiny.model, "hidden_size", 24),
+    ):
+        before = getattr(section, name)
+        for epochs in (tiny.train.num_epochs, tiny.train.num_epochs + 1):
+            tiny.train.num_epochs, kept = epochs, tiny.train.num_epochs
+            setattr(section, name, value)
+            with pytest.raises(ValueError, match=f"resume: the run was started with .*{name} {before}"):
+                train(prepared, tiny)
+            setattr(section, name, before)
+            tiny.train.num_epochs = kept
+
+
 @pytest.mark.parametrize("name", ["weighting", "loss", "precision"])
 def test_choices_that_do_not_exist_are_named(prepared: Prepared, tiny: Config, name: str) -> None:
     with pytest.raises(ValueError, match=rf"train.{name}: got 'foo', needs one of"):

@@ -55,6 +55,7 @@ def write_blocks(prepared: Prepared, config: Config, baseline: bool = True) -> d
         ValueError: if they are no entry the challenge accepts, or all together have more than 2048 dims
     """
     names = parse_blocks(config.blocks)
+    config.features.check()
     before, settings = prepared.train_start, config.features
     windows = settings.windows_days
     made: dict[str, Callable[[], Iterator[Features]]] = {

@@ -75,6 +75,10 @@ class _Matrix:
 
     def parts(self, view: View, what: str) -> Iterator[tuple[csr_array, int]]:
         """Yield log(1 + weight) of batches of users, sparse [n, columns], and n."""
+        if not self.blocks:
+            raise ValueError(
+                "blocks: cf needs items, categories or URLs, and there are none; leave it out: --blocks hstu,aggregates"
+            )
         fields = [self.event, *(name for name, _, _ in self.blocks)]
         longest = max(int(view.lengths().max(initial=0)), 1)
         with progress(len(view), what, unit="user") as bar:

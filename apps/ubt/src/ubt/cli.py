@@ -9,6 +9,7 @@ from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
+import duckdb
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ubt.config import Config
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, KeyError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"ubt {command}: error: {message}", file=sys.stderr)
+        return 1
+    except duckdb.Error as error:
+        print(f"ubt {command}: error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

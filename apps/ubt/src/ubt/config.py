@@ -136,6 +136,12 @@ class ModelConfig:
     dropout: float = 0.1
     id_dropout: float = 0.1
 
+    def check(self) -> None:
+        """Raise ValueError for a size without sense."""
+        _at_least(
+            "model", self, hidden_size=1, num_layers=1, num_heads=1, max_seq_length=1, embedding_size=1, max_ids=1
+        )
+
 
 @dataclass
 class TrainConfig:
@@ -195,6 +201,19 @@ class TrainConfig:
     processes: int = 1
     precision: str = "32"
 
+    def check(self) -> None:
+        """Raise ValueError for a size or a share without sense."""
+        _at_least(
+            "train", self, num_epochs=1, batch_size=1, cutoffs=1, span=1, num_negatives=1, patience=1, lr_patience=0
+        )
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name}: got {getattr(self, name)}, needs a number above 0")
+        if not 0 < self.valid_share < 1:
+            raise ValueError(f"train.valid_share: got {self.valid_share}, needs a share between 0 and 1")
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(f"train.focal_alpha: got {self.focal_alpha}, needs a share from 0 to 1")
+
 
 @dataclass
 class EmbedConfig:
@@ -238,6 +257,12 @@ class FeaturesConfig:
     cf_values: int = 100_000
     cf_users: int = 500_000
 
+    def check(self) -> None:
+        """Raise ValueError for no window, or one without length."""
+        if not self.windows_days or min(self.windows_days) <= 0:
+            raise ValueError(f"features.windows_days: got {self.windows_days}, needs lengths in days above 0")
+        _at_least("features", self, cf_size=1, cf_values=1, cf_users=1)
+
 
 @dataclass
 class ScoreConfig:
@@ -264,9 +289,7 @@ class ScoreConfig:
         """Raise ValueError for a scorer that does not exist or a size without sense."""
         if self.scorer not in ("official", "sampled"):
             raise ValueError(f"score.scorer: got {self.scorer!r}, needs official or sampled")
-        for name, least in (("sample", 0), ("width", 1), ("layers", 0), ("seeds", 1), ("trees", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"score.{name}: got {getattr(self, name)}, needs at least {least}")
+        _at_least("score", self, sample=0, width=1, layers=0, seeds=1, trees=0)
 
 
 @dataclass
@@ -318,3 +341,9 @@ class Config:
     def prepared(self) -> Path:
         """Folder of the prepared log."""
         return Path(self.run_dir) / "prepared"
+
+
+def _at_least(section: str, settings: object, **least: int) -> None:
+    for name, number in least.items():
+        if getattr(settings, name) < number:
+            raise ValueError(f"{section}.{name}: got {getattr(settings, name)}, needs at least {number}")

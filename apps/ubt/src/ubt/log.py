@@ -164,13 +164,13 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
         value = getattr(config, key)
         if value is None:
             raise ValueError(f"log.{key}: missing; a log described by YAML needs the borders of its windows")
-        moments.append(_parse(value, f"log.{key}"))
+        moments.append(parse_moment(value, f"log.{key}"))
     train_start, valid_start = moments
     time = _checked(config.time, "TIMESTAMP", "log.time")
     if config.end is None:
         end = _moment(connection.execute(f"SELECT max({time}) FROM {table}").fetchone(), folder)
     else:
-        end = _parse(config.end, "log.end")
+        end = parse_moment(config.end, "log.end")
     if not train_start < valid_start <= end:
         raise ValueError(
             f"log: needs train_start < valid_start <= end, got {text(train_start)}, {text(valid_start)}, {text(end)}"
@@ -182,6 +182,11 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
     if "price" in roles:
         columns.append(f"{_price_bucket(connection, table, roles['price'], time, train_start)} AS price")
     sql = f"SELECT {', '.join(columns)} FROM {table}"
+    for key in ("label_events", "active_events"):
+        for name in getattr(config, key):
+            query = f"SELECT 1 FROM {table} WHERE {_quoted(config.event)} = ? LIMIT 1"
+            if connection.execute(query, [name]).fetchone() is None:
+                raise ValueError(f"log.{key}: no event of type {name!r} in column {config.event}")
     return Log(
         connection=connection,
         layout="custom",
@@ -246,9 +251,16 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
         bought = ""
     wanted = sorted({"sku", "category", "price", "name"} & found)
     outcomes = [f"SELECT {', '.join(['client_id', 'timestamp', *wanted])} FROM events{bought}"]
+    arrays = _arrays(folder)
     for path, moment in zip(targets, (train_start, valid_start), strict=True):
         outcomes.append(_ready_outcomes(connection, path, moment))
-    arrays = _arrays(folder)
+        labelled = connection.sql(f"SELECT DISTINCT client_id FROM {scan([path])}").to_arrow_table()[0].to_numpy()
+        asked = arrays["relevant_clients"]
+        if len(labelled) and not np.isin(labelled.astype(str), asked.astype(str)).any():
+            raise ValueError(
+                f"{path.name}: none of its {len(labelled)} clients is asked for, e.g. {labelled[0]!r}; "
+                f"relevant_clients.npy holds e.g. {asked[:1].tolist()}"
+            )
     return Log(
         connection=connection,
         layout="simple",
@@ -279,13 +291,21 @@ def _ready_outcomes(connection: duckdb.DuckDBPyConnection, path: Path, moment: d
     sql = f"SELECT {columns_sql} FROM {scan([path])}"
     if "churn" not in columns:
         return sql
-    wrong = " OR ".join(["churn NOT IN (0, 1)", *(f"(churn = 1 AND {column} IS NOT NULL)" for column in kept)])
+    wrong = " OR ".join(
+        ["churn IS NULL", "churn NOT IN (0, 1)", *(f"(churn = 1 AND {column} IS NOT NULL)" for column in kept)]
+    )
     row = connection.execute(f"SELECT client_id, churn FROM {scan([path])} WHERE {wrong} LIMIT 1").fetchone()
     if row is not None:
         raise ValueError(
             f"{path.name}: client {row[0]} has churn {row[1]}; needs 1 without category, sku, price and name, or 0"
         )
-    return f"{sql} WHERE churn IS DISTINCT FROM 1"
+    both = "count(DISTINCT churn) > 1"
+    query = f"SELECT client_id FROM {scan([path])} GROUP BY client_id HAVING {both} OR client_id IS NULL LIMIT 1"
+    row = connection.execute(query).fetchone()
+    if row is not None:
+        reason = "rows with churn 0 and rows with churn 1" if row[0] is not None else "rows without a client_id"
+        raise ValueError(f"{path.name}: client {row[0]} has {reason}")
+    return f"{sql} WHERE churn = 0"
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
@@ -358,7 +378,9 @@ def _whole_numbers(connection: duckdb.DuckDBPyConnection, table: str, column: st
 
 def _price_bucket(connection: duckdb.DuckDBPyConnection, table: str, column: str, time: str, before: datetime) -> str:
     """SQL of the price's quantile bucket 0..99; the borders come from rows before `before` only."""
-    price = f"TRY_CAST({_quoted(column)} AS DOUBLE)"
+    number = f"TRY_CAST({_quoted(column)} AS DOUBLE)"
+    # A price that is not finite is no price: data frames write missing ones as NaN.
+    price = f"(CASE WHEN isfinite({number}) THEN {number} END)"
     shares = [i / 100 for i in range(1, 100)]
     query = f"SELECT quantile_cont({price}, {shares}) FROM {table} WHERE {time} < TIMESTAMP '{text(before)}'"
     row = connection.execute(query).fetchone()
@@ -373,7 +395,7 @@ def _only(events: list[str]) -> str:
     return f" WHERE event_type IN ({names})" if events else ""
 
 
-def _parse(value: Any, key: str) -> datetime:
+def parse_moment(value: Any, key: str) -> datetime:
     try:
         moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
     except ValueError:

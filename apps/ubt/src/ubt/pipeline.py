@@ -53,7 +53,7 @@ def _generate(config: Config, whole_run: bool) -> tuple[str, dict]:
     from ubt.generate import MARK, generate, settings_of
 
     folder = Path(config.data_dir)
-    if whole_run and folder.exists():
+    if whole_run and folder.exists() and any(folder.iterdir()):
         found = read_json(folder / MARK)
         if not found or found == settings_of(config.generate):
             return f"{folder} is there already", {}

@@ -219,6 +219,9 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         # Nobody said who is asked for: everybody is embedded, and whoever has a history is scored. Users who only
         # appear in the label windows are in the log because of what they did there, so scoring them would leak.
         users = seqdata.open_store(folder / "store").users
+        if users.dtype == object:
+            # Text ids: numpy writes text of a fixed width without pickling.
+            users = users.astype(str)
         seen = log.connection.sql(f"SELECT DISTINCT client_id FROM events WHERE timestamp {before}")
         asked = _column(seen.to_arrow_table())
     else:

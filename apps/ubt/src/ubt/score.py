@@ -75,8 +75,8 @@ def score(prepared: Prepared, config: Config) -> str:
     _write(run_dir, prepared, config, tasks, left_out, methods, results)
     _plot(run_dir, tasks, results, [BASELINE, *names, *([ALL] if len(names) > 1 else [])])
     text = _tables(prepared, config, tasks, left_out, names, methods, results)
-    with temporary_file(run_dir / "scores" / "table.txt") as name:
-        name.write_text(text + "\n")
+    with temporary_file(run_dir / "scores" / "table.txt") as path:
+        path.write_text(text + "\n")
     return text
 
 

@@ -40,6 +40,8 @@ KINDS = {
     "name": "vector",
 }
 # Tasks whose ranking of the users kept apart is reported.
+# What a run that is resumed may change: how long it goes on, and what it runs on. Weights are compared as numbers.
+FREE = ("num_epochs", "patience", "threads", "processes", "task_weights")
 AREAS = ("churn", "category_propensity")
 
 
@@ -53,6 +55,8 @@ def train(prepared: Prepared, config: Config) -> Path:
     Raises:
         ValueError: if a task is unknown, has no label, or the loss is not finite
     """
+    config.train.check()
+    config.model.check()
     settings, folder = config.train, Path(config.run_dir) / "checkpoints"
     weights = _task_weights(settings)
     if settings.threads:
@@ -67,6 +71,7 @@ def train(prepared: Prepared, config: Config) -> Path:
     last, finished = folder / "last.ckpt", folder / "finished.json"
     resume_from = str(last) if config.resume and last.exists() else None
     if resume_from is not None and read_json(finished).get("num_epochs") == settings.num_epochs:
+        check_same(read_json(finished)["spec"], module.spec)
         return folder / "best.ckpt"
     trainer = _trainer(config, folder)
     if trainer.is_global_zero:
@@ -81,9 +86,21 @@ def train(prepared: Prepared, config: Config) -> Path:
     if trainer.interrupted:
         raise KeyboardInterrupt
     if trainer.is_global_zero:
-        write_json(finished, {"num_epochs": settings.num_epochs, "epochs": trainer.current_epoch})
+        write_json(finished, {"num_epochs": settings.num_epochs, "epochs": trainer.current_epoch, "spec": module.spec})
         plot_losses(folder.parent)
     return folder / "best.ckpt"
+
+
+def check_same(was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError where a run that is resumed has other settings than it was started with; names the first."""
+    for key, value in now.items():
+        old = was.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and value != old:
+            key, old, value = next(
+                (f"{key}.{k}", old.get(k), value.get(k)) for k in {**old, **value} if old.get(k) != value.get(k)
+            )
+        if old != value:
+            raise ValueError(f"resume: the run was started with {key} {old}, now it is {value}; start without --resume")
 
 
 def _task_weights(settings: TrainConfig) -> dict[str, float]:
@@ -193,7 +210,15 @@ class UBTModule(L.LightningModule):
     def __init__(self, reader: Reader, labels: list[Labels], config: Config, weights: dict[str, float]):
         super().__init__()
         # Kept in every checkpoint: what is needed to load it, and what may not differ when it is resumed.
-        self.spec = {"tasks": list(weights), "model": asdict(config.model), "fingerprint": reader.prepared.fingerprint}
+        settings = {key: value for key, value in asdict(config.train).items() if key not in FREE}
+        self.spec = {
+            "tasks": list(weights),
+            "weights": weights,
+            "model": asdict(config.model),
+            "train": settings,
+            "seed": config.seed,
+            "fingerprint": reader.prepared.fingerprint,
+        }
         self.data = UserBatches(reader, labels, config)
         labels = self.data.train_labels
         tasks, values = tasks_of(reader, weights, config.model, config.train, labels)
@@ -277,12 +302,7 @@ class UBTModule(L.LightningModule):
         return optimiser
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for key, value in self.spec.items():
-            if checkpoint["network"][key] != value:
-                was = checkpoint["network"][key]
-                raise ValueError(
-                    f"resume: the run was started with {key} {was}, now it is {value}; start without --resume"
-                )
+        check_same(checkpoint["network"], self.spec)
         self._schedule_state = checkpoint["schedule"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

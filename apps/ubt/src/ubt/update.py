@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -16,7 +15,7 @@ import seqdata
 from ubt.config import Config, LogConfig
 from ubt.data import Reader
 from ubt.embed import BATCH_USERS, CacheWriter, Chunk, cache_writer, embed_users, finite, seconds
-from ubt.log import COLUMNS, Log, read_log, scan
+from ubt.log import COLUMNS, Log, parse_moment, read_log, scan
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
 from ubt.progress import progress
@@ -28,7 +27,9 @@ MOST_SHARDS = 8
 
 
 def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, config: LogConfig) -> Prepared:
-    """Add the events in the files of a folder to the prepared log and return it; the same files are added only once.
+    """Add the events in the files of a folder to the prepared log and return it; no file is added twice.
+
+    A file with the content of one that was prepared or added before is passed over, with a line that says so.
 
     Skus, URLs and other values that were not there before train_start stay unknown, as they are for the network.
 
@@ -39,10 +40,14 @@ def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, 
         config: layout of the log
     """
     log = read_log(data_dir, config)
-    files, sources = _new_files(log, Path(new_data), config)
     done = read_json(prepared.folder / "updates.json")
-    key = hashlib.blake2b("".join(map(file_hash, files)).encode(), digest_size=16).hexdigest()
-    if key not in done:
+    seen = done.keys() | {file_hash(path) for path in log.files}
+    found = {path: file_hash(path) for path in _new_files(log, Path(new_data), config)}
+    fresh = {path: key for path, key in found.items() if key not in seen}
+    if len(fresh) < len(found):
+        print(f"update: {len(found) - len(fresh)} of {len(found)} files are in the log already", flush=True)
+    if fresh:
+        sources = _sources(log, list(fresh))
         if isinstance(sources, dict):
             prepared.store.append(sources, progress=False)
         else:
@@ -50,7 +55,7 @@ def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, 
                 log.connection.execute(f"COPY ({sources}) TO '{events / 'new.parquet'}' (FORMAT parquet)")
                 prepared.store.append(str(events / "new.parquet"), progress=False)
             shutil.rmtree(prepared.folder / "new_events")
-        write_json(prepared.folder / "updates.json", done | {key: [path.name for path in files]})
+        write_json(prepared.folder / "updates.json", done | {key: path.name for path, key in fresh.items()})
     store = seqdata.open_store(prepared.store.path)
     if len(store.schema["shards"]) > MOST_SHARDS:
         store = store.compact()
@@ -174,10 +179,7 @@ def _until(prepared: Prepared, until: str | None) -> int:
     if until is None:
         last = max(shard["time_max"] for shard in prepared.store.schema["shards"])
         return last // 1_000_000 + 1
-    try:
-        return seconds(datetime.fromisoformat(until))
-    except ValueError:
-        raise ValueError(f"update.until: got {until!r}, needs a time like 2022-10-20 00:00:00 (UTC)") from None
+    return seconds(parse_moment(until, "update.until"))
 
 
 def _datetime(moment: int) -> datetime:
@@ -188,18 +190,23 @@ def _text(moment: int) -> str:
     return _datetime(moment).isoformat(sep=" ")
 
 
-def _new_files(log: Log, folder: Path, config: LogConfig) -> tuple[list[Path], dict[str, str] | str]:
-    """Files of the new days, and them as the store takes them: by event table, or as SQL over one table."""
+def _new_files(log: Log, folder: Path, config: LogConfig) -> list[Path]:
+    """Files of the new days."""
     if not folder.is_dir():
         raise FileNotFoundError(f"update.new_data: {folder} is not a folder")
     if log.layout == "custom":
         files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
-        tables: dict[str, str] | str = log.sources["events"].replace(scan(log.files), scan(files)) if files else ""
     elif log.layout in ("raw", "split"):
-        tables = {name: str(path) for name in COLUMNS if (path := folder / f"{name}.parquet").exists()}
-        files = [Path(path) for path in tables.values()]
+        files = [path for name in COLUMNS if (path := folder / f"{name}.parquet").exists()]
     else:
         raise ValueError(f"update.new_data: a log of layout {log.layout!r} cannot grow; run all steps on the new one")
     if not files:
         raise FileNotFoundError(f"update.new_data: no file in {folder} is laid out as those of the log are")
-    return files, tables
+    return files
+
+
+def _sources(log: Log, files: list[Path]) -> dict[str, str] | str:
+    """The files as the store takes them: by event table, or as SQL over one table."""
+    if log.layout == "custom":
+        return log.sources["events"].replace(scan(log.files), scan(files))
+    return {path.stem: str(path) for path in files}
