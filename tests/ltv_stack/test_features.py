@@ -158,3 +158,52 @@ def test_the_published_layout_has_84_columns() -> None:
     terms = FeatureConfig.from_dict(smadex_features())
     assert terms.local_by == ("country", "dev_os", "advertiser_category")
     assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+
+
+TEXT = ["a", "b", None, "a"]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.binary(), pa.large_binary(), pa.binary(1)])
+def test_text_is_read_whatever_arrow_calls_it(kind: pa.DataType) -> None:
+    schema = Schema([Column("x")], [Horizon("d7", "y")], time=None, id=None)
+    raw = TEXT if kind == pa.string_view() else [None if v is None else v.encode() for v in TEXT]
+    data = from_table(pa.table({"x": pa.array(raw, kind), "n": range(4)}), sample_frac=0.999)
+    plain = from_table(pa.table({"x": TEXT, "n": range(4)}), sample_frac=0.999)
+    config = {"categorical": {"min_count": 1}}
+    builders = [FeatureBuilder(schema, config).fit(one) for one in (data, plain)]
+    matrices = [b.transform(next(iter(one))) for b, one in zip(builders, (data, plain), strict=True)]
+    assert builders[0].names == builders[1].names == ["x__missing", "x__code", "x__freq"]
+    np.testing.assert_array_equal(*matrices)
+    with pytest.raises(ValueError, match="column x: its bytes .* are not UTF-8 text"):
+        FeatureBuilder(schema, config).fit(from_table(pa.table({"x": pa.array([b"\xff"], pa.binary())})))
+
+
+def test_a_struct_is_a_map_of_its_numbers_and_other_types_say_that_they_are_not_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = [{"wins": 3, "share": 0.5, "name": "x"}, None, {"wins": None, "share": 2.0, "name": None}, {"wins": 1}]
+    struct = pa.array(rows, pa.struct([("wins", pa.int32()), ("share", pa.float64()), ("name", pa.string())]))
+    maps = [[("wins", 3.0), ("share", 0.5)], None, [("share", 2.0)], [("wins", 1.0)]]
+    table = pa.table(
+        {
+            "x": struct,
+            "key": ["wins", "wins", "wins", "share"],
+            "words": [{"a": "b"}] * 4,
+            "wait": pa.array([1, 2, 3, 4], pa.duration("s")),
+        }
+    )
+    schema = Schema(
+        [Column("x", lookup=("key",)), Column("key", role="ignore"), Column("words"), Column("wait")],
+        [Horizon("d7", "y")],
+        time=None,
+        id=None,
+    )
+    found = FeatureBuilder(schema).fit(from_table(table))
+    same = table.set_column(0, "x", pa.array(maps, pa.map_(pa.string(), pa.float64())))
+    expected = FeatureBuilder(schema).fit(from_table(same))
+    assert found.names == expected.names and "x__at_key" in found.names
+    for first in (0, 1):
+        one, other = (b.transform(t.slice(first).to_batches()[0]) for b, t in ((found, table), (expected, same)))
+        np.testing.assert_array_equal(one, other)
+    assert "column words of Arrow type struct<a: string> is not used: this type is not read" in caplog.text
+    assert "column wait of Arrow type duration[s] is not used: this type is not read" in caplog.text

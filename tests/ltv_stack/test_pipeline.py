@@ -175,13 +175,43 @@ def test_a_segment_that_a_partition_lacks_is_unknown_there(
     world: Path, schema: Schema, config: Config, tmp_path: Path
 ) -> None:
     shutil.copytree(world, tmp_path / "world")
-    file = sorted((tmp_path / "world").rglob("*.parquet"))[0]
-    pq.write_table(pq.ParquetFile(file).read().drop_columns(["country"]), file)
+    for file in sorted((tmp_path / "world").rglob("*.parquet"))[:3]:
+        pq.write_table(pq.ParquetFile(file).read().drop_columns(["country"]), file)
     data = open_partitions(tmp_path / "world")
     with pytest.raises(ValueError, match="calibrate_by: the data has no column 'shoe_size'"):
         LTVPipeline(schema, config(calibration="isotonic", calibrate_by="shoe_size")).fit(data)
     pipe = LTVPipeline(schema, config(calibration="isotonic", calibrate_by="country")).fit(data)
     assert pipe.horizons == ["d1", "d7", "d14"]
+    found = predict_table(pipe, data, keep=["country"])
+    assert found.num_rows == data.num_rows and found["country"].slice(0, 1617).null_count == 1617
+    assert evaluate(pipe, data).rows == data.num_rows
+    nowhere = open_partitions(tmp_path / "world", max_partitions=1)
+    for predict in (evaluate, predict_table):
+        with pytest.raises(ValueError, match="calibrate_by: the data has no column 'country'"):
+            predict(pipe, nowhere)
+
+
+def test_a_type_that_does_not_fit_is_an_error_that_names_column_and_file(
+    world: Path, fitted: LTVPipeline, schema: Schema, config: Config, tmp_path: Path
+) -> None:
+    def spoilt(column: str, values: list[object]) -> Dataset:
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        shutil.copytree(world, tmp_path)
+        file = sorted(tmp_path.rglob("*.parquet"))[3]
+        table = pq.ParquetFile(file).read()
+        at = table.column_names.index(column)
+        pq.write_table(table.set_column(at, column, pa.array(values * table.num_rows)), file)
+        return open_partitions(tmp_path)
+
+    file = r"datetime=2025-10-01-01-00/part-1\.parquet"
+    for guard in ("strict", "off"):
+        with pytest.raises(ValueError, match=rf"column spend in .*{file}: got Arrow type string, needs a map or a list"):
+            LTVPipeline(schema, config(guard=guard)).fit(spoilt("spend", ["x"]))
+    with pytest.raises(ValueError, match=rf"column age: Arrow type string in .*{file}, but double in .*part-0\.parquet"):
+        LTVPipeline(schema, config()).fit(spoilt("age", ["young"]))
+    for predict in (evaluate, predict_table):
+        with pytest.raises(ValueError, match=rf"column country in .*{file}: got Arrow type list.*needs one value a row"):
+            predict(fitted, spoilt("country", [["DE"]]))
 
 
 def test_a_window_without_buyers_is_a_clear_error_and_predicts_without_one(

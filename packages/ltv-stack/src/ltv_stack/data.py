@@ -85,6 +85,11 @@ class Dataset:
         """Names of all columns, the added time column included."""
         return self.schema.names
 
+    def fields(self) -> Iterator[tuple[str, pa.Field]]:
+        """The Arrow field of every column of every file, and the file (the partition, for a table in memory)."""
+        for partition in self.partitions:
+            yield from _fields(partition)
+
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Record batches in order; a column that a partition lacks is left out of its batches."""
         for partition in self.partitions:
@@ -353,7 +358,7 @@ def _tables(partition: Partition, columns: Sequence[str] | None, time_column: st
         wanted = table.column_names if columns is None else [c for c in columns if c in table.column_names]
         table = table.select(wanted)
         for begin in range(0, table.num_rows, _ROW_GROUP_ROWS):
-            yield table.slice(begin, _ROW_GROUP_ROWS)
+            yield _without_views(table.slice(begin, _ROW_GROUP_ROWS))
         return
     for path in partition.files:
         file = _footer(path)
@@ -362,7 +367,7 @@ def _tables(partition: Partition, columns: Sequence[str] | None, time_column: st
         add_time = time_column and (columns is None or time_column in columns)
         try:
             for batch in file.iter_batches(batch_size=_ROW_GROUP_ROWS, columns=wanted):
-                table = pa.Table.from_batches([batch])
+                table = _without_views(pa.Table.from_batches([batch]))
                 if add_time:
                     column = pa.nulls(batch.num_rows, pa.timestamp("us"))
                     if time_column in table.column_names:
@@ -397,13 +402,42 @@ def _unreadable(path: str, error: BaseException) -> str:
 
 
 def _partition_schema(partition: Partition) -> Iterable[pa.Field]:
+    return [field for _, field in _fields(partition)]
+
+
+def _fields(partition: Partition) -> Iterator[tuple[str, pa.Field]]:
     if partition.table is not None:
-        return list(partition.table.schema)
-    fields: list[pa.Field] = []
-    for path in partition.files:
-        with _footer(path) as file:
-            fields += list(file.schema_arrow)
-    return fields
+        schemas = [(f"partition {partition.name}", partition.table.schema)]
+    else:
+        schemas = []
+        for path in partition.files:
+            with _footer(path) as file:
+                schemas.append((path, file.schema_arrow))
+    for place, schema in schemas:
+        for field in schema:
+            yield place, field.with_type(_viewless(field.type))
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    fields = [field.with_type(_viewless(field.type)) for field in table.schema]
+    return table if fields == list(table.schema) else table.cast(pa.schema(fields))
+
+
+def _viewless(kind: pa.DataType) -> pa.DataType:
+    """The type with text and bytes instead of views of them, whose rows Arrow cannot yet take or filter."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_map(kind):
+        return pa.map_(_viewless(kind.key_type), kind.item_field.with_type(_viewless(kind.item_type)))
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_viewless(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_viewless(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(i).with_type(_viewless(kind.field(i).type)) for i in range(kind.num_fields)])
+    return kind
 
 
 def _single(column: pa.ChunkedArray) -> pa.Array:

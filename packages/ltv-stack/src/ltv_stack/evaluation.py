@@ -77,6 +77,7 @@ def evaluate(
     Raises:
         ValueError: no rows, or no horizon with labels.
     """
+    pipe.check(dataset)
     started = clock.perf_counter()
     names = set(dataset.column_names)
     segments = [name for name in (segments or pipe.schema.segments) if name in names]

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from .nested import (
     nested_lookup,
     nested_recency,
     nested_statistics,
+    number_fields,
+    struct_as_map,
 )
 from .schema import Kind, Schema
 
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Matrix = npt.NDArray[np.float32]
 _GRID = 32
+_NESTED_KINDS = ("nested", "nested_time", "set")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -265,6 +268,16 @@ class FeatureBuilder:
         log.info("features: %d from %d columns, fitted on %d rows", len(self.names), len(self.kinds), total.rows)
         return self
 
+    def check(self, dataset: Dataset) -> None:
+        """Look at the Arrow type of every column in every file of data to transform, before anything is read.
+
+        Raises:
+            ValueError: a map or list where one value a row is needed, or the other way round; names column and file.
+        """
+        for place, field in dataset.fields():
+            if field.name in self.kinds:
+                _require_kind(f"column {field.name} in {place}", self.kinds[field.name], field.type)
+
     def transform(self, batch: pa.RecordBatch) -> Matrix:
         """The features of a batch [N, F] in the order of `names`; NaN where a value is not known.
 
@@ -410,8 +423,7 @@ class FeatureBuilder:
         for name, kind in self.kinds.items():
             array = self._column(batch, name)
             keys = self._lookup(name)
-            if kind in ("nested", "nested_time", "set") and not (is_nested(array.type) or pa.types.is_null(array.type)):
-                raise ValueError(f"column {name}: got Arrow type {array.type}, needs a map or a list ({kind})")
+            _require_kind(f"column {name}", kind, array.type)
             if kind == "number":
                 put(name, column_numbers(array), "numbers", name)
             elif kind == "unix_seconds" and config.recency:
@@ -505,7 +517,7 @@ class FeatureBuilder:
 
     def _column(self, batch: pa.RecordBatch, name: str) -> pa.Array:
         if name in batch.schema.names:
-            return batch.column(name)
+            return as_read(batch.column(name), name)
         if name in self.optional:
             return pa.nulls(batch.num_rows)
         raise ValueError(f"batch: column {name!r} is missing; it was there in every partition at fit time")
@@ -563,6 +575,43 @@ class _PartitionFit:
             one.groups[by] = np.array(as_text(builder._column(part, by)).to_pylist(), dtype=object)
 
 
+def check_types(dataset: Dataset, schema: Schema, exclude: Sequence[str] = ()) -> None:
+    """Look at the Arrow type of every declared feature in every file, before anything is read.
+
+    Raises:
+        ValueError: a map or list where one value a row is needed, or the other way round, or text where other files
+            hold numbers; names the column and the file.
+    """
+    names = {name for name in schema.feature_columns if name not in exclude}
+    first: dict[str, tuple[str, pa.DataType]] = {}
+    for place, field in dataset.fields():
+        if field.name not in names or pa.types.is_null(field.type):
+            continue
+        before, known = first.setdefault(field.name, (place, field.type))
+        kind, declared = _kind_of(field.type), schema[field.name].kind
+        if declared != "auto":
+            _require_kind(f"column {field.name} in {place}", declared, field.type)
+        if _family(kind) != _family(_kind_of(known)):
+            raise ValueError(f"column {field.name}: Arrow type {field.type} in {place}, but {known} in {before}")
+
+
+def as_read(column: pa.Array, name: str) -> pa.Array:
+    """A column as features are made of it: a struct as a map of its numbers, bytes as text.
+
+    Raises:
+        ValueError: bytes that are not UTF-8 text; names the column.
+    """
+    kind = column.type
+    if pa.types.is_struct(kind) and number_fields(kind):
+        return struct_as_map(column)
+    if _is_bytes(kind):
+        try:
+            return column.cast(pa.large_binary()).cast(pa.large_string())
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"column {name}: its bytes ({kind}) are not UTF-8 text; exclude it") from error
+    return column
+
+
 def as_text(column: pa.Array) -> pa.Array:
     """A flat column as large_string; numbers take their decimal form."""
     if pa.types.is_dictionary(column.type):
@@ -585,13 +634,31 @@ def _kind_of(arrow: pa.DataType) -> Kind:
         inner = arrow.item_type if pa.types.is_map(arrow) else arrow.value_type
         text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
         return "set" if text and not pa.types.is_map(arrow) else "nested"
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if any(check(arrow) for check in (*texts, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
+    if number_fields(arrow):
+        return "nested"
+    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or _is_bytes(arrow):
         return "category"
     if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow):
         return "unix_seconds"
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     return "number" if any(check(arrow) for check in numeric) else "auto"
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _family(kind: Kind) -> str:
+    return "nested" if kind in _NESTED_KINDS else kind
+
+
+def _require_kind(what: str, kind: Kind, arrow: pa.DataType) -> None:
+    if pa.types.is_null(arrow):
+        return
+    several = _family(_kind_of(arrow)) == "nested"
+    if several != (kind in _NESTED_KINDS):
+        needs = "one value a row" if several else "a map or a list"
+        raise ValueError(f"{what}: got Arrow type {arrow}, needs {needs} ({kind})")
 
 
 def _year_months(array: pa.Array) -> Floats:

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from .data import Dataset, drawn, from_table, row_hashes, row_seconds
 from .errors import LeakageError
-from .features import FeatureBuilder, FeatureConfig
+from .features import FeatureBuilder, FeatureConfig, as_read, check_types
 from .nested import Bools, Floats, Ints, column_numbers, flatten_nested, is_nested, nested_statistics
 from .schema import Schema
 from .stages import predict, threads_for
@@ -77,6 +77,7 @@ def audit(
     config = config if isinstance(config, FeatureConfig) else FeatureConfig.from_dict(config or {})
     findings = [finding for finding in declared_leaks(schema) if finding.column not in config.exclude]
     known = {finding.column for finding in findings} | set(config.exclude)
+    check_types(dataset, schema, config.exclude)
     sample = _sample(dataset, schema, rows, seed)
     if sample.num_rows == 0:
         return findings
@@ -131,7 +132,7 @@ def refuse(findings: list[Finding]) -> None:
 def _look(
     sample: pa.RecordBatch, schema: Schema, name: str, now: Floats | None, labels: dict[str, Floats], half: Bools
 ) -> Finding | None:
-    array = sample.column(name)
+    array = as_read(sample.column(name), name)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = schema[name].kind
@@ -207,6 +208,8 @@ def _groups(array: pa.Array) -> list[Ints]:
             there[rows[codes == code]] = 1
             groups.append(there)
         return groups
+    if pa.types.is_struct(array.type) or pa.types.is_union(array.type):
+        return []
     codes = _codes(array)
     return [codes] if codes.max(initial=0) < _MOST_VALUES else []
 

@@ -164,6 +164,27 @@ def is_nested(kind: pa.DataType) -> bool:
     return pa.types.is_map(kind) or _is_list(kind)
 
 
+def number_fields(kind: pa.DataType) -> list[str]:
+    """Names of a struct's fields that hold numbers or times."""
+    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    checks = (*checks, pa.types.is_timestamp, pa.types.is_date)
+    fields = [kind.field(i) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+    return [field.name for field in fields if any(check(field.type) for check in checks)]
+
+
+def struct_as_map(array: pa.StructArray) -> pa.MapArray:
+    """A struct column as a map from the names of its `number_fields` to their values; a null field is no entry [N]."""
+    names = number_fields(array.type)
+    fields = array.flatten()
+    kept = [_numbers(fields[array.type.get_field_index(name)]) for name in names]
+    values = np.column_stack(kept) if kept else np.empty((len(array), 0))
+    there = ~np.isnan(values)
+    ends = np.cumsum(there.sum(axis=1), dtype=np.int32)
+    offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]))
+    keys = pa.array(np.array(names, dtype=object)[np.nonzero(there)[1]].tolist(), pa.string())
+    return pa.MapArray.from_arrays(offsets, keys, pa.array(values[there]), mask=array.is_null())
+
+
 def column_numbers(array: pa.Array | pa.ChunkedArray) -> Floats:
     """A flat column as float64, NaN for null; times become unix seconds, booleans 0 and 1, text is parsed or NaN."""
     return _numbers(_one_chunk(array))

@@ -23,7 +23,7 @@ from .config import DEEP, LTVConfig, embargo_seconds
 from .data import Dataset, drawn, row_hashes
 from .drift import Reference
 from .engine import Engine, LocalEngine
-from .features import FeatureBuilder, Matrix, as_text
+from .features import FeatureBuilder, Matrix, as_text, check_types
 from .guard import audit, refuse
 from .metrics import buyer_metrics
 from .nested import Floats
@@ -114,7 +114,7 @@ class LTVPipeline:
         Returns:
             batches of the id (where the data has it), `output_columns`, and the kept columns.
         """
-        self._require_fitted()
+        self.check(dataset)
         task = _PredictPartition(self, dataset, tuple(keep))
         if engine is None or isinstance(engine, LocalEngine):
             for number in range(len(dataset.partitions)):
@@ -122,6 +122,17 @@ class LTVPipeline:
             return
         for batches in engine.map(task, list(range(len(dataset.partitions)))):
             yield from batches
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise ValueError where a dataset cannot be predicted: a column's type in a file, or no column to segment by.
+
+        A partition may lack the column that calibration is split by; its rows are of no known segment.
+        """
+        self._require_fitted()
+        self.builder.check(dataset)
+        by = self.config.calibrate_by
+        if by and by not in dataset.column_names:
+            raise ValueError(f"calibrate_by: the data has no column {by!r}")
 
     def predict_batch(self, batch: pa.RecordBatch, keep: Sequence[str] = ()) -> pa.RecordBatch:
         """Predictions of one record batch."""
@@ -134,9 +145,10 @@ class LTVPipeline:
             raise ValueError(f"keep: {clash} are names of predicted columns too")
         segment = None
         if self.config.calibrate_by:
-            if self.config.calibrate_by not in batch.schema.names:
-                raise ValueError(f"calibrate_by: the data has no column {self.config.calibrate_by!r}")
-            segment = as_text(batch.column(self.config.calibrate_by)).to_pylist()
+            there = self.config.calibrate_by in batch.schema.names
+            segment = (
+                as_text(batch.column(self.config.calibrate_by)).to_pylist() if there else [None] * batch.num_rows
+            )
         columns = self.outputs.apply(self._raw(self.builder.transform(batch)), segment)
         arrays: dict[str, pa.Array] = {}
         if self.schema.id and self.schema.id in batch.schema.names:
@@ -300,6 +312,7 @@ class LTVPipeline:
         config = self.config
         self._choose_horizons(dataset)
         self.report_ = {"rows": dataset.num_rows, "skipped_horizons": self.skipped_horizons}
+        check_types(dataset, self.schema, config.features.exclude)
         self._guard(dataset)
         self.builder = FeatureBuilder(self.schema, config.features, seed=config.seed)
         self.builder.fit(dataset, engine=engine)
@@ -750,9 +763,14 @@ class _PredictPartition:
         self.pipe, self.dataset, self.keep = pipe, dataset, keep
         extra = [pipe.schema.id, pipe.config.calibrate_by, *keep]
         self.columns = list(dict.fromkeys([*pipe.builder.columns, *(name for name in extra if name)]))
+        self.types = {field.name: field.type for field in dataset.schema if field.name in keep}
 
     def batches(self, number: int) -> Iterator[pa.RecordBatch]:
         for batch in self.dataset.partition_batches(self.dataset.partitions[number], self.columns):
+            for name, kind in self.types.items():
+                # A partition that lacks a column passes on nulls.
+                if name not in batch.schema.names:
+                    batch = batch.append_column(name, pa.nulls(batch.num_rows, kind))
             yield self.pipe.predict_batch(batch, self.keep)
 
     def __call__(self, number: int) -> list[pa.RecordBatch]:
