@@ -18,6 +18,8 @@ def project_order(
     also keeps order between rows: of two rows, one nowhere above the other, that stays so; quantiles never cross. Found
     by the min-max form of isotonic regression; rows in order already come back bit by bit.
 
+    Values that the projection leaves where they are keep every bit.
+
     Args:
         values: one column a horizon, shortest first [N, H]; above -1 for log1p.
         weights: positive weights of the horizons [H]; equal when None.
@@ -41,8 +43,11 @@ def project_order(
     if space == "log1p":
         x = np.log1p(x)
     projected = _min_max(x, w)
+    kept = projected == x
     if space == "log1p":
         projected = np.expm1(projected)
+    # There and back through the logarithm may cost the last bit.
+    projected = np.where(kept, values[wrong], projected)
     result = values.copy()
     # Rounding may leave a last-bit step down.
     result[wrong] = np.maximum.accumulate(projected, axis=1)

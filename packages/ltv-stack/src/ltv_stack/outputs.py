@@ -116,12 +116,15 @@ class Outputs:
             columns.update({f"revenue_{name}{suffix}": table[:, i] for i, name in enumerate(horizons)})
 
         put("", self.horizons, self._order(points))
-        for level in self.config.quantiles:
+        below = np.zeros((1, len(self.horizons)))
+        for level in sorted(self.config.quantiles):
             surface = [
                 self.twoparts[name].quantile(level, self._chance(name, scores["p"]), self._amount(name, scores))
                 for name in self.horizons
             ]
-            put(f"_{_quantile_name(level)}", self.horizons, self._order(surface))
+            # The projection keeps order between levels but for the last bit.
+            below = np.maximum(self._order(surface), below)
+            put(f"_{_quantile_name(level)}", self.horizons, below)
         for prefix, fitted, bounds in (
             ("_", self.intervals, self._quantile_bounds),
             ("_buyer_", self.buyer_intervals, self._buyer_bounds),
