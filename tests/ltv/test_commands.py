@@ -17,6 +17,7 @@ import yaml
 from ltv.cli import main
 from ltv.compare import summary_table
 from ltv.evaluate import _explained
+from ltv.predict import check_order
 
 from ltv_stack import open_partitions
 
@@ -271,6 +272,16 @@ def test_summed_errors_and_their_differences_are_those_of_the_rows():
     gaps = 2 * (np.log1p(0.0) - np.log1p(truth)) ** 2
     assert table.loc["zero", "sum"] == pytest.approx(gaps.mean()) == pytest.approx(2 * table.loc["zero", "MSLE d7"])
     assert table.loc["zero", "above the best"] == f"{gaps.mean():.4g} ± {1.96 * gaps.std(ddof=1) / 2:.2g}"
+
+
+@pytest.mark.parametrize("rest", ["", "_lo", "_buyer_hi", "_q90"])
+@pytest.mark.parametrize("value", [1.0, np.nan, np.inf, -1.0])
+def test_every_ordered_column_is_checked_whatever_horizons_have_it(rest, value):
+    """The first horizon may have had too few rows for intervals."""
+    amounts = {"revenue_d1": [1.0], f"revenue_d7{rest}": [5.0], f"revenue_d14{rest}": [6.0]}
+    check_order(pa.table(amounts), ["d1", "d7", "d14"])
+    with pytest.raises(RuntimeError, match=f"revenue_d14{rest}"):
+        check_order(pa.table(amounts | {f"revenue_d14{rest}": [value]}), ["d1", "d7", "d14"])
 
 
 def test_submit_checks_and_aligns(trained, settings, tmp_path, capsys):

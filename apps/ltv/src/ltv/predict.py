@@ -100,9 +100,10 @@ def load_pipeline(run: Run) -> LTVPipeline:
 
 def check_order(table: pa.Table, horizons: list[str]) -> None:
     """Raise RuntimeError where a later horizon holds less than an earlier one, or a value is missing or negative."""
-    # revenue_<horizon><rest>: the point, the bounds of both intervals, the quantiles.
-    rests = {name.removeprefix(f"revenue_{horizons[0]}") for name in table.column_names if name.startswith("revenue_")}
-    series = [[f"revenue_{h}{rest}" for h in horizons if f"revenue_{h}{rest}" in table.column_names] for rest in rests]
+    # revenue_<horizon><rest>: the point, the bounds of both intervals, the quantiles. A horizon may lack some.
+    stems = [f"revenue_{h}" for h in horizons]
+    rests = {n.removeprefix(s) for n in table.column_names for s in stems if n == s or n.startswith(f"{s}_")}
+    series = [[f"{s}{rest}" for s in stems if f"{s}{rest}" in table.column_names] for rest in sorted(rests)]
     for names in series:
         for before, after in pairwise(names):
             wrong = np.flatnonzero(table[before].to_numpy() > table[after].to_numpy())
