@@ -338,6 +338,10 @@ def test_a_truncated_file_is_named_or_skipped_but_never_passed_over_in_silence(t
         (("evaluate", "--start-dt", "2025-10-01-16-00"), "were fitted on 2 of its 8 partitions"),
         (("validate", "--data.val_start", "2025-10-01-17-00"), "were fitted on 1 of its 7 partitions"),
         (("train", "--data.horizons", "[d28,d7]"), "got d28, d7, needs the shortest first"),
+        (("train", "--data.horizons", "[d7,week2]"), "data.horizons: got ['week2'], needs d and a number of days"),
+        (("train", "--data.horizons", "[d7,week2]", "--data.layout", "transactions"), "got ['week2']"),
+        (("train", "--data.horizons", "[]"), "data.horizons: got none"),
+        (("train", "--models.model", "ziln", "--models.deep", "{nonsense: 1}"), "TypeError: "),
         (("train", "--limit-rows", "0"), "limit_rows: got 0"),
         (("train", "--max-partitions", "0"), "max_partitions: got 0"),
         (("train", "--chunk-size", "0"), "chunk_size: got 0"),
@@ -355,6 +359,42 @@ def test_errors_are_one_line_that_says_what_to_do(trained, settings, tmp_path, c
     assert run(words[0], *config, *place, *words[1:]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ltv ")]
     assert len(error) == 1 and says in error[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("- wifi_ratio\n", "holds a list, needs groups"),
+        ("exclude: [wifi_ratio\n", "is not YAML"),
+        ("exclude: wifi_ratio\n", "features.exclude: got 'wifi_ratio', needs a list of columns"),
+        ("interactions: {terms: [{name: x}]}\n", "TypeError: Term"),
+    ],
+)
+def test_a_wrong_features_file_is_one_line(settings, tmp_path, capsys, content, says):
+    features = tmp_path / "features.yaml"
+    features.write_text(content)
+    assert run("train", "--config", settings, "--run-dir", tmp_path / "run", "--features", features) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ltv ")]
+    assert len(error) == 1 and says in error[0]
+    assert "Traceback" in (tmp_path / "run" / "logs" / "train.log").read_text()
+
+
+def test_a_missing_package_is_one_line_that_names_the_extra(settings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert run("train", "--config", settings, "--run-dir", tmp_path, "--engine.name", "dask") == 2
+    assert "ltv train: engine 'dask' needs the extra: pip install 'ltv-stack[dask]'" in capsys.readouterr().err
+
+
+def test_rows_without_ids_are_predicted_but_not_submitted(trained, settings, tmp_path):
+    shutil.copytree(trained / "models", tmp_path / "run" / "models")
+    source = yaml.safe_load(settings.read_text())["data"]["root"]
+    shutil.copytree(f"{source}/test", tmp_path / "raw" / "test")
+    for file in (tmp_path / "raw").rglob("*.parquet"):
+        pq.write_table(pq.ParquetFile(file).read().drop_columns(["row_id"]), file)
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw")
+    assert run("predict", *words) == 0
+    assert "no submission: the data has no column row_id" in (tmp_path / "run" / "logs" / "predict.log").read_text()
+    assert not (tmp_path / "run" / "submissions").exists()
 
 
 def test_a_window_without_buyers_is_an_error_that_counts_them(advertising_log, settings, tmp_path, capsys):

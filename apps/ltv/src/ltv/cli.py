@@ -40,14 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[given.subcommand][1](given[given.subcommand])
     except Exception as error:
-        if not isinstance(error, (ValueError, OSError, RuntimeError, ImportError, _lightgbm_error())):
+        if not isinstance(error, (ValueError, OSError, RuntimeError, ImportError, LookupError, TypeError, _lightgbm())):
             raise
-        print(f"ltv {given.subcommand}: {error}", file=sys.stderr)
+        # The bare text of these two does not say what went wrong.
+        kind = f"{type(error).__name__}: " if isinstance(error, (LookupError, TypeError)) else ""
+        print(f"ltv {given.subcommand}: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def _lightgbm_error() -> type[Exception]:
+def _lightgbm() -> type[Exception]:
     # LightGBM is imported by the commands that need it.
     from lightgbm.basic import LightGBMError
 

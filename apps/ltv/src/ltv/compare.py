@@ -126,11 +126,13 @@ def metrics_table(found: dict[str, dict[str, Any]], order: list[str]) -> pd.Data
         for h, values in found[name].items():
             if ":" in h or "msle" not in values:
                 continue
-            line = {"model": name, "horizon": h} | {title: values.get(key, np.nan) for key, title in COLUMNS.items()}
-            line["AUC"] = found[name].get("buyer", {}).get("auc", np.nan)
-            line["covered, all rows"] = covered.get(h, {}).get("overall", np.nan)
-            line["covered, buyers"] = covered.get(f"{h}:buyer", {}).get("overall", np.nan)
-            lines.append(line)
+            line = {title: values.get(key) for key, title in COLUMNS.items()}
+            line["AUC"] = found[name].get("buyer", {}).get("auc")
+            line["covered, all rows"] = covered.get(h, {}).get("overall")
+            line["covered, buyers"] = covered.get(f"{h}:buyer", {}).get("overall")
+            # metrics.json holds null for a number that is none.
+            numbers = {key: np.nan if value is None else value for key, value in line.items()}
+            lines.append({"model": name, "horizon": h} | numbers)
     return pd.DataFrame(lines)
 
 

@@ -75,7 +75,9 @@ def predict(config: Config, rows: Slice, resume: bool = False) -> Path:
         facts |= {"rows": number, "kept_partitions": kept, "seconds": round(seconds, 3), "ms_per_row": round(rate, 5)}
         facts |= {"data_fingerprint": identity["rows"], "skipped_files": list(data.skipped)}
         target = config.inference.target
-        if target in pipe.horizons:
+        if pipe.schema.id not in data.column_names:
+            log.warning("no submission: the data has no column %s, which names its lines", pipe.schema.id)
+        elif target in pipe.horizons:
             place = run.submission
             if rows.split != "test":
                 place = place.with_stem(f"{place.stem}_{rows.split}")

@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -47,7 +48,8 @@ class Run:
     def command(self, name: str, config: Config | None = None) -> Iterator[dict[str, Any]]:
         """Log to ``logs/<name>.log`` as well, and add the facts the block fills in to ``metadata.json``.
 
-        Wall time and the peak memory of this process so far are among them; an error is logged before it is raised.
+        Wall time and the peak memory of this process so far are among them; an error is logged before it is raised, and
+        where it came from is in the file.
         """
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.folder / "logs" / f"{name}.log", mode="w")
@@ -65,6 +67,7 @@ class Run:
             self._record(name, facts, config)
         except Exception as error:
             log.error("%s failed: %s", name, error)
+            handler.stream.write(traceback.format_exc())
             raise
         finally:
             for logger in loggers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from dataclasses import replace
 from datetime import timedelta
 from importlib.resources import files
@@ -134,18 +135,35 @@ def data_root(config: Config) -> Path:
 
 
 def schema_of(config: Config) -> Schema:
-    """Return the declared columns of the layout: roles, kinds, and when each becomes known."""
+    """Return the declared columns of the layout: roles, kinds, and when each becomes known.
+
+    Raises:
+        ValueError: if a horizon is not d and a number of days, or they are not in order.
+    """
+    days = horizon_days(config)
     if config.data.layout == "advertising":
         return smadex_schema(horizons=tuple(config.data.horizons), d1_revenue="iap_revenue_d1")
     columns = [Column(name, kind="number") for name in TRANSACTION_NUMBERS]
     columns += [Column(name, kind="unix_seconds") for name in ("first_time", "last_time")]
     columns += [Column(name, kind="nested") for name in ("spend_by_day", "spend_by_item")]
     columns += [Column("country", kind="category"), Column("customer", role="id"), Column("datetime", role="time")]
-    for name in config.data.horizons:
-        known = timedelta(days=int(name.removeprefix("d")))
+    for name, number in days.items():
+        known = timedelta(days=number)
         columns += [Column(f"{kind}_{name}", role="label", available_at=known) for kind in ("revenue", "buyer")]
     horizons = [Horizon(name, revenue=f"revenue_{name}", buyer=f"buyer_{name}") for name in config.data.horizons]
     return Schema(columns, horizons, time="datetime", id="customer", segments=("country",))
+
+
+def horizon_days(config: Config) -> dict[str, int]:
+    """Return the days of every horizon asked for.
+
+    Raises:
+        ValueError: if there is none, or one is not d and a number of days.
+    """
+    wrong = [name for name in config.data.horizons if not re.fullmatch(r"d[1-9]\d*", name)]
+    if wrong or not config.data.horizons:
+        raise ValueError(f"data.horizons: got {wrong or 'none'}, needs d and a number of days each, e.g. [d1, d7]")
+    return {name: int(name[1:]) for name in config.data.horizons}
 
 
 def features_of(config: Config) -> dict[str, Any]:
@@ -156,7 +174,12 @@ def features_of(config: Config) -> dict[str, Any]:
     """
     shipped = files("ltv") / "config" / "features.yaml"
     text = Path(config.features).read_text() if config.features else shipped.read_text()
-    wanted = yaml.safe_load(text) or {}
+    try:
+        wanted = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"features: {config.features} is not YAML: {error}") from error
+    if not isinstance(wanted, dict):
+        raise ValueError(f"features: {config.features} holds a {type(wanted).__name__}, needs groups such as `nested:`")
     catalogue: dict[str, Any] = smadex_features() if config.data.layout == "advertising" else _transaction_features()
     for group, settings in wanted.items():
         if group not in catalogue:

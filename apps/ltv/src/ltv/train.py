@@ -9,7 +9,7 @@ from typing import Any
 from ltv.config import Config, Slice
 from ltv.evaluate import evaluate_split
 from ltv.rundir import Run, fingerprint, read_json, write_json
-from ltv.slices import closed_before, content_of, engine_of, features_of, open_train, schema_of
+from ltv.slices import closed_before, content_of, engine_of, features_of, horizon_days, open_train, schema_of
 from ltv_stack import LTVConfig, LTVPipeline
 
 log = logging.getLogger("ltv.train")
@@ -99,7 +99,7 @@ def _warn_of_open_labels(config: Config) -> None:
     end = data.model_end if config.training.split.strategy == "stratified_random" else data.train_end
     if data.val_start is None:
         return
-    longest = max(int(name.removeprefix("d")) for name in data.horizons)
+    longest = max(horizon_days(config).values())
     if end is None or end > closed_before(data.val_start, longest):
         log.warning(
             "train rows up to %s have d%d labels that end after the time of the validation rows (%s): fine to compare "

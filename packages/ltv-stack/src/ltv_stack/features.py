@@ -104,6 +104,8 @@ class FeatureConfig:
         values: dict[str, Any] = {}
         for group, settings in groups.items():
             if group == "exclude":
+                if isinstance(settings, str):
+                    raise ValueError(f"features.exclude: got {settings!r}, needs a list of columns")
                 values["exclude"] = tuple(settings or ())
                 continue
             if group not in shape:
@@ -340,6 +342,9 @@ class FeatureBuilder:
         """Decide how each declared feature is read, from its declaration or its Arrow type."""
         types = {one.name: one.type for one in dataset.schema}
         declared = [name for name in self.schema.feature_columns if name not in self.config.exclude]
+        unknown = sorted(set(self.config.exclude) - set(self.schema.feature_columns))
+        if unknown:
+            log.warning("exclude: %s are no declared features", ", ".join(unknown))
         undeclared = sorted(set(types) - {column.name for column in self.schema.columns} - {self.schema.time})
         if undeclared:
             log.info("not declared, not used: %s", ", ".join(undeclared))
