@@ -287,6 +287,34 @@ def test_sampling_is_undone_by_calibration(
     assert buyer["auc"] > 0.72
 
 
+def test_settings_of_the_samplers_reach_them(train: Dataset, schema: Schema, config: Config) -> None:
+    plain = LTVPipeline(schema, config(sampling="histos_weights")).fit(train)
+    strong = LTVPipeline(schema, config(sampling="histos_weights", histos={"max_over": 100, "alpha": 1.0})).fit(train)
+    flat = LTVPipeline(schema, config(sampling="histos_weights", histos={"bins": 1})).fit(train)
+    assert strong.class_weights[0] > 1.2 * plain.class_weights[0]
+    # In a single bin all rows are equally common.
+    assert flat.class_weights[0] == pytest.approx(flat.class_weights[1])
+    weak, steep = (
+        LTVPipeline(schema, config(model="two_stage", sampling="histus", histus={"beta": beta})).fit(train)
+        for beta in (0.01, 3.0)
+    )
+    assert weak.amounts.boosters["d7"].model_to_string() != steep.amounts.boosters["d7"].model_to_string()
+    with pytest.raises(ValueError, match="histus setting: got 'alpha', needs one of"):
+        config(sampling="histus", histus={"alpha": 1.1})
+    with pytest.raises(ValueError, match="alpha: got 0.5, needs 1 or more"):
+        config(sampling="histos", histos={"alpha": 0.5})
+    with pytest.raises(ValueError, match="histos: got .* but sampling is 'none'"):
+        config(histos={"alpha": 1.1})
+
+
+def test_rows_drawn_at_random_hold_the_share_of_buyers_by_the_main_horizon(
+    train: Dataset, schema: Schema, config: Config
+) -> None:
+    pipe = LTVPipeline(schema, config(split="stratified_random", main_horizon="d1")).fit(train)
+    buyers = (train.read(["revenue_d1"])["revenue_d1"].to_numpy() > 0).sum()
+    assert pipe.report_["buyers"] == buyers - round(buyers * 0.2)
+
+
 def test_split_embargo_and_row_cap(
     train: Dataset, schema: Schema, config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -182,6 +182,8 @@ class ModelsConfig:
         estimand: what they mean: "log1p" is what MSLE asks for, "mean" what a bid asks for; or "median", "quantile:0.9"
         sampling: rebalancing by the rarity of the revenue, undone afterwards: none, or histos, histus, histos_weights,
             histus_weights joined by "+"; histos shapes the buyer model's rows, histus those of the amounts
+        histos: HistOS settings that differ from the published ones: bins, beta, alpha, max_over
+        histus: HistUS settings that differ from the published ones: bins, beta
         quantiles: levels put out beside the estimand, e.g. [0.5, 0.9]
         intervals: level of the conformal intervals; null = none
         calibration: calibration of the money on held-out rows
@@ -199,6 +201,8 @@ class ModelsConfig:
     model: Literal["log1p", "tweedie", "two_stage", "document", "stack", "ziln", "odmn", "optdist"] = "log1p"
     estimand: str = "log1p"
     sampling: str = "none"
+    histos: dict[str, Any] = field(default_factory=dict)
+    histus: dict[str, Any] = field(default_factory=dict)
     quantiles: list[float] = field(default_factory=list)
     intervals: float | None = 0.9
     calibration: Literal["none", "isotonic", "bucket"] = "none"

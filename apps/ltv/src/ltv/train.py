@@ -68,6 +68,8 @@ def ltv_config(config: Config, run: Run) -> LTVConfig:
         "model": models.model,
         "estimand": models.estimand,
         "sampling": models.sampling,
+        "histos": models.histos,
+        "histus": models.histus,
         "quantiles": models.quantiles,
         "intervals": models.intervals,
         "calibration": models.calibration,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .features import FeatureConfig
+from .sampling import check_settings
 
 MODELS = ("log1p", "tweedie", "two_stage", "document", "stack", "ziln", "odmn", "optdist")
 DEEP = ("ziln", "odmn", "optdist")
@@ -29,6 +30,8 @@ class LTVConfig:
         stack_rows: most rows the stack is trained on.
         sampling: "none" or names out of histos, histus, histos_weights, histus_weights joined by "+"; histos shapes the
             buyer classifier's rows, histus those of the amount regressors.
+        histos: settings of HistOS that differ from the published ones: bins, beta, alpha, max_over.
+        histus: settings of HistUS that differ from the published ones: bins, beta.
         split: how rows are held out for calibration: the newest ("temporal"), drawn by buyer ("stratified_random"), or
             one stretch of time after the other ("cross_fit": every row calibrates, and all train the models put out;
             `folds` + 1 times the work, worth it on few rows).
@@ -59,6 +62,8 @@ class LTVConfig:
     stack_bases: tuple[str, ...] | None = None
     stack_rows: int = 200_000
     sampling: str = "none"
+    histos: Mapping[str, Any] = field(default_factory=dict)
+    histus: Mapping[str, Any] = field(default_factory=dict)
     split: str = "temporal"
     calibration_frac: float = 0.2
     embargo: str | float = "0h"
@@ -86,6 +91,14 @@ class LTVConfig:
         _one_of("guard", self.guard, ("strict", "report", "off"))
         for part in self.sampling.split("+"):
             _one_of("sampling", part, SAMPLING)
+        for name, known in (("histos", ("bins", "beta", "alpha", "max_over")), ("histus", ("bins", "beta"))):
+            given = getattr(self, name)
+            for setting in given:
+                _one_of(f"{name} setting", setting, known)
+            if given and name not in self.sampling:
+                raise ValueError(f"{name}: got {dict(given)}, but sampling is {self.sampling!r}")
+        check_settings(**self.histos)
+        check_settings(**self.histus)
         if self.estimand not in ("log1p", "mean"):
             estimand_level(self.estimand)
         for level in (*self.quantiles, *([self.intervals] if self.intervals is not None else [])):

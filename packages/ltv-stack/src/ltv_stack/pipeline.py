@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time as clock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +28,7 @@ from .guard import audit, refuse
 from .metrics import buyer_metrics
 from .nested import Floats
 from .outputs import FEWEST_HELD_OUT_BUYERS, Outputs, converts
-from .sampling import histos, histos_weights, histus, histus_weights, undo_weights
+from .sampling import Histogram, histos, histos_weights, histus, histus_weights, undo_weights
 from .schema import Horizon, Schema
 from .stack import Stack, meta_features
 from .stages import Boosted
@@ -406,6 +406,7 @@ class LTVPipeline:
 
     def _fit(self, cache: FeatureCache, started: float) -> None:
         config = self.config
+        self.main = self._main_horizon()
         train, held_out = self._split(cache)
         for name in list(self.horizons):
             bought = self._revenue(cache, name) > 0
@@ -428,9 +429,7 @@ class LTVPipeline:
             reasons = "; ".join(f"{n}: {r}" for n, r in self.skipped_horizons.items())
             advice = "widen the window, raise the sample or correct the label columns"
             raise ValueError(f"dataset: no horizon can be trained ({reasons}); {advice}")
-        self.main = config.main_horizon or ("d7" if "d7" in self.horizons else self.horizons[-1])
-        if self.main not in self.horizons:
-            raise ValueError(f"main_horizon: got {self.main!r}, needs one of {self.horizons}")
+        self.main = self._main_horizon()
         log.info("training on %d rows, calibrating on %d", len(train), len(held_out))
         self._trees = {}
         if config.split == "cross_fit":
@@ -443,6 +442,12 @@ class LTVPipeline:
         main = float((np.nan_to_num(self._buyers(cache)[train]) > 0).mean())
         self._calibrate(cache, held_out, scores, {name: rate / main for name, rate in rates.items()})
         self._time("calibration", started)
+
+    def _main_horizon(self) -> str:
+        name = self.config.main_horizon or ("d7" if "d7" in self.horizons else self.horizons[-1])
+        if name not in self.horizons:
+            raise ValueError(f"main_horizon: got {name!r}, needs one of {self.horizons}")
+        return name
 
     def _fit_models(self, cache: FeatureCache, train: Ints, stopping_rows: Ints, started: float) -> None:
         """Every model on these rows; `stopping_rows` tell boosting when to stop, unless the trees are counted."""
@@ -504,7 +509,7 @@ class LTVPipeline:
         rows = np.arange(cache.rows)
         if config.split == "stratified_random":
             log.warning("held-out rows are drawn at random: what is learnt on them does not see the passing of time")
-            flag = np.nan_to_num(np.sign(self._revenue(cache, self.horizons[-1])))
+            flag = np.nan_to_num(self._buyers(cache))
             held = np.zeros(cache.rows, dtype=bool)
             for value in (0.0, 1.0):
                 own = rows[flag == value]
@@ -581,10 +586,12 @@ class LTVPipeline:
         """How often each row is trained on: the multiplicities of HistOS on the amount, drawn or expected."""
         amount = np.nan_to_num(self._revenue(cache, self.main)[rows])
         parts = self.config.sampling.split("+")
+        settings = _with_histogram(self.config.histos, amount)
         if "histos" in parts:
-            return np.bincount(histos(amount, seed=self.config.seed), minlength=len(rows)).astype(np.float64)
+            drawn_rows = histos(amount, seed=self.config.seed, **settings)
+            return np.bincount(drawn_rows, minlength=len(rows)).astype(np.float64)
         if "histos_weights" in parts:
-            return histos_weights(amount)
+            return histos_weights(amount, **settings)
         return np.ones(len(rows))
 
     def _fit_amounts(self, cache: FeatureCache, train: Ints) -> None:
@@ -611,9 +618,9 @@ class LTVPipeline:
         parts = self.config.sampling.split("+")
         weight = None
         if "histus" in parts:
-            rows = rows[histus(y[rows], seed=self.config.seed)]
+            rows = rows[histus(y[rows], seed=self.config.seed, **_with_histogram(self.config.histus, y[rows]))]
         elif "histus_weights" in parts:
-            weight = histus_weights(y[rows])
+            weight = histus_weights(y[rows], **_with_histogram(self.config.histus, y[rows]))
         matrix = cache.take(rows)
         return stages.train_in_memory(
             matrix, np.log1p(y[rows]), cache.names, cache.categorical, settings, trees or rounds, weight, stopping
@@ -792,6 +799,13 @@ def _require_torch(model: str) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise ImportError(f"model {model!r} needs the extra: pip install 'ltv-stack[torch]'") from error
+
+
+def _with_histogram(settings: Mapping[str, Any], y: Floats) -> dict[str, Any]:
+    """Arguments of the samplers; bins and beta, where given, are those of a histogram of their own."""
+    shape = {name: value for name, value in settings.items() if name in ("bins", "beta")}
+    rest = {name: value for name, value in settings.items() if name not in shape}
+    return rest | ({"histogram": Histogram(**shape).fit(y)} if shape else {})
 
 
 def _log_of_buyers(y: Floats) -> Floats:

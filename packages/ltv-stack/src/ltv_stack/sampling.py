@@ -21,10 +21,7 @@ class Histogram:
     """
 
     def __init__(self, bins: int | None = None, beta: float = 1.0) -> None:
-        if bins is not None and bins < 1:
-            raise ValueError(f"bins: got {bins}, needs at least 1")
-        if beta <= 0:
-            raise ValueError(f"beta: got {beta}, needs a positive number")
+        check_settings(bins=bins, beta=beta)
         self.bins = bins
         self.beta = beta
         self.edges: Floats = np.empty(0)
@@ -84,6 +81,7 @@ def histos(
         row numbers with repeats, ascending.
     """
     y = _amounts(y)
+    check_settings(alpha=alpha, max_over=max_over)
     p = (histogram or Histogram().fit(y)).rarity(y)
     draws = np.random.default_rng(seed)
     copies = np.ones(len(y), np.int64)
@@ -106,12 +104,27 @@ def histus_weights(y: Floats, *, histogram: Histogram | None = None) -> Floats:
 def histos_weights(y: Floats, *, alpha: float = 1.02, max_over: int = 40, histogram: Histogram | None = None) -> Floats:
     """Expected number of times HistOS trains on each row [N]: 1 + sum over m of the product of its first m chances."""
     y = _amounts(y)
+    check_settings(alpha=alpha, max_over=max_over)
     p = (histogram or Histogram().fit(y)).rarity(y)
     weight, chance = np.ones(len(y)), np.ones(len(y))
     for m in range(max_over):
         chance = chance * p / alpha**m
         weight += chance
     return weight
+
+
+def check_settings(
+    bins: int | None = None, beta: float = 1.0, alpha: float = 1.02, max_over: int = 40
+) -> None:
+    """Raise ValueError for settings of HistUS or HistOS that cannot be; names the setting."""
+    if bins is not None and bins < 1:
+        raise ValueError(f"bins: got {bins}, needs at least 1")
+    if beta <= 0:
+        raise ValueError(f"beta: got {beta}, needs a positive number")
+    if alpha < 1:
+        raise ValueError(f"alpha: got {alpha}, needs 1 or more")
+    if max_over < 0:
+        raise ValueError(f"max_over: got {max_over}, needs 0 or more")
 
 
 def undo_weights(probability: Floats, weight_of_buyers: float, weight_of_others: float) -> Floats:
