@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from ltv.cli import main
-from ltv.compare import summary_table
+from ltv.compare import markdown, metrics_table, summary_table
 from ltv.evaluate import _explained
 from ltv.predict import check_order
 
@@ -406,6 +406,27 @@ def test_a_window_without_buyers_is_an_error_that_counts_them(advertising_log, s
     words = ("--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw")
     assert run("train", *words) == 2
     assert "training rows have an amount" in capsys.readouterr().err
+
+
+def test_a_window_without_buyers_is_evaluated_to_strict_json(trained, settings, advertising_log, tmp_path):
+    shutil.copytree(trained / "models", tmp_path / "run" / "models")
+    last = sorted((advertising_log / "train" / "train").iterdir())[-1]
+    table = pq.ParquetFile(next(last.glob("*.parquet"))).read()
+    (tmp_path / "raw" / "train" / "train" / last.name).mkdir(parents=True)
+    table = table.filter(np.asarray(table["buyer_d28"]) == 0)
+    pq.write_table(table, tmp_path / "raw" / "train" / "train" / last.name / "part-0.parquet")
+    words = ("--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw")
+    assert run("evaluate", *words) == 0
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=refuse)["val"]
+    assert metrics["buyer"]["auc"] is None and metrics["d7"]["msle"] > 0
+    assert "| run |" in markdown(metrics_table({"run": metrics}, ["run"])) and "None" not in markdown(
+        metrics_table({"run": metrics}, ["run"])
+    )
 
 
 def test_a_leaking_column_is_refused_by_name(advertising_log, settings, tmp_path, capsys):

@@ -94,6 +94,23 @@ def test_files_are_daily_partitions_with_the_purchases_beside_them(tmp_path):
     assert [f"revenue_d{d}" in columns for d in (1, 2, 7, 14, 28)] == [True, False, True, True, True]
 
 
+def test_submissions_of_transactions_are_checked_by_their_own_ids(tmp_path):
+    rng = np.random.default_rng(0)
+    days = pd.Timestamp("1997-01-01") + pd.to_timedelta(rng.integers(0, 60, 4000), "D")
+    lines = zip(rng.integers(0, 900, 4000), days.strftime("%Y%m%d"), rng.lognormal(3, 1, 4000).round(2), strict=True)
+    text = "customer_id date number_of_cds dollar_value\n" + "".join(f" {c} {d} 1 {v}\n" for c, d, v in lines)
+    (tmp_path / "CDNOW_master.txt").write_text(text)
+    import_transactions("cdnow", tmp_path, tmp_path / "raw", ImportConfig(first_days=7, horizons=[7, 14]))
+    (tmp_path / "test.yaml").write_text(
+        "data: {layout: transactions, test_dir: train/train, horizons: [d7, d14]}\n"
+        "models: {guard: 'off', threads: 1, buyer_classifier: {n_estimators: 5}, revenue_regressor: {n_estimators: 5}}\n"
+    )
+    words = ["--config", str(tmp_path / "test.yaml"), "--run-dir", str(tmp_path / "run")]
+    words += ["--data.root", str(tmp_path / "raw")]
+    assert main(["train", *words]) == 0 and main(["predict", *words]) == 0
+    assert main(["submit", *words, "--dry-run"]) == 0
+
+
 def test_unknown_sources_and_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="cdnow, online_retail"):
         import_transactions("kdd98", tmp_path, tmp_path / "out", ImportConfig())
