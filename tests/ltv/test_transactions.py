@@ -103,7 +103,7 @@ def test_submissions_of_transactions_are_checked_by_their_own_ids(tmp_path):
     import_transactions("cdnow", tmp_path, tmp_path / "raw", ImportConfig(first_days=7, horizons=[7, 14]))
     (tmp_path / "test.yaml").write_text(
         "data: {layout: transactions, test_dir: train/train, horizons: [d7, d14]}\n"
-        "models: {guard: 'off', threads: 1, buyer_classifier: {n_estimators: 5}, revenue_regressor: {n_estimators: 5}}\n"
+        "models: {guard: 'off', threads: 1, buyer_classifier: {n_estimators: 5}}\n"
     )
     words = ["--config", str(tmp_path / "test.yaml"), "--run-dir", str(tmp_path / "run")]
     words += ["--data.root", str(tmp_path / "raw")]

@@ -174,7 +174,7 @@ def test_text_is_read_whatever_arrow_calls_it(kind: pa.DataType) -> None:
     matrices = [b.transform(next(iter(one))) for b, one in zip(builders, (data, plain), strict=True)]
     assert builders[0].names == builders[1].names == ["x__missing", "x__code", "x__freq"]
     np.testing.assert_array_equal(*matrices)
-    with pytest.raises(ValueError, match="column x: its bytes .* are not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"column x: its bytes .* are not UTF-8 text"):
         FeatureBuilder(schema, config).fit(from_table(pa.table({"x": pa.array([b"\xff"], pa.binary())})))
 
 

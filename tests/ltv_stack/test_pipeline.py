@@ -205,12 +205,12 @@ def test_a_type_that_does_not_fit_is_an_error_that_names_column_and_file(
 
     file = r"datetime=2025-10-01-01-00/part-1\.parquet"
     for guard in ("strict", "off"):
-        with pytest.raises(ValueError, match=rf"column spend in .*{file}: got Arrow type string, needs a map or a list"):
+        with pytest.raises(ValueError, match=rf"column spend in .*{file}: got Arrow type string, needs a map"):
             LTVPipeline(schema, config(guard=guard)).fit(spoilt("spend", ["x"]))
-    with pytest.raises(ValueError, match=rf"column age: Arrow type string in .*{file}, but double in .*part-0\.parquet"):
+    with pytest.raises(ValueError, match=rf"column age: Arrow type string in .*{file}, but double in .*part-0"):
         LTVPipeline(schema, config()).fit(spoilt("age", ["young"]))
     for predict in (evaluate, predict_table):
-        with pytest.raises(ValueError, match=rf"column country in .*{file}: got Arrow type list.*needs one value a row"):
+        with pytest.raises(ValueError, match=rf"column country in .*{file}: got Arrow type list.*needs one value"):
             predict(fitted, spoilt("country", [["DE"]]))
 
 
@@ -301,9 +301,9 @@ def test_settings_of_the_samplers_reach_them(train: Dataset, schema: Schema, con
     assert weak.amounts.boosters["d7"].model_to_string() != steep.amounts.boosters["d7"].model_to_string()
     with pytest.raises(ValueError, match="histus setting: got 'alpha', needs one of"):
         config(sampling="histus", histus={"alpha": 1.1})
-    with pytest.raises(ValueError, match="alpha: got 0.5, needs 1 or more"):
+    with pytest.raises(ValueError, match=r"alpha: got 0\.5, needs 1 or more"):
         config(sampling="histos", histos={"alpha": 0.5})
-    with pytest.raises(ValueError, match="histos: got .* but sampling is 'none'"):
+    with pytest.raises(ValueError, match=r"histos: got .* but sampling is 'none'"):
         config(histos={"alpha": 1.1})
 
 

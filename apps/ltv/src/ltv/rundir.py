@@ -67,7 +67,7 @@ class Run:
             self._record(name, facts, config)
         except Exception as error:
             log.error("%s failed: %s", name, error)
-            handler.stream.write(traceback.format_exc())
+            traceback.print_exc(file=handler.stream)
             raise
         finally:
             for logger in loggers:

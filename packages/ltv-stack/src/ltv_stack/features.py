@@ -276,9 +276,9 @@ class FeatureBuilder:
         Raises:
             ValueError: a map or list where one value a row is needed, or the other way round; names column and file.
         """
-        for place, field in dataset.fields():
-            if field.name in self.kinds:
-                _require_kind(f"column {field.name} in {place}", self.kinds[field.name], field.type)
+        for place, one in dataset.fields():
+            if one.name in self.kinds:
+                _require_kind(f"column {one.name} in {place}", self.kinds[one.name], one.type)
 
     def transform(self, batch: pa.RecordBatch) -> Matrix:
         """The features of a batch [N, F] in the order of `names`; NaN where a value is not known.
@@ -461,7 +461,7 @@ class FeatureBuilder:
         return values
 
     def _lookup(self, name: str) -> list[str]:
-        """Columns whose values are looked up among the keys of this one; an excluded one is not read for that either."""
+        """Columns whose values are looked up among the keys of this one; never an excluded one."""
         wanted = self.schema[name].lookup if self.config.lookups and self.config.nested else ()
         return [key for key in wanted if key not in self.config.exclude]
 
@@ -589,15 +589,15 @@ def check_types(dataset: Dataset, schema: Schema, exclude: Sequence[str] = ()) -
     """
     names = {name for name in schema.feature_columns if name not in exclude}
     first: dict[str, tuple[str, pa.DataType]] = {}
-    for place, field in dataset.fields():
-        if field.name not in names or pa.types.is_null(field.type):
+    for place, one in dataset.fields():
+        if one.name not in names or pa.types.is_null(one.type):
             continue
-        before, known = first.setdefault(field.name, (place, field.type))
-        kind, declared = _kind_of(field.type), schema[field.name].kind
+        before, known = first.setdefault(one.name, (place, one.type))
+        declared = schema[one.name].kind
         if declared != "auto":
-            _require_kind(f"column {field.name} in {place}", declared, field.type)
-        if _family(kind) != _family(_kind_of(known)):
-            raise ValueError(f"column {field.name}: Arrow type {field.type} in {place}, but {known} in {before}")
+            _require_kind(f"column {one.name} in {place}", declared, one.type)
+        if _family(_kind_of(one.type)) != _family(_kind_of(known)):
+            raise ValueError(f"column {one.name}: Arrow type {one.type} in {place}, but {known} in {before}")
 
 
 def as_read(column: pa.Array, name: str) -> pa.Array:

@@ -166,8 +166,8 @@ def is_nested(kind: pa.DataType) -> bool:
 
 def number_fields(kind: pa.DataType) -> list[str]:
     """Names of a struct's fields that hold numbers or times."""
-    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    checks = (*checks, pa.types.is_timestamp, pa.types.is_date)
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    checks = (*numbers, pa.types.is_timestamp, pa.types.is_date)
     fields = [kind.field(i) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
     return [field.name for field in fields if any(check(field.type) for check in checks)]
 

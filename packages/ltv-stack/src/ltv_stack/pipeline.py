@@ -146,9 +146,7 @@ class LTVPipeline:
         segment = None
         if self.config.calibrate_by:
             there = self.config.calibrate_by in batch.schema.names
-            segment = (
-                as_text(batch.column(self.config.calibrate_by)).to_pylist() if there else [None] * batch.num_rows
-            )
+            segment = as_text(batch.column(self.config.calibrate_by)).to_pylist() if there else [None] * batch.num_rows
         columns = self.outputs.apply(self._raw(self.builder.transform(batch)), segment)
         arrays: dict[str, pa.Array] = {}
         if self.schema.id and self.schema.id in batch.schema.names:

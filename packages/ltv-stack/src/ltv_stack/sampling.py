@@ -113,9 +113,7 @@ def histos_weights(y: Floats, *, alpha: float = 1.02, max_over: int = 40, histog
     return weight
 
 
-def check_settings(
-    bins: int | None = None, beta: float = 1.0, alpha: float = 1.02, max_over: int = 40
-) -> None:
+def check_settings(bins: int | None = None, beta: float = 1.0, alpha: float = 1.02, max_over: int = 40) -> None:
     """Raise ValueError for settings of HistUS or HistOS that cannot be; names the setting."""
     if bins is not None and bins < 1:
         raise ValueError(f"bins: got {bins}, needs at least 1")
