@@ -14,7 +14,7 @@ import pandas as pd
 from ltv.btyd import predict_btyd
 from ltv.config import Comparison, Config, Slice
 from ltv.rundir import Run, machine, temporary_file, write_json
-from ltv.slices import data_root, open_slice, schema_of
+from ltv.slices import data_root, open_slice, open_train, schema_of
 from ltv.train import train
 from ltv_stack import revenue_metrics
 
@@ -161,7 +161,7 @@ def _btyd(config: Config, run: Run, name: str) -> dict[str, Any]:
         raise ValueError(f"{name} needs purchases over time, i.e. data.layout: transactions from `ltv import`")
     rows = open_slice(config, Slice("val"))
     horizons = [horizon.name for horizon in schema_of(config).horizons]
-    predicted = predict_btyd(purchases, open_slice(config, Slice("train")), rows, horizons, BTYD[name])
+    predicted = predict_btyd(purchases, open_train(config, Slice("train")), rows, horizons, BTYD[name])
     truth = rows.read([f"revenue_{horizon}" for horizon in horizons])
     table = {f"true_{h}": truth[f"revenue_{h}"].to_numpy() for h in horizons}
     table |= {f"revenue_{h}": predicted[h] for h in horizons}

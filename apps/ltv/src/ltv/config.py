@@ -95,7 +95,8 @@ class DataConfig:
         model_end: last hour of it
         test_start: first hour of the test window
         test_end: last hour of the test window
-        on_error: "raise" stops at a damaged file, "skip" leaves it out, with a warning that names it
+        on_error: "raise" stops at a damaged file, "skip" reads every file through first and leaves damaged ones out,
+            with a warning that names them
     """
 
     root: str = "data/raw"

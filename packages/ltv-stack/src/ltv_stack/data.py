@@ -177,8 +177,7 @@ def open_partitions(
     time_column: str = "datetime",
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Dataset:
-    """Hourly partitions `root/datetime=YYYY-MM-DD-HH-MM/*.parquet` as a dataset; only footers are read here, unless told
-    to skip damaged files.
+    """Hourly partitions `root/datetime=YYYY-MM-DD-HH-MM/*.parquet` as a dataset; only footers are read here.
 
     The window is applied first, then the number of partitions, then the row sample, then the row limit. Which rows a
     sample keeps depends on the seed, the partition's name and the row's number in it, on nothing else.
