@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,7 +99,8 @@ def test_training_and_validation_labels_are_not_mixed(tmp_path: Path, prepare_fo
     ("change", "message"),
     [
         ({"churn": [1, 0, 0, 2]}, "client 2 has churn 2"),
-        ({"sku": [7, 31, 12, None]}, "client 0 has churn 1.*needs 1 without category, sku"),
+        ({"sku": [7.5, 31, 12, None]}, "train.parquet: column sku holds 7.5, which is no whole number"),
+        ({"price": [None, 620, 24, None]}, "train.parquet: got price 620.0, needs buckets 0..99"),
         ({"client_id": None}, "no column 'client_id'"),
         ({"churn": None, "category": None, "sku": None, "price": None}, "no label; needs some of"),
     ],
@@ -112,8 +114,42 @@ def test_ready_labels_that_contradict_themselves_are_named(
     for column, values in change.items():
         frame = frame.drop(columns=column) if values is None else frame.assign(**{column: values})
     frame.to_parquet(path, index=False)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, duckdb.Error), match=message):
         prepare_for(folder)
+
+
+def test_ready_labels_are_taken_as_they_are(tmp_path: Path, prepare_for: Callable[..., Prepared]) -> None:
+    folder = simple_log(tmp_path / "log", tables=True)
+    path = folder / "target" / "train.parquet"
+    frame = pd.read_parquet(path)
+    frame.assign(sku=[7, 31, 12, None], category=[2, 3, 1, None]).to_parquet(path, index=False)
+    prepared = prepare_for(folder)
+    labels = window_labels(prepared, "train")
+    row = prepared.users.tolist().index(0)
+    assert labels.churn[row] == labels.conversion[row] == 1
+    assert prepared.categories[labels.category.toarray()[row] > 0].tolist() == [2]
+    assert prepared.skus[labels.sku.toarray()[row] > 0].tolist() == [7]
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_amounts_become_buckets_of_the_history(
+    tmp_path: Path, prepare_for: Callable[..., Prepared], tables: bool
+) -> None:
+    folder = simple_log(tmp_path / "log", tables)
+    for path in [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]:
+        frame = pd.read_parquet(path)
+        if "price" in frame:
+            frame.assign(price=frame["price"] * 12.75).to_parquet(path, index=False)
+    prepared = prepare_for(folder)
+    history = pd.concat(pd.read_parquet(path) for path in (folder / "input").glob("*.parquet"))
+    amounts = history["sku"].to_numpy() * 2 * 12.75
+    borders = np.quantile(amounts, np.arange(1, 100) / 100)
+    labels = window_labels(prepared, "train")
+    wanted = np.searchsorted(borders, 62 * 12.75, side="right"), np.searchsorted(borders, 24 * 12.75, side="right")
+    assert labels.price[prepared.users.tolist().index(1)] in wanted
+    found = sorted(prepared.store.vocabulary(prepared.families["price"]).values)
+    assert found == sorted(set(np.searchsorted(borders, amounts, side="right").tolist()))
+    assert labels.price_buckets.sum() == 2 and set(prepared.targets["price"].ids) <= set(found)
 
 
 def test_a_described_log_may_have_names_and_queries(tmp_path: Path, prepare_for: Callable[..., Prepared]) -> None:
@@ -153,15 +189,18 @@ def test_irregular_vectors_are_read_and_broken_ones_named(raw_copy: Path, prepar
     items.loc[1, "name"] = None
     items.to_parquet(path, index=False)
     prepared = prepare_for(raw_copy)
+    assert prepared.name_width == 16
     vectors = prepared.store.item_column("sku", "name")
     ids = prepared.store.vocabulary("sku").encode(items["sku"][:2].to_numpy())
     for number, wanted in zip(ids, (np.arange(16), np.zeros(16)), strict=True):
         if number > 1:
             np.testing.assert_array_equal(vectors[number], wanted)
-    items.loc[2, "name"] = "[1 2 three]"
-    items.to_parquet(path, index=False)
-    with pytest.raises(ValueError, match=r"column 'name': '\[1 2 three\]' is not a vector of 16"):
-        prepare_for(raw_copy)
+    # The first row does not settle how many numbers a vector has.
+    for row in (2, 0):
+        items.loc[row, "name"] = "[1 2 three]"
+        items.to_parquet(path, index=False)
+        with pytest.raises(ValueError, match=r"column 'name': '\[1 2 three\]' is not a vector of 16"):
+            prepare_for(raw_copy)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +208,7 @@ def test_irregular_vectors_are_read_and_broken_ones_named(raw_copy: Path, prepar
     [
         ("input/relevant_clients", np.array([1.0, 2.0]), "got float64 .* needs whole numbers or text as ids"),
         ("input/relevant_clients", np.array([[1], [2]]), "needs one dimension"),
+        ("input/relevant_clients", np.array([], np.int64), "holds nobody"),
         ("input/relevant_clients", np.array(["a", "b"]), "relevant_clients.npy: holds text, the log's client_id"),
         ("input/relevant_clients", np.array([10**15]), "none of its 1 clients has an event"),
         ("target/propensity_sku", np.array([10**15, 10**15 + 1, -1, -2, -3]), "none of its 5 ids is in the log"),

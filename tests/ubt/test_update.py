@@ -176,6 +176,17 @@ def test_new_days_are_added_to_the_log_once_and_late_events_count(
     assert (lengths(short, until) <= lengths(prepared, until)).all()
 
 
+def test_a_new_file_without_a_column_is_named(
+    prepared: Prepared, config: Config, raw_copy: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    frame = pd.read_parquet(raw_copy / "page_visit.parquet")
+    frame.drop(columns="url").to_parquet(new / "page_visit.parquet", index=False)
+    with pytest.raises(ValueError, match=r"page_visit\.parquet: no column 'url'"):
+        append_days(prepared, raw_copy, new, config.log)
+
+
 def events(folder: Path) -> np.ndarray:
     return pd.concat([pd.read_parquet(path)["client_id"] for path in folder.glob("*.parquet")]).unique()
 

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqdata import Batch
-from ubt.prepare import PRICE_BUCKETS, Prepared
+from ubt.prepare import Prepared
 from ubt.progress import progress
 
 BATCH_EVENTS = 2_000_000
 TOP = 10
 DAY = 86400.0
-PRICE_STEPS = 10
 # Families whose values are counted, in the order of the organisers' code.
 COUNTED = ("item", "category", "price", "url")
 
@@ -39,9 +38,10 @@ class Features:
 def official_features(prepared: Prepared, before: datetime, windows_days: list[float]) -> Iterator[Features]:
     """Yield the features of the challenge's own baseline, in parts of the users who have a history.
 
-    Per event type: how many events; per window and per column (sku, category, price, url, whichever these events
-    have) how many of them hold each of the ten most frequent values. A window ends at the last event of its type.
-    Mean query vector. Raw numbers. Source: Synerise/recsys2025, baseline/aggregated_features_baseline.
+    Per event type: how many events (of searches too, which the organisers do not count); per window and per column
+    (sku, category, price, url, whichever these events have) how many of them hold each of the ten most frequent
+    values. A window ends at the last event of its type. Mean query vector. Raw numbers. Source: Synerise/recsys2025,
+    baseline/aggregated_features_baseline.
 
     Args:
         prepared: the log
@@ -57,7 +57,7 @@ def aggregates(prepared: Prepared, before: datetime, windows_days: list[float]) 
 
     Per event type and window: number of events. Per event type: days since the first and the last one. Distinct
     skus, URLs and days. Per target category and target sku: number of events, ever; per target category also in the
-    longest window. Share of the events in each tenth of the prices. Mean price, name and query vectors.
+    longest window. Share of the events in each tenth of the distinct prices. Mean price, name and query vectors.
 
     Args:
         prepared: the log
@@ -196,12 +196,11 @@ class _Part:
         if "item" in families:
             self._targets("sku", jagged[families["item"]], recent=False)
         if "price" in families:
-            vocabulary = self.prepared.store.vocabulary(families["price"])
-            price = np.r_[0.0, 0.0, np.asarray(vocabulary.values, np.float64)][jagged[families["price"]]]
-            known = jagged[families["price"]] > 1
-            self._mean("price", price[:, None], known)
-            step = np.minimum(price * PRICE_STEPS // PRICE_BUCKETS, PRICE_STEPS - 1)
-            self._mean("price step", step[:, None] == np.arange(PRICE_STEPS), known)
+            prices = np.asarray(self.prepared.store.vocabulary(families["price"]).values, np.float64)
+            tenths = np.argsort(np.argsort(prices)) * 10 // max(len(prices), 1)
+            ids = jagged[families["price"]]
+            self._mean("price", np.r_[0.0, 0.0, prices][ids][:, None], ids > 1)
+            self._mean("price tenth", np.r_[0, 0, tenths][ids][:, None] == np.arange(10), ids > 1)
         if "name" in families:
             names = jagged[families["name"]]
             if "." not in families["name"]:

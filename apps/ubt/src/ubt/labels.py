@@ -113,6 +113,7 @@ class _Outcomes:
         name: row of `vectors`, -1 = unknown [n]
         vectors: distinct name vectors, scaled to [-1, 1] [m, W]
         item: id of the row's item in the store's vocabulary, 0 = missing, 1 = unknown [n]
+        bought: False where the log itself says that the row's user churned, whatever else the row holds [n]
     """
 
     users: int
@@ -124,11 +125,12 @@ class _Outcomes:
     name: NDArray[np.int64]
     vectors: NDArray[np.float32]
     item: NDArray[np.int64]
+    bought: NDArray[np.bool_]
 
     @classmethod
     def read(cls, prepared: Prepared, files: list[str]) -> _Outcomes:
         paths = [prepared.folder / "target" / f"{name}.parquet" for name in files]
-        wanted = ["client_id", "timestamp", "sku", "category", "price", "name"]
+        wanted = ["client_id", "timestamp", "churn", "sku", "category", "price", "name"]
         present = set(pq.read_schema(paths[0]).names)
         parts = [pq.read_table(path, columns=[c for c in wanted if c in present]) for path in paths]
         # Built anew from their columns, because one file may rule nulls out and the other not.
@@ -151,6 +153,9 @@ class _Outcomes:
         item = np.zeros(len(user), np.int64)
         if "item" in prepared.families and "sku" in present:
             item = prepared.store.vocabulary(prepared.families["item"]).encode(table.column("sku")).astype(np.int64)
+        bought = np.ones(len(user), bool)
+        if "churn" in present:
+            bought = pc.fill_null(pc.cast(table.column("churn"), pa.float32()), 0).to_numpy() == 0
         return cls(
             users=len(prepared.users),
             user=user,
@@ -161,6 +166,7 @@ class _Outcomes:
             name=name,
             vectors=vectors,
             item=item,
+            bought=bought,
         )
 
     def labels(
@@ -168,7 +174,7 @@ class _Outcomes:
     ) -> Labels:
         """Return the labels that the rows `inside` [n] a window give to the users `active` and `asked` [U]."""
         gone = np.ones(self.users, np.float32)
-        gone[self.user[inside]] = 0
+        gone[self.user[inside & self.bought]] = 0
         price = np.full(self.users, np.nan, np.float32)
         user, row = self._first(inside & ~np.isnan(self.price))
         price[user] = self.price[row]

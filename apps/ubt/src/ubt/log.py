@@ -99,13 +99,13 @@ def _challenge(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     paths = {name: events / f"{name}.parquet" for name in COLUMNS}
     _need([*paths.values(), folder / ITEMS, folder / "input" / "relevant_clients.npy"], folder)
     for name, path in paths.items():
-        _need_columns(connection, path, COLUMNS[name])
-    _need_columns(connection, folder / ITEMS, ITEM_COLUMNS)
+        need_columns(connection, path, COLUMNS[name])
+    need_columns(connection, folder / ITEMS, ITEM_COLUMNS)
     if split:
         targets = [folder / "target" / f"{name}_target.parquet" for name in ("train", "validation")]
         _need(targets, folder)
         for path in targets:
-            _need_columns(connection, path, ("client_id", "timestamp", "sku", "category"))
+            need_columns(connection, path, ("client_id", "timestamp", "sku", "category"))
         last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan(targets)}"
     else:
         last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan([paths['product_buy']])}"
@@ -180,7 +180,12 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
         if role in roles:
             columns.append(f"{_quoted(roles[role])} AS {role}")
     if "price" in roles:
-        columns.append(f"{_price_bucket(connection, table, roles['price'], time, train_start)} AS price")
+        # Fitted on history alone.
+        before = f"WHERE {time} < TIMESTAMP '{text(train_start)}'"
+        borders = _price_borders(connection, table, roles["price"], before)
+        if not borders:
+            raise ValueError(f"log.price: column {roles['price']} has no number before train_start")
+        columns.append(f"{_price_bucket(roles['price'], borders)} AS price")
     sql = f"SELECT {', '.join(columns)} FROM {table}"
     for key in ("label_events", "active_events"):
         for name in getattr(config, key):
@@ -223,10 +228,10 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     files = [path for path in files if path != items]
     tables, found = [], set()
     for path in files:
-        _need_columns(connection, path, ("client_id", "timestamp"))
+        need_columns(connection, path, ("client_id", "timestamp"))
         columns = set(_columns(connection, path))
         if path.stem not in COLUMNS:
-            _need_columns(connection, path, ("event_type",))
+            need_columns(connection, path, ("event_type",))
         kind = f"'{path.stem}'" if path.stem in COLUMNS else "event_type"
         kept = sorted(columns & set(_FAMILY_OF.values()) - {"event_type"})
         found |= {"event_type", *kept}
@@ -241,6 +246,11 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
         found |= set(added)
         fields = "".join(f", p.{column}" for column in added)
         events = f"SELECT e.*{fields} FROM ({events}) e LEFT JOIN {scan([items])} p USING (sku)"
+    # The layout's prices are buckets 0..99; amounts become buckets, and those of the labels by the same borders.
+    borders: list[float] | None = [] if "price" in found else None
+    if "price" in found and _other_price(connection, f"({events})") is not None:
+        borders = _price_borders(connection, f"({events})", "price")
+        events = f"SELECT * REPLACE ({_price_bucket('price', borders)} AS price) FROM ({events})"
     last = _moment(connection.execute(f"SELECT max(timestamp) FROM ({events})").fetchone(), folder / "input")
     # The labels are ready and bear no time: the windows follow the last event.
     train_start = last.replace(microsecond=0) + timedelta(seconds=1)
@@ -253,7 +263,7 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     outcomes = [f"SELECT {', '.join(['client_id', 'timestamp', *wanted])} FROM events{bought}"]
     arrays = _arrays(folder)
     for path, moment in zip(targets, (train_start, valid_start), strict=True):
-        outcomes.append(_ready_outcomes(connection, path, moment))
+        outcomes.append(_ready_outcomes(connection, path, moment, borders))
         labelled = connection.sql(f"SELECT DISTINCT client_id FROM {scan([path])}").to_arrow_table()[0].to_numpy()
         asked = arrays["relevant_clients"]
         if len(labelled) and not np.isin(labelled.astype(str), asked.astype(str)).any():
@@ -277,35 +287,48 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     )
 
 
-def _ready_outcomes(connection: duckdb.DuckDBPyConnection, path: Path, moment: datetime) -> str:
-    """SQL of the outcome rows of a table of ready labels; a row with churn = 1 says that there is none."""
-    _need_columns(connection, path, ("client_id",))
+def _ready_outcomes(
+    connection: duckdb.DuckDBPyConnection, path: Path, moment: datetime, borders: list[float] | None
+) -> str:
+    """SQL of the outcome rows of a table of ready labels, each with its churn where the table has that.
+
+    Prices become buckets by `borders`; without borders they are buckets, and with None there are none in the history.
+    """
+    need_columns(connection, path, ("client_id",))
     found = connection.execute(f"DESCRIBE SELECT * FROM {scan([path])}").fetchall()
     columns = {row[0]: row[1] for row in found}
-    kept = sorted({"sku", "category", "price", "name"} & set(columns))
-    if "churn" not in columns and not kept:
+    kept = sorted({"churn", "sku", "category", "price", "name"} & set(columns))
+    if not kept:
         raise ValueError(f"{path.name}: no label; needs some of churn, category, sku, price, name")
-    # Whole numbers with nulls among them come as floats from pandas.
-    typed = [f"CAST({c} AS BIGINT) AS {c}" if columns[c] in ("DOUBLE", "FLOAT") else c for c in kept]
-    columns_sql = ", ".join(["client_id", f"TIMESTAMP '{text(moment)}' AS timestamp", *typed])
-    sql = f"SELECT {columns_sql} FROM {scan([path])}"
-    if "churn" not in columns:
-        return sql
-    wrong = " OR ".join(
-        ["churn IS NULL", "churn NOT IN (0, 1)", *(f"(churn = 1 AND {column} IS NOT NULL)" for column in kept)]
-    )
+    if "churn" in kept:
+        _check_churn(connection, path)
+    if "price" in kept and borders == []:
+        other = _other_price(connection, scan([path]))
+        if other is not None:
+            raise ValueError(f"{path.name}: got price {other}, needs buckets 0..99, as those in input/ are")
+    whole = {"sku", "category"} if borders is None else {"sku", "category", "price"}
+    typed = []
+    for column in kept:
+        if column == "price" and borders:
+            typed.append(f"{_price_bucket(column, borders)} AS price")
+        elif column in whole and columns[column] in ("DOUBLE", "FLOAT"):
+            typed.append(f"{_whole(column, path.name)} AS {column}")
+        else:
+            typed.append(column)
+    return f"SELECT client_id, TIMESTAMP '{text(moment)}' AS timestamp, {', '.join(typed)} FROM {scan([path])}"
+
+
+def _check_churn(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    wrong = "churn IS NULL OR churn NOT IN (0, 1)"
     row = connection.execute(f"SELECT client_id, churn FROM {scan([path])} WHERE {wrong} LIMIT 1").fetchone()
     if row is not None:
-        raise ValueError(
-            f"{path.name}: client {row[0]} has churn {row[1]}; needs 1 without category, sku, price and name, or 0"
-        )
+        raise ValueError(f"{path.name}: client {row[0]} has churn {row[1]}; needs 0 or 1")
     both = "count(DISTINCT churn) > 1"
     query = f"SELECT client_id FROM {scan([path])} GROUP BY client_id HAVING {both} OR client_id IS NULL LIMIT 1"
     row = connection.execute(query).fetchone()
     if row is not None:
         reason = "rows with churn 0 and rows with churn 1" if row[0] is not None else "rows without a client_id"
         raise ValueError(f"{path.name}: client {row[0]} has {reason}")
-    return f"{sql} WHERE churn = 0"
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
@@ -323,7 +346,7 @@ def _need(paths: Iterable[Path], folder: Path) -> None:
             )
 
 
-def _need_columns(connection: duckdb.DuckDBPyConnection, path: Path, names: Iterable[str]) -> None:
+def need_columns(connection: duckdb.DuckDBPyConnection, path: Path, names: Iterable[str]) -> None:
     found = _columns(connection, path)
     for name in names:
         if name not in found:
@@ -366,6 +389,16 @@ def _checked(column: str, kind: str, key: str) -> str:
     return f"CASE WHEN {bad} THEN error({message}) ELSE TRY_CAST({name} AS {kind}) END"
 
 
+def _whole(column: str, key: str) -> str:
+    """SQL of a column of ids that a data frame wrote as floats because some are missing."""
+    message = f"'{key}: column {column} holds ' || {column} || ', which is no whole number'"
+    missing = f"{column} IS NULL OR isnan({column})"
+    return (
+        f"CASE WHEN {missing} THEN NULL WHEN {column} <> floor({column}) THEN error({message}) "
+        f"ELSE CAST({column} AS BIGINT) END"
+    )
+
+
 def _whole_numbers(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> str:
     """SQL of a user column: BIGINT when every value is a whole number, else text."""
     name = _quoted(column)
@@ -376,18 +409,31 @@ def _whole_numbers(connection: duckdb.DuckDBPyConnection, table: str, column: st
     return f"CAST({name} AS {'BIGINT' if row and row[0] else 'VARCHAR'})"
 
 
-def _price_bucket(connection: duckdb.DuckDBPyConnection, table: str, column: str, time: str, before: datetime) -> str:
-    """SQL of the price's quantile bucket 0..99; the borders come from rows before `before` only."""
-    number = f"TRY_CAST({_quoted(column)} AS DOUBLE)"
-    # A price that is not finite is no price: data frames write missing ones as NaN.
-    price = f"(CASE WHEN isfinite({number}) THEN {number} END)"
+def _price_borders(connection: duckdb.DuckDBPyConnection, table: str, column: str, where: str = "") -> list[float]:
+    """The 99 borders between the hundredths of a table's prices; none where no row has a price."""
     shares = [i / 100 for i in range(1, 100)]
-    query = f"SELECT quantile_cont({price}, {shares}) FROM {table} WHERE {time} < TIMESTAMP '{text(before)}'"
-    row = connection.execute(query).fetchone()
-    if row is None or row[0] is None:
-        raise ValueError(f"log.price: column {column} has no number before train_start")
-    borders = ", ".join(repr(float(border)) for border in row[0])
-    return f"CASE WHEN {price} IS NULL THEN NULL ELSE len(list_filter([{borders}], lambda x: x <= {price})) END"
+    row = connection.execute(f"SELECT quantile_cont({_price(column)}, {shares}) FROM {table} {where}").fetchone()
+    return [float(border) for border in row[0]] if row and row[0] is not None else []
+
+
+def _price_bucket(column: str, borders: list[float]) -> str:
+    """SQL of the price's quantile bucket 0..99."""
+    price = _price(column)
+    return f"CASE WHEN {price} IS NULL THEN NULL ELSE len(list_filter({borders!r}, lambda x: x <= {price})) END"
+
+
+def _other_price(connection: duckdb.DuckDBPyConnection, table: str) -> float | None:
+    """Return a price that is no bucket 0..99, if there is one."""
+    price = _price("price")
+    bucket = f"{price} BETWEEN 0 AND 99 AND {price} = floor({price})"
+    row = connection.execute(f"SELECT {price} FROM {table} WHERE NOT ({bucket}) LIMIT 1").fetchone()
+    return row[0] if row else None
+
+
+def _price(column: str) -> str:
+    """SQL of a price; one that is not finite is none: data frames write missing ones as NaN."""
+    number = f"TRY_CAST({_quoted(column)} AS DOUBLE)"
+    return f"(CASE WHEN isfinite({number}) THEN {number} END)"
 
 
 def _only(events: list[str]) -> str:

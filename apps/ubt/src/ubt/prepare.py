@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from ubt.config import LogConfig, PrepareConfig
 from ubt.log import Log, read_log, text
 from ubt.rundir import read_json, temporary_directory, write_json
 
-FORMAT = 2
+FORMAT = 3
 PRICE_BUCKETS = 100
 VECTORS = ("name", "query")
 TARGETS = ("category", "sku", "new_sku", "price")
@@ -226,6 +227,8 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         asked = _column(seen.to_arrow_table())
     else:
         asked = users
+    if not len(users):
+        raise ValueError("relevant_clients.npy: holds nobody; needs one client or more")
     unique, counts = np.unique(users, return_counts=True)
     if len(unique) != len(users):
         raise ValueError(
@@ -233,7 +236,7 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         )
     events = seqdata.open_store(folder / "store")
     _check_kind("input/relevant_clients.npy", users, "client_id", events.users)
-    if len(users) and not np.isin(users, events.users).any():
+    if not np.isin(users, events.users).any():
         raise ValueError(f"relevant_clients.npy: none of its {len(users)} clients has an event, e.g. {users[0]}")
     if "active_clients" not in arrays:
         active = log.connection.sql(
@@ -311,12 +314,11 @@ def _column(table: pa.Table) -> NDArray:
 
 
 def _width(log: Log, path: str, column: str) -> int:
-    """Return how many numbers the first vector of a text column holds; 16 when there is none."""
-    query = f"SELECT {column} FROM read_parquet('{path}') WHERE {column} IS NOT NULL LIMIT 1"
-    row = log.connection.execute(query).fetchone()
-    if row is None:
-        return 16
-    return len(re.findall(r"\d+", row[0])) if isinstance(row[0], str) else len(row[0])
+    """Return how many numbers most of a column's first 1,000 vectors hold; 16 when there is none."""
+    query = f"SELECT {column} FROM read_parquet('{path}') WHERE {column} IS NOT NULL LIMIT 1000"
+    found = log.connection.execute(query).fetchall()
+    widths = Counter(len(re.findall(r"\d+", value)) if isinstance(value, str) else len(value) for (value,) in found)
+    return widths.most_common(1)[0][0] if widths else 16
 
 
 def _fingerprint(log: Log, log_config: LogConfig, config: PrepareConfig) -> str:

@@ -15,7 +15,7 @@ import seqdata
 from ubt.config import Config, LogConfig
 from ubt.data import Reader
 from ubt.embed import BATCH_USERS, CacheWriter, Chunk, cache_writer, embed_users, finite, seconds
-from ubt.log import COLUMNS, Log, parse_moment, read_log, scan
+from ubt.log import COLUMNS, Log, need_columns, parse_moment, read_log, scan
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
 from ubt.progress import progress
@@ -198,6 +198,8 @@ def _new_files(log: Log, folder: Path, config: LogConfig) -> list[Path]:
         files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
     elif log.layout in ("raw", "split"):
         files = [path for name in COLUMNS if (path := folder / f"{name}.parquet").exists()]
+        for path in files:
+            need_columns(log.connection, path, COLUMNS[path.stem])
     else:
         raise ValueError(f"update.new_data: a log of layout {log.layout!r} cannot grow; run all steps on the new one")
     if not files:
