@@ -1,45 +1,56 @@
 """Cross-fitting: every row calibrates on models that never saw its stretch of time, and trains those put out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from ltv_stack import LTVConfig, LTVPipeline, Schema, evaluate, open_partitions, predict_table
 from ltv_stack.cache import FeatureCache
+from ltv_stack.models import Models
+from ltv_stack.training import Trainer
 
 Config = Callable[..., LTVConfig]
 
 
-class Watched(LTVPipeline):
+class Watched(Trainer):
     """Keeps which rows were fitted and which were scored, in order."""
 
-    def _fit_models(self, cache: FeatureCache, train: np.ndarray, stopping_rows: np.ndarray, started: float) -> None:
-        self.__dict__.setdefault("seen", []).append((cache.time[train], train, dict(self._trees)))
-        super()._fit_models(cache, train, stopping_rows, started)
+    seen: ClassVar[list[tuple[np.ndarray, np.ndarray, dict[str, int]]]] = []
+    scored: ClassVar[list[tuple[np.ndarray, np.ndarray]]] = []
 
-    def _score(self, cache: FeatureCache, rows: np.ndarray) -> dict[str, np.ndarray]:
-        self.__dict__.setdefault("scored", []).append((cache.time[rows], rows))
-        return super()._score(cache, rows)
+    def fit(self, rows: np.ndarray, stopping_rows: np.ndarray, trees: Mapping[str, int] | None = None) -> Models:
+        self.seen.append((self.cache.time[rows], rows, dict(trees or {})))
+        models = super().fit(rows, stopping_rows, trees)
+        scores_of = models.scores_of
+
+        def watched(cache: FeatureCache, own: np.ndarray) -> dict[str, np.ndarray]:
+            self.scored.append((cache.time[own], own))
+            return scores_of(cache, own)
+
+        models.scores_of = watched
+        return models
 
 
 def test_no_row_is_scored_by_a_model_of_its_fold_or_of_the_embargo_around_it(
-    world: Path, schema: Schema, config: Config
+    world: Path, schema: Schema, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = open_partitions(world, max_partitions=6)
-    pipe = Watched(schema, config(split="cross_fit", folds=3, embargo="1h"))
-    pipe.fit(data)
+    monkeypatch.setattr("ltv_stack.pipeline.Trainer", Watched)
+    seen, scored = Watched.seen, Watched.scored
+    pipe = LTVPipeline(schema, config(split="cross_fit", folds=3, embargo="1h")).fit(data)
     assert pipe.report_["training_rows"] == pipe.report_["held_out_rows"] == 6000
-    assert len(pipe.seen) == 4 and len(pipe.scored) == 3
-    for (fitted, rows, trees), (scored, own) in zip(pipe.seen, pipe.scored, strict=False):
+    assert len(seen) == 4 and len(scored) == 3
+    for (fitted, rows, trees), (left_out, own) in zip(seen, scored, strict=False):
         assert not set(rows) & set(own) and not trees
-        assert np.abs(fitted[:, None] - np.unique(scored)).min() >= 3600
-    assert sorted(np.concatenate([own for _, own in pipe.scored])) == list(range(6000))
+        assert np.abs(fitted[:, None] - np.unique(left_out)).min() >= 3600
+    assert sorted(np.concatenate([own for _, own in scored])) == list(range(6000))
     # The models put out are those of all rows, as large as the folds' were on average.
-    _, rows, trees = pipe.seen[3]
+    _, rows, trees = seen[3]
     assert len(rows) == 6000
-    assert pipe.points.boosters["d7"].num_trees() == trees["point:d7"] <= 30
+    assert pipe.models.points.boosters["d7"].num_trees() == trees["point:d7"] <= 30
 
 
 def test_few_rows_are_predicted_better_and_intervals_hold(world: Path, schema: Schema, config: Config) -> None:

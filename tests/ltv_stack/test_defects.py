@@ -23,7 +23,9 @@ from ltv_stack import (
     predict_table,
 )
 from ltv_stack.cache import FeatureCache, build_cache
+from ltv_stack.labels import Labels
 from ltv_stack.stages import CLASSIFIER, parameters
+from ltv_stack.training import Trainer
 
 Config = Callable[..., LTVConfig]
 
@@ -62,10 +64,10 @@ def test_3_oversampling_looks_at_the_amount_and_is_not_a_no_op(
     weights = histos_weights(amount)
     assert weights[amount > 20].mean() > 1.5 * weights[amount == 0].mean()
     given: list[np.ndarray] = []
-    monkeypatch.setattr("ltv_stack.pipeline.histos", lambda y, seed: given.append(y) or histos(y, seed=seed))
+    monkeypatch.setattr("ltv_stack.training.histos", lambda y, seed: given.append(y) or histos(y, seed=seed))
     pipe = LTVPipeline(schema, config(sampling="histos")).fit(open_partitions(world))
     assert len(np.unique(given[0])) > 100
-    assert pipe.class_weights[0] > 1.2 * pipe.class_weights[1]
+    assert pipe.models.class_weights[0] > 1.2 * pipe.models.class_weights[1]
 
 
 def test_4_undersampling_keeps_the_largest_payer_and_thins_the_common() -> None:
@@ -91,7 +93,9 @@ def test_5_the_stack_learns_from_out_of_fold_predictions_only(world: Path, schem
         cache = build_cache(pipe.builder, from_table(source), folder / "features", label_columns=columns)
         settings, _ = parameters(CLASSIFIER, dict(pipe.config.classifier), 0, 1)
         rows = np.arange(cache.rows)
-        features, fold = pipe.out_of_fold(cache, cache.dataset(rows, settings), rows, rows, settings)
+        labels = Labels.of(cache, schema.horizons, {})
+        trainer = Trainer(pipe.config, cache, labels, pipe.horizons, pipe.main, pipe.builder.category_sizes)
+        features, fold = trainer.out_of_fold(pipe.models, cache.dataset(rows, settings), rows, rows, settings)
         return features[:, 0], fold
 
     import tempfile
@@ -111,21 +115,22 @@ def _flip(flag: np.ndarray, rows: slice) -> np.ndarray:
     return flag
 
 
-def test_5_calibration_is_not_learnt_on_the_rows_that_are_reported(world: Path, schema: Schema, config: Config) -> None:
+def test_5_calibration_is_not_learnt_on_the_rows_that_are_reported(
+    world: Path, schema: Schema, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Thresholds and calibration come from rows held out of the training window; evaluation rows are never fitted."""
     train = open_partitions(world, end="2025-10-01-08-00")
     fitted: list[np.ndarray] = []
     calibrated: list[np.ndarray] = []
 
-    class Watched(LTVPipeline):
-        def _fit_models(self, cache: FeatureCache, rows: np.ndarray, *rest: object) -> None:
-            fitted.append(rows)
-            super()._fit_models(cache, rows, *rest)
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, rows, *rest: fitted.append(rows) or fit(self, rows, *rest))
 
-        def _calibrate(self, cache: FeatureCache, rows: np.ndarray, scores: dict, rates: dict) -> None:
+    class Watched(LTVPipeline):
+        def _calibrate(self, cache: FeatureCache, labels: Labels, rows: np.ndarray, scores: dict, rates: dict) -> None:
             calibrated.append(rows)
-            np.testing.assert_array_equal(scores["p"], self._score(cache, rows)["p"])
-            super()._calibrate(cache, rows, scores, rates)
+            np.testing.assert_array_equal(scores["p"], self.models.scores_of(cache, rows)["p"])
+            super()._calibrate(cache, labels, rows, scores, rates)
 
     pipe = Watched(schema, config(calibration="isotonic")).fit(train)
     assert not set(fitted[0]) & set(calibrated[0]) and len(calibrated[0]) > 1000

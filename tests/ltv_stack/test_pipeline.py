@@ -103,7 +103,7 @@ def test_predictions_are_better_than_chance_and_the_constant(fitted: LTVPipeline
 
 def test_projection_does_not_raise_the_summed_error_of_the_raw_model(fitted: LTVPipeline, later: Dataset) -> None:
     batch = later.read().combine_chunks().to_batches()[0]
-    scores = fitted._raw(fitted.builder.transform(batch))
+    scores = fitted.models.scores(fitted.builder.transform(batch))
     raw = np.column_stack([np.expm1(scores[f"s_{h}"]) for h in fitted.horizons])
     truth = np.column_stack([batch.column(f"revenue_{h}").to_numpy() for h in fitted.horizons])
     error = [((np.log1p(x) - np.log1p(truth)) ** 2).sum(axis=1) for x in (raw, project_order(raw))]
@@ -291,14 +291,14 @@ def test_settings_of_the_samplers_reach_them(train: Dataset, schema: Schema, con
     plain = LTVPipeline(schema, config(sampling="histos_weights")).fit(train)
     strong = LTVPipeline(schema, config(sampling="histos_weights", histos={"max_over": 100, "alpha": 1.0})).fit(train)
     flat = LTVPipeline(schema, config(sampling="histos_weights", histos={"bins": 1})).fit(train)
-    assert strong.class_weights[0] > 1.2 * plain.class_weights[0]
+    assert strong.models.class_weights[0] > 1.2 * plain.models.class_weights[0]
     # In a single bin all rows are equally common.
-    assert flat.class_weights[0] == pytest.approx(flat.class_weights[1])
+    assert flat.models.class_weights[0] == pytest.approx(flat.models.class_weights[1])
     weak, steep = (
         LTVPipeline(schema, config(model="two_stage", sampling="histus", histus={"beta": beta})).fit(train)
         for beta in (0.01, 3.0)
     )
-    assert weak.amounts.boosters["d7"].model_to_string() != steep.amounts.boosters["d7"].model_to_string()
+    assert weak.models.amounts.boosters["d7"].model_to_string() != steep.models.amounts.boosters["d7"].model_to_string()
     with pytest.raises(ValueError, match="histus setting: got 'alpha', needs one of"):
         config(sampling="histus", histus={"alpha": 1.1})
     with pytest.raises(ValueError, match=r"alpha: got 0\.5, needs 1 or more"):
@@ -348,7 +348,7 @@ def test_chances_of_a_thin_horizon_follow_its_own_rate_of_buyers(world: Path, sc
     table = table.set_column(table.column_names.index("revenue_d1"), "revenue_d1", pa.array(thin))
     pipe = LTVPipeline(schema, config(model="two_stage", guard="off")).fit(from_table(table))
     assert "d1" not in pipe.outputs.chances
-    scores = pipe._raw(pipe.builder.transform(table.combine_chunks().to_batches()[0]))
+    scores = pipe.models.scores(pipe.builder.transform(table.combine_chunks().to_batches()[0]))
     assert pipe.outputs._chance("d1", scores["p"]).mean() == pytest.approx((thin > 0).mean(), rel=0.4)
 
 
@@ -360,7 +360,7 @@ def test_boosting_stops_when_held_out_rows_gain_no_more(
     for patience in (10, None):
         pipe = LTVPipeline(schema, config(classifier=trees, regressor=trees, early_stopping=patience)).fit(train)
         scores[patience] = evaluate(pipe, later).metrics["d7"]["msle"]
-        grown = pipe.points.boosters["d7"].num_trees()
+        grown = pipe.models.points.boosters["d7"].num_trees()
         assert grown == 150 if patience is None else grown < 100
         loaded = LTVPipeline.load(pipe.save(tmp_path / "model"))
         assert predict_table(loaded, later).equals(predict_table(pipe, later))
@@ -385,7 +385,7 @@ def test_a_horizon_too_thin_to_convert_is_skipped_and_the_others_are_fitted(
 def test_explanations_sum_to_the_score(fitted: LTVPipeline, later: Dataset) -> None:
     batch = next(iter(later.with_options(chunk_size=20)))
     names, parts = fitted.explain(batch, "d7")
-    score = fitted._raw(fitted.builder.transform(batch))["s_d7"]
+    score = fitted.models.scores(fitted.builder.transform(batch))["s_d7"]
     np.testing.assert_allclose(np.maximum(parts.sum(axis=1), 0), score, atol=1e-6)
     assert names == [*fitted.builder.names, "(base)"] and parts.shape == (20, len(names))
     table = fitted.importance(later, rows=200)

@@ -225,6 +225,11 @@ class FeatureBuilder:
         return [name for name in self.names if name.endswith("__code")]
 
     @property
+    def category_sizes(self) -> dict[str, int]:
+        """Feature that holds dictionary ids -> how many ids there are, those of missing and rare values included."""
+        return {name: len(self.vocabularies[name[: -len("__code")]].values) + 2 for name in self.categorical}
+
+    @property
     def columns(self) -> list[str]:
         """Raw columns that `transform` reads."""
         lookups = [key for name in self.kinds for key in self._lookup(name)]

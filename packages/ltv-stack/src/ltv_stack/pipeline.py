@@ -5,33 +5,33 @@ import logging
 import shutil
 import tempfile
 import time as clock
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightgbm as lgb
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from . import stages
 from .cache import FeatureCache, Ints, build_cache
-from .config import DEEP, LTVConfig, embargo_seconds
+from .config import DEEP, LTVConfig
 from .data import Dataset, drawn, row_hashes
 from .drift import Reference
 from .engine import Engine, LocalEngine
 from .features import FeatureBuilder, Matrix, as_text, check_types
 from .guard import audit, refuse
+from .labels import Labels
 from .metrics import buyer_metrics
+from .models import Models
 from .nested import Floats
 from .outputs import FEWEST_HELD_OUT_BUYERS, Outputs, converts
-from .sampling import Histogram, histos, histos_weights, histus, histus_weights, undo_weights
 from .schema import Horizon, Schema
-from .stack import Stack, meta_features
-from .stages import Boosted
+from .split import folds_of, split_rows
+from .training import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ Part = TypeVar("Part")
 # Of a saved pipeline; rises with every change that an older reader or an older folder cannot follow.
 FORMAT = 3
 _FEWEST_BUYERS = 10
-_STOPPING_ROWS = 50_000
 
 
 class LTVPipeline:
@@ -63,21 +62,14 @@ class LTVPipeline:
         self.skipped_horizons: dict[str, str] = {}
         self.main = ""
         self.report_: dict[str, Any] = {}
-        self.class_weights = (1.0, 1.0)
-        self.classifier = Boosted({})
-        self.amounts = Boosted({})
-        self.points = Boosted({})
-        self.stack: Stack | None = None
-        self.deep: Any = None
+        self.models: Models | None = None
         self.outputs = Outputs(self.config, [], "")
         self.reference: Reference | None = None
-        self._stop_on: tuple[Ints, Matrix] | None = None
-        self._trees: dict[str, int] = {}
 
     @property
     def fitted(self) -> bool:
         """Whether `fit` or `load` has run."""
-        return bool(self.horizons)
+        return self.models is not None
 
     @property
     def output_columns(self) -> list[str]:
@@ -97,7 +89,7 @@ class LTVPipeline:
             self._fit_stream(dataset, engine, clock.perf_counter())
         except BaseException:
             # A fit that failed leaves nothing half fitted behind.
-            self.horizons = []
+            self.horizons, self.models = [], None
             raise
         return self
 
@@ -128,7 +120,7 @@ class LTVPipeline:
 
         A partition may lack the column that calibration is split by; its rows are of no known segment.
         """
-        self._require_fitted()
+        self._fitted()
         self.builder.check(dataset)
         by = self.config.calibrate_by
         if by and by not in dataset.column_names:
@@ -136,7 +128,7 @@ class LTVPipeline:
 
     def predict_batch(self, batch: pa.RecordBatch, keep: Sequence[str] = ()) -> pa.RecordBatch:
         """Predictions of one record batch."""
-        self._require_fitted()
+        self._fitted()
         absent = [name for name in keep if name not in batch.schema.names]
         if absent:
             raise ValueError(f"keep: the data has no columns {absent}")
@@ -147,7 +139,7 @@ class LTVPipeline:
         if self.config.calibrate_by:
             there = self.config.calibrate_by in batch.schema.names
             segment = as_text(batch.column(self.config.calibrate_by)).to_pylist() if there else [None] * batch.num_rows
-        columns = self.outputs.apply(self._raw(self.builder.transform(batch)), segment)
+        columns = self.outputs.apply(self._fitted().scores(self.builder.transform(batch)), segment)
         arrays: dict[str, pa.Array] = {}
         if self.schema.id and self.schema.id in batch.schema.names:
             arrays[self.schema.id] = batch.column(self.schema.id)
@@ -164,14 +156,13 @@ class LTVPipeline:
         Returns:
             feature names and the constant's name "(base)", and contributions [N, F + 1] that sum to the raw score.
         """
-        self._require_fitted()
-        booster = self._explained(horizon)
+        booster = self._fitted().explained(horizon)
         contributions = booster.predict(self.builder.transform(batch), pred_contrib=True)
         return [*self.builder.names, "(base)"], np.asarray(contributions, dtype=np.float64)
 
     def importance(self, dataset: Dataset | None = None, rows: int = 2000) -> pd.DataFrame:
         """Gain of every feature in every model and, with data, its mean absolute SHAP value over the first rows."""
-        self._require_fitted()
+        models = self._fitted()
         matrix = None
         if dataset is not None:
             batches = replace(dataset, chunk_size=min(rows, dataset.chunk_size or rows)).batches(self.builder.columns)
@@ -183,7 +174,7 @@ class LTVPipeline:
             matrix = np.concatenate(parts) if parts else None
         frames = []
         for horizon in (None, *self.horizons):
-            booster = self._explained(horizon)
+            booster = models.explained(horizon)
             frame = pd.DataFrame(
                 {
                     "model": "buyer" if horizon is None else horizon,
@@ -201,7 +192,7 @@ class LTVPipeline:
 
     def drift(self, dataset: Dataset, rows: int = 50_000) -> pd.DataFrame:
         """How far each feature of a dataset lies from the training rows: PSI, Kolmogorov-Smirnov distance, means."""
-        self._require_fitted()
+        self._fitted()
         assert self.reference is not None
         share = min(1.0, rows / max(dataset.num_rows, 1))
         parts = []
@@ -218,19 +209,12 @@ class LTVPipeline:
 
     def save(self, folder: str | Path) -> Path:
         """Write the fitted pipeline as text files and JSON (no pickles); an existing folder is replaced as a whole."""
-        self._require_fitted()
+        models = self._fitted()
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            self.classifier.save(temporary, "buyer_classifier")
-            self.amounts.save(temporary, "revenue")
-            if self.points.boosters:
-                self.points.save(temporary, self.config.model)
-            if self.stack:
-                self.stack.save(temporary / "stack")
-            if self.deep is not None:
-                self.deep.save(temporary / "deep.pt")
+            models.save(temporary)
             _write_json(temporary / "features.json", self.builder.to_json())
             assert self.reference is not None
             _write_json(temporary / "reference.json", self.reference.to_json())
@@ -243,7 +227,7 @@ class LTVPipeline:
                 "horizons": self.horizons,
                 "skipped_horizons": self.skipped_horizons,
                 "main": self.main,
-                "class_weights": list(self.class_weights),
+                "class_weights": list(models.class_weights),
                 "report": self.report_,
             }
             _write_json(temporary / "pipeline.json", state)
@@ -290,18 +274,10 @@ class LTVPipeline:
         pipe.reference = _read_part(folder / "reference.json", Reference.from_json)
         pipe.horizons, pipe.skipped_horizons = state["horizons"], state["skipped_horizons"]
         pipe.main, pipe.report_ = state["main"], state["report"]
-        pipe.class_weights = (state["class_weights"][0], state["class_weights"][1])
-        threads = pipe.config.num_threads
-        pipe.classifier = Boosted.load(folder, "buyer_classifier", [""], threads)
-        pipe.amounts = Boosted.load(folder, "revenue", pipe.horizons, threads)
-        if pipe.config.model in ("log1p", "tweedie"):
-            pipe.points = Boosted.load(folder, pipe.config.model, pipe.horizons, threads)
-        if pipe.config.model == "stack":
-            pipe.stack = Stack.load(folder / "stack", threads)
-        if pipe.config.model in DEEP:
-            from .deep import DeepModel
-
-            pipe.deep = DeepModel.load(folder / "deep.pt")
+        buyers, others = state["class_weights"]
+        pipe.models = Models.load(
+            folder, pipe.config.model, pipe.horizons, pipe.main, (buyers, others), pipe.config.num_threads
+        )
         outputs = Outputs(pipe.config, pipe.horizons, pipe.main)
         pipe.outputs = _read_part(folder / "calibration.json", outputs.restore)
         return pipe
@@ -359,58 +335,53 @@ class LTVPipeline:
         by = self.config.calibrate_by
         if by and by not in dataset.column_names:
             raise ValueError(f"calibrate_by: the data has no column {by!r}")
-        wanted = [h for h in self.schema.horizons if h.name in self.horizons]
-        columns = [h.revenue for h in wanted if h.revenue]
-        columns += [h.buyer for h in wanted if h.buyer and h.buyer in dataset.column_names]
-        cache = build_cache(
+        columns = [h.revenue for h in self._wanted() if h.revenue]
+        columns += [h.buyer for h in self._wanted() if h.buyer and h.buyer in dataset.column_names]
+        return build_cache(
             self.builder,
             dataset,
             folder,
             label_columns=columns,
-            segment=self.config.calibrate_by,
+            segment=by,
             sample_rows=self.config.sample_rows,
             seed=self.config.seed,
             engine=engine,
         )
-        for name in columns:
-            labels = cache.labels[name]
-            negative = int((labels < 0).sum())
-            if negative:
-                log.warning("%s: %d negative amounts of %d count as 0", name, negative, len(labels))
-            self.report_[f"negative_{name}"] = negative
-            cache.labels[name] = np.where(np.isfinite(labels), np.maximum(labels, 0.0), np.nan)
-        amounts = np.column_stack([cache.labels[h.revenue] for h in wanted if h.revenue])
-        with np.errstate(invalid="ignore"):
-            unordered = int((np.diff(amounts, axis=1) < -1e-9).any(axis=1).sum()) if amounts.shape[1] > 1 else 0
-        self.report_["label_rows_out_of_order"] = unordered
-        if unordered:
-            log.warning("%d of %d rows have less revenue at a later horizon", unordered, len(amounts))
-        return cache
 
-    def _horizon(self, name: str) -> Horizon:
-        return next(h for h in self.schema.horizons if h.name == name)
-
-    def _revenue(self, cache: FeatureCache, name: str) -> Floats:
-        column = self._horizon(name).revenue
-        assert column is not None
-        return cache.labels[column]
-
-    def _buyers(self, cache: FeatureCache) -> Floats:
-        """1.0 for buyers at the main horizon, NaN where unknown."""
-        horizon = self._horizon(self.main)
-        flag = cache.labels.get(horizon.buyer) if horizon.buyer else None
-        label = self._revenue(cache, self.main) if flag is None else flag
-        return np.where(np.isnan(label), np.nan, (label > 0).astype(np.float64))
+    def _wanted(self) -> list[Horizon]:
+        return [h for h in self.schema.horizons if h.name in self.horizons]
 
     def _fit(self, cache: FeatureCache, started: float) -> None:
         config = self.config
+        labels = Labels.of(cache, self._wanted(), self.report_)
         self.main = self._main_horizon()
-        train, held_out = self._split(cache)
+        train, held_out = split_rows(cache, config, labels.buyers(self.main), self.report_)
+        self._drop_thin_horizons(cache, labels, train, held_out)
+        self.main = self._main_horizon()
+        log.info("training on %d rows, calibrating on %d", len(train), len(held_out))
+        sizes = self.builder.category_sizes
+        done = partial(self._time, started=started)
+        trainer = Trainer(config, cache, labels, self.horizons, self.main, sizes, done)
+        if config.split == "cross_fit":
+            self.models, scores = trainer.cross_fit(train)
+        else:
+            self.models = trainer.fit(train, held_out)
+            scores = self.models.scores_of(cache, held_out)
+        self.reference = Reference.fit(cache.sample_matrix)
+        buyers = np.nan_to_num(labels.buyers(self.main)[train])
+        self.report_ |= {"buyers": int(buyers.sum()), "main_horizon": self.main}
+        rates = {name: float((np.nan_to_num(labels.revenue[name][train]) > 0).mean()) for name in self.horizons}
+        main = float((buyers > 0).mean())
+        self._calibrate(cache, labels, held_out, scores, {name: rate / main for name, rate in rates.items()})
+        self._time("calibration", started)
+
+    def _drop_thin_horizons(self, cache: FeatureCache, labels: Labels, train: Ints, held_out: Ints) -> None:
+        config = self.config
         for name in list(self.horizons):
-            bought = self._revenue(cache, name) > 0
+            bought = labels.revenue[name] > 0
             positive, kept = int(bought[train].sum()), int(bought[held_out].sum())
             if config.split == "cross_fit":
-                positive -= max(int(bought[own].sum()) for own in self._folds(cache, train))
+                positive -= max(int(bought[own].sum()) for own in folds_of(cache, train, config.folds))
             reason = ""
             if positive < _FEWEST_BUYERS:
                 reason = f"{positive} of {len(train)} training rows have an amount; needs {_FEWEST_BUYERS}"
@@ -427,19 +398,6 @@ class LTVPipeline:
             reasons = "; ".join(f"{n}: {r}" for n, r in self.skipped_horizons.items())
             advice = "widen the window, raise the sample or correct the label columns"
             raise ValueError(f"dataset: no horizon can be trained ({reasons}); {advice}")
-        self.main = self._main_horizon()
-        log.info("training on %d rows, calibrating on %d", len(train), len(held_out))
-        self._trees = {}
-        if config.split == "cross_fit":
-            scores = self._cross_fit(cache, train, started)
-        else:
-            self._fit_models(cache, train, self._stopping_rows(cache, held_out), started)
-            scores = self._score(cache, held_out)
-        self.reference = Reference.fit(cache.sample_matrix)
-        rates = {name: float((np.nan_to_num(self._revenue(cache, name)[train]) > 0).mean()) for name in self.horizons}
-        main = float((np.nan_to_num(self._buyers(cache)[train]) > 0).mean())
-        self._calibrate(cache, held_out, scores, {name: rate / main for name, rate in rates.items()})
-        self._time("calibration", started)
 
     def _main_horizon(self) -> str:
         name = self.config.main_horizon or ("d7" if "d7" in self.horizons else self.horizons[-1])
@@ -447,313 +405,22 @@ class LTVPipeline:
             raise ValueError(f"main_horizon: got {name!r}, needs one of {self.horizons}")
         return name
 
-    def _fit_models(self, cache: FeatureCache, train: Ints, stopping_rows: Ints, started: float) -> None:
-        """Every model on these rows; `stopping_rows` tell boosting when to stop, unless the trees are counted."""
-        config = self.config
-        settings, rounds = stages.parameters(
-            stages.CLASSIFIER, dict(config.classifier), config.seed, config.num_threads
-        )
-        data = cache.dataset(train, settings)
-        if config.early_stopping is not None and not self._trees:
-            self._stop_on = stopping_rows, cache.take(stopping_rows)
-        self._fit_classifier(cache, data, train, settings, rounds)
-        self._time("classifier", started)
-        self._fit_amounts(cache, train)
-        self._time("amounts", started)
-        if config.model in ("log1p", "tweedie"):
-            self._fit_points(cache, data, train)
-        elif config.model == "stack":
-            self._fit_stack(cache, data, train, settings)
-        elif config.model in DEEP:
-            self._fit_deep(cache, train)
-        self._stop_on = None
-        self._time("model", started)
-
-    def _cross_fit(self, cache: FeatureCache, rows: Ints, started: float) -> dict[str, Floats]:
-        """Scores of every row by models that never saw its stretch of time; then the models of all rows.
-
-        These grow as many trees as were right on average for the rows left out.
-        """
-        time, gap = cache.time[rows], embargo_seconds(self.config.embargo)
-        scores: dict[str, Floats] = {}
-        grown: dict[str, list[int]] = {}
-        for own in self._folds(cache, rows):
-            first, last = cache.time[own].min(), cache.time[own].max()
-            near = (time > first - gap) & (time < last + gap) if gap else np.zeros(len(rows), dtype=bool)
-            outside = rows[~(near | np.isin(rows, own))]
-            if not len(outside):
-                raise ValueError(f"embargo: {self.config.embargo} leaves no rows beside a fold of {len(own)} rows")
-            self._fit_models(cache, outside, self._stopping_rows(cache, own), started)
-            at = np.searchsorted(rows, own)
-            for key, column in self._score(cache, own).items():
-                scores.setdefault(key, np.empty(len(rows)))[at] = column
-            for key, booster in self._boosters().items():
-                grown.setdefault(key, []).append(stages.trees_of(booster))
-        self._trees = {key: max(1, round(float(np.mean(counts)))) for key, counts in grown.items()}
-        self._fit_models(cache, rows, np.empty(0, np.int64), started)
-        return scores
-
-    def _folds(self, cache: FeatureCache, rows: Ints) -> list[Ints]:
-        fold = stages.blocked_folds(cache.time[rows], self.config.folds)
-        return [rows[fold == f] for f in range(self.config.folds)]
-
-    def _boosters(self) -> dict[str, lgb.Booster]:
-        groups = {"buyer": self.classifier, "amount": self.amounts, "point": self.points}
-        return {f"{group}:{name}": one for group, held in groups.items() for name, one in held.boosters.items()}
-
-    def _split(self, cache: FeatureCache) -> tuple[Ints, Ints]:
-        """Training and held-out rows, ascending."""
-        config = self.config
-        rows = np.arange(cache.rows)
-        if config.split == "stratified_random":
-            log.warning("held-out rows are drawn at random: what is learnt on them does not see the passing of time")
-            flag = np.nan_to_num(self._buyers(cache))
-            held = np.zeros(cache.rows, dtype=bool)
-            for value in (0.0, 1.0):
-                own = rows[flag == value]
-                held[own[np.argsort(cache.hashes[own], kind="stable")[: round(len(own) * config.calibration_frac)]]] = (
-                    True
-                )
-            train, held_out = rows[~held], rows[held]
-        elif config.split == "cross_fit":
-            train = held_out = rows
-        else:
-            train, held_out = self._split_by_time(cache)
-        if config.max_rows is not None and len(train) > config.max_rows:
-            log.warning("max_rows: %d of %d training rows are used", config.max_rows, len(train))
-            self.report_["rows_over_the_cap"] = len(train) - config.max_rows
-            train = np.sort(train[np.argsort(cache.hashes[train], kind="stable")[: config.max_rows]])
-            held_out = train if config.split == "cross_fit" else held_out
-        self.report_ |= {"training_rows": len(train), "held_out_rows": len(held_out)}
-        if len(train) == 0 or len(held_out) == 0:
-            raise ValueError(
-                f"dataset: {cache.rows} rows leave {len(train)} for training and {len(held_out)} for calibration; "
-                "give more rows, or a smaller embargo"
-            )
-        return train, held_out
-
-    def _split_by_time(self, cache: FeatureCache) -> tuple[Ints, Ints]:
-        frac, gap = self.config.calibration_frac, embargo_seconds(self.config.embargo)
-        ordered = np.sort(cache.time)
-        cut = float(ordered[min(int(len(ordered) * (1 - frac)), len(ordered) - 1)])
-        held = cache.time >= cut
-        if cut > ordered[0] and held.mean() <= max(0.4, 2 * frac):
-            before = cache.time < cut - gap
-            if gap:
-                self.report_["rows_in_embargo"] = int((~held & ~before).sum())
-            return np.flatnonzero(before), np.flatnonzero(held)
-        log.info("too few distinct times to hold out the newest %.0f %%: the last rows are held out", 100 * frac)
-        order = np.argsort(cache.time, kind="stable")
-        first = max(1, int(len(order) * (1 - frac)))
-        return np.sort(order[:first]), np.sort(order[first:])
-
-    def _stopping_rows(self, cache: FeatureCache, held_out: Ints) -> Ints:
-        """Held-out rows that tell boosting when to stop."""
-        return np.sort(held_out[np.argsort(cache.hashes[held_out], kind="stable")[:_STOPPING_ROWS]])
-
-    def _stopping(self, target: Floats) -> stages.Stopping | None:
-        if self.config.early_stopping is None or self._stop_on is None:
-            return None
-        rows, matrix = self._stop_on
-        known = np.isfinite(target[rows])
-        return stages.Stopping(matrix[known], target[rows[known]], self.config.early_stopping)
-
-    def _fit_classifier(
-        self, cache: FeatureCache, data: lgb.Dataset, train: Ints, settings: dict[str, Any], rounds: int
+    def _calibrate(
+        self, cache: FeatureCache, labels: Labels, rows: Ints, scores: dict[str, Floats], rates: dict[str, float]
     ) -> None:
-        buyer = self._buyers(cache)[train]
-        known = np.isfinite(buyer)
-        self.report_ |= {"buyers": int(np.nansum(buyer)), "main_horizon": self.main}
-        if not 0 < np.nansum(buyer) < known.sum():
-            raise ValueError(
-                f"dataset: {int(np.nansum(buyer))} of {int(known.sum())} training rows bought by {self.main}; "
-                "a buyer classifier needs both kinds: widen the window or raise the sample"
-            )
-        weight = self._classifier_weight(cache, train) * known
-        self.class_weights = (float(weight[buyer == 1].mean()), float(weight[buyer == 0].mean()))
-        label = np.nan_to_num(buyer)
-        resampled = "histos" in self.config.sampling
-        stopping = None if resampled else self._stopping(self._buyers(cache))
-        rounds = self._trees.get("buyer:", rounds)
-        self.classifier = Boosted(
-            {"": stages.train_on(data, label, settings, rounds, _none_if_one(weight), stopping)},
-            self.config.num_threads,
-        )
-
-    def _classifier_weight(self, cache: FeatureCache, rows: Ints) -> Floats:
-        """How often each row is trained on: the multiplicities of HistOS on the amount, drawn or expected."""
-        amount = np.nan_to_num(self._revenue(cache, self.main)[rows])
-        parts = self.config.sampling.split("+")
-        settings = _with_histogram(self.config.histos, amount)
-        if "histos" in parts:
-            drawn_rows = histos(amount, seed=self.config.seed, **settings)
-            return np.bincount(drawn_rows, minlength=len(rows)).astype(np.float64)
-        if "histos_weights" in parts:
-            return histos_weights(amount, **settings)
-        return np.ones(len(rows))
-
-    def _fit_amounts(self, cache: FeatureCache, train: Ints) -> None:
-        boosters = {}
-        for name in self.horizons:
-            y = self._revenue(cache, name)
-            stopping = None if "histus" in self.config.sampling else self._stopping(_log_of_buyers(y))
-            trees = self._trees.get(f"amount:{name}")
-            boosters[name] = self._amount_booster(cache, train[y[train] > 0], y, trees=trees, stopping=stopping)
-        self.amounts = Boosted(boosters, self.config.num_threads)
-
-    def _amount_booster(
-        self,
-        cache: FeatureCache,
-        rows: Ints,
-        y: Floats,
-        *,
-        trees: int | None = None,
-        stopping: stages.Stopping | None = None,
-    ) -> lgb.Booster:
-        settings, rounds = stages.parameters(
-            stages.REGRESSOR, dict(self.config.regressor), self.config.seed, self.config.num_threads
-        )
-        parts = self.config.sampling.split("+")
-        weight = None
-        if "histus" in parts:
-            rows = rows[histus(y[rows], seed=self.config.seed, **_with_histogram(self.config.histus, y[rows]))]
-        elif "histus_weights" in parts:
-            weight = histus_weights(y[rows], **_with_histogram(self.config.histus, y[rows]))
-        matrix = cache.take(rows)
-        return stages.train_in_memory(
-            matrix, np.log1p(y[rows]), cache.names, cache.categorical, settings, trees or rounds, weight, stopping
-        )
-
-    def _fit_points(self, cache: FeatureCache, data: lgb.Dataset, train: Ints) -> None:
-        base = dict(stages.REGRESSOR)
-        if self.config.model == "tweedie":
-            base |= {"objective": "tweedie", "tweedie_variance_power": 1.5}
-        settings, rounds = stages.parameters(
-            base, dict(self.config.regressor), self.config.seed, self.config.num_threads
-        )
-        classifier = {**stages.CLASSIFIER, **self.config.classifier}
-        if any(settings.get(key) != classifier.get(key) for key in stages.BINNING):
-            data = cache.dataset(train, settings)
-        boosters = {}
-        for name in self.horizons:
-            y = self._revenue(cache, name)
-            target = np.log1p(y) if self.config.model == "log1p" else y
-            weight = _none_if_one(np.isfinite(y[train]) * 1.0)
-            stopping = self._stopping(target)
-            trees = self._trees.get(f"point:{name}", rounds)
-            boosters[name] = stages.train_on(data, np.nan_to_num(target[train]), settings, trees, weight, stopping)
-        self.points = Boosted(boosters, self.config.num_threads)
-
-    def _fit_stack(self, cache: FeatureCache, data: lgb.Dataset, train: Ints, settings: dict[str, Any]) -> None:
-        """Every meta-feature of a row comes from models that were fitted without its fold."""
-        config = self.config
-        stack = Stack(config.stack_bases, dict(config.meta), config.seed, config.num_threads)
-        chosen = np.arange(len(train))
-        if len(train) > config.stack_rows:
-            log.info("stack_rows: the stack is trained on %d of %d rows", config.stack_rows, len(train))
-            chosen = np.sort(np.argsort(cache.hashes[train], kind="stable")[: config.stack_rows])
-        features, fold = self.out_of_fold(cache, data, train, chosen, settings)
-        targets = {name: np.log1p(self._revenue(cache, name)[train[chosen]]) for name in self.horizons}
-        self.stack = stack.fit(features, targets, fold)
-
-    def out_of_fold(
-        self,
-        cache: FeatureCache,
-        data: lgb.Dataset,
-        train: Ints,
-        chosen: Ints,
-        settings: dict[str, Any],
-    ) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Meta-features of chosen training rows by models fitted without their fold, and the folds."""
-        fold = stages.blocked_folds(cache.time[train], self.config.folds)
-        buyer = np.nan_to_num(self._buyers(cache)[train])
-        known = np.isfinite(self._buyers(cache)[train])
-        weight = self._classifier_weight(cache, train) * known
-        p = np.empty(len(chosen))
-        g = {name: np.empty(len(chosen)) for name in self.horizons}
-        for f in range(self.config.folds):
-            outside, own = np.flatnonzero(fold != f), np.flatnonzero(fold[chosen] == f)
-            part = data.subset(outside.tolist()).construct()
-            # As many trees as the full model kept: held-out rows choose them, the fold's own rows never do.
-            trees = stages.trees_of(self.classifier.boosters[""])
-            booster = stages.train_on(part, buyer[outside], settings, trees, _none_if_one(weight[outside]))
-            models: dict[str, tuple[Boosted, str]] = {"p": (Boosted({"": booster}, self.config.num_threads), "")}
-            for name in self.horizons:
-                y = self._revenue(cache, name)
-                rows = train[outside]
-                trees = stages.trees_of(self.amounts.boosters[name])
-                amount = self._amount_booster(cache, rows[y[rows] > 0], y, trees=trees)
-                models[name] = (Boosted({"": amount}, self.config.num_threads), "")
-            found = stages.predict_rows(cache, train[chosen[own]], models)
-            p[own] = undo_weights(found["p"], *self.class_weights)
-            for name in self.horizons:
-                g[name][own] = np.maximum(found[name], 0.0)
-        return meta_features(p, g, self._blend()), fold[chosen]
-
-    def _blend(self) -> dict[str, float]:
-        return {name: 2.0 if name == self.main else 1.0 for name in self.horizons}
-
-    def _fit_deep(self, cache: FeatureCache, train: Ints) -> None:
-        from .deep import DeepModel
-
-        targets = {name: self._revenue(cache, name) for name in self.horizons}
-        self.deep = DeepModel(
-            self.config.model,
-            cache.names,
-            {name: len(self.builder.vocabularies[name[: -len("__code")]].values) + 2 for name in cache.categorical},
-            self.horizons,
-            seed=self.config.seed,
-            **dict(self.config.deep),
-        ).fit(cache, train, targets)
-
-    def _score(self, cache: FeatureCache, rows: Ints) -> dict[str, Floats]:
-        """What the models say of these rows, ascending."""
-        parts: dict[str, list[Floats]] = {}
-        for shard, matrix in cache.matrices():
-            first, last = np.searchsorted(rows, [shard.start, shard.start + shard.rows])
-            if last > first:
-                for key, column in self._raw(matrix[rows[first:last] - shard.start]).items():
-                    parts.setdefault(key, []).append(column)
-        return {key: np.concatenate(columns) for key, columns in parts.items()}
-
-    def _calibrate(self, cache: FeatureCache, rows: Ints, scores: dict[str, Floats], rates: dict[str, float]) -> None:
         """Learn what `Outputs` needs on held-out rows, scored by models that were not fitted on them."""
-        buyer = self._buyers(cache)[rows]
+        buyer = labels.buyers(self.main)[rows]
         known = np.isfinite(buyer)
         self.report_["held_out_buyer"] = buyer_metrics(buyer[known], scores["p"][known]) if known.any() else {}
-        labels = {name: self._revenue(cache, name)[rows] for name in self.horizons}
+        amounts = {name: labels.revenue[name][rows] for name in self.horizons}
         segment = None if cache.segment is None else cache.segment[rows]
         self.outputs = Outputs(self.config, self.horizons, self.main, rates)
-        self.outputs.fit(scores, labels, segment)
+        self.outputs.fit(scores, amounts, segment)
 
-    def _raw(self, matrix: Matrix) -> dict[str, Floats]:
-        """What the models say of rows: p, g_<h> and s_<h>."""
-        scores = {"p": undo_weights(self.classifier.predict(matrix), *self.class_weights)}
-        for name in self.horizons:
-            scores[f"g_{name}"] = np.maximum(self.amounts.predict(matrix, name), 0.0)
-        if self.points.boosters:
-            for name in self.horizons:
-                scores[f"s_{name}"] = np.maximum(self.points.predict(matrix, name), 0.0)
-        elif self.stack:
-            amounts = {name: scores[f"g_{name}"] for name in self.horizons}
-            features = meta_features(scores["p"], amounts, self._blend())
-            for name in self.horizons:
-                scores[f"s_{name}"] = np.maximum(self.stack.predict(features, name), 0.0)
-        elif self.deep is not None:
-            for name, column in self.deep.predict(matrix).items():
-                scores[f"s_{name}"] = column
-        return scores
-
-    def _explained(self, horizon: str | None) -> lgb.Booster:
-        if horizon is None:
-            return self.classifier.boosters[""]
-        if horizon not in self.horizons:
-            raise ValueError(f"horizon: got {horizon!r}, needs one of {self.horizons}, or None for the classifier")
-        return (self.points.boosters or self.amounts.boosters)[horizon]
-
-    def _require_fitted(self) -> None:
-        if not self.fitted:
+    def _fitted(self) -> Models:
+        if self.models is None:
             raise ValueError("LTVPipeline is not fitted: call fit(dataset) or LTVPipeline.load(folder) first")
+        return self.models
 
     def _time(self, stage: str, started: float) -> None:
         seconds = round(clock.perf_counter() - started, 3)
@@ -797,21 +464,6 @@ def _require_torch(model: str) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise ImportError(f"model {model!r} needs the extra: pip install 'ltv-stack[torch]'") from error
-
-
-def _with_histogram(settings: Mapping[str, Any], y: Floats) -> dict[str, Any]:
-    """Arguments of the samplers; bins and beta, where given, are those of a histogram of their own."""
-    shape = {name: value for name, value in settings.items() if name in ("bins", "beta")}
-    rest = {name: value for name, value in settings.items() if name not in shape}
-    return rest | ({"histogram": Histogram(**shape).fit(y)} if shape else {})
-
-
-def _log_of_buyers(y: Floats) -> Floats:
-    return np.where(np.nan_to_num(y) > 0, np.log1p(y), np.nan)
-
-
-def _none_if_one(weight: Floats) -> Floats | None:
-    return None if (weight == 1.0).all() else weight
 
 
 def _write_json(path: Path, state: dict[str, Any]) -> None:
