@@ -8,7 +8,8 @@ from .drift import drift_table
 from .engine import DaskEngine, LocalEngine, make_engine
 from .errors import LeakageError, PartitionError
 from .evaluation import Evaluation, compare, evaluate
-from .features import FeatureBuilder, FeatureConfig
+from .feature_groups import FeatureConfig
+from .features import FeatureBuilder
 from .guard import Finding, audit
 from .metrics import (
     buyer_metrics,

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from .data import Dataset, drawn, row_hashes, row_seconds
 from .engine import Engine, LocalEngine
-from .features import FeatureBuilder, Matrix, as_text
+from .features import FeatureBuilder, Matrix
+from .kinds import as_text
 from .nested import Floats, column_numbers
 from .schema import Schema
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .features import FeatureConfig
+from .feature_groups import FeatureConfig
 from .sampling import check_settings
 
 MODELS = ("log1p", "tweedie", "two_stage", "document", "stack", "ziln", "odmn", "optdist")

@@ -3,9 +3,9 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,123 +14,16 @@ import pyarrow.compute as pc
 
 from .data import Dataset, drawn, row_hashes, row_seconds
 from .engine import Engine, LocalEngine
-from .nested import (
-    ALL_STATISTICS,
-    STATISTICS,
-    Floats,
-    column_numbers,
-    is_nested,
-    nested_lookup,
-    nested_recency,
-    nested_statistics,
-    number_fields,
-    struct_as_map,
-)
+from .feature_groups import OPERATIONS, FeatureConfig
+from .kinds import as_read, as_text, kind_of, require_kind
+from .nested import Floats, column_numbers, nested_lookup, nested_recency, nested_statistics
 from .schema import Kind, Schema
 
 log = logging.getLogger(__name__)
 
 Matrix = npt.NDArray[np.float32]
 _GRID = 32
-_NESTED_KINDS = ("nested", "nested_time", "set")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class Term:
-    """A feature made of two others; ratio is left / (|right| + 1), so that it never blows up at zero."""
-
-    name: str
-    op: Literal["product", "ratio", "sum", "difference"]
-    left: str
-    right: str
-
-    def __post_init__(self) -> None:
-        if self.op not in _OPERATIONS:
-            raise ValueError(f"op of term {self.name!r}: got {self.op!r}, needs one of {sorted(_OPERATIONS)}")
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """The feature groups and their switches, in the shape of `features.yaml` (see `from_dict`)."""
-
-    missing_indicators: bool = True
-    nested: bool = True
-    statistics: tuple[str, ...] = STATISTICS
-    lookups: bool = True
-    recency: bool = True
-    half_life_days: float = 30.0
-    categorical: bool = True
-    min_count: int = 20
-    max_size: int = 254
-    frequency: bool = True
-    temporal: bool = True
-    interactions: tuple[Term, ...] = ()
-    behavioural: tuple[Term, ...] = ()
-    local_by: tuple[str, ...] = ()
-    local_features: tuple[str, ...] = ()
-    local_min_rows: int = 200
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.statistics) - set(ALL_STATISTICS))
-        if unknown:
-            raise ValueError(f"statistics: got {unknown}, needs names out of {list(ALL_STATISTICS)}")
-        if self.half_life_days <= 0:
-            raise ValueError(f"half_life_days: got {self.half_life_days}, needs a positive number of days")
-
-    @classmethod
-    def from_dict(cls, groups: Mapping[str, Any]) -> "FeatureConfig":
-        """Read the mapping a `features.yaml` holds; a group left out keeps its default.
-
-        Raises:
-            ValueError: an unknown group or setting, named.
-        """
-        shape: dict[str, dict[str, str]] = {
-            "missing_indicators": {"enabled": "missing_indicators"},
-            "nested": {"enabled": "nested", "statistics": "statistics", "lookups": "lookups"},
-            "recency": {"enabled": "recency", "half_life_days": "half_life_days"},
-            "categorical": {
-                "enabled": "categorical",
-                "min_count": "min_count",
-                "max_size": "max_size",
-                "frequency": "frequency",
-            },
-            "temporal": {"enabled": "temporal"},
-            "interactions": {"terms": "interactions"},
-            "behavioural": {"terms": "behavioural"},
-            "local_distribution": {"by": "local_by", "features": "local_features", "min_rows": "local_min_rows"},
-        }
-        values: dict[str, Any] = {}
-        for group, settings in groups.items():
-            if group == "exclude":
-                if isinstance(settings, str):
-                    raise ValueError(f"features.exclude: got {settings!r}, needs a list of columns")
-                values["exclude"] = tuple(settings or ())
-                continue
-            if group not in shape:
-                raise ValueError(f"features: got group {group!r}, needs one of {[*shape, 'exclude']}")
-            if not isinstance(settings, Mapping):
-                raise ValueError(f"features.{group}: got {settings!r}, needs a mapping such as {{enabled: true}}")
-            names = shape[group]
-            unknown = sorted(set(settings) - set(names) - {"enabled"})
-            if unknown:
-                raise ValueError(f"features.{group}: got {unknown}, needs names out of {['enabled', *names]}")
-            for setting, value in settings.items():
-                if setting in names:
-                    values[names[setting]] = _setting(value)
-            if not settings.get("enabled", True) and "enabled" not in names:
-                values |= {name: () for name in names.values() if name != "local_min_rows"}
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Flat JSON-ready form, read back by `FeatureConfig.restore`."""
-        return asdict(self)
-
-    @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> "FeatureConfig":
-        """The configuration `to_dict` wrote."""
-        return cls(**{name: _setting(value) for name, value in state.items()})
 
 
 @dataclass
@@ -283,7 +176,7 @@ class FeatureBuilder:
         """
         for place, one in dataset.fields():
             if one.name in self.kinds:
-                _require_kind(f"column {one.name} in {place}", self.kinds[one.name], one.type)
+                require_kind(f"column {one.name} in {place}", self.kinds[one.name], one.type)
 
     def transform(self, batch: pa.RecordBatch) -> Matrix:
         """The features of a batch [N, F] in the order of `names`; NaN where a value is not known.
@@ -362,7 +255,7 @@ class FeatureBuilder:
                 continue
             kind = self.schema[name].kind
             if kind == "auto":
-                kind = _kind_of(types[name])
+                kind = kind_of(types[name])
             if kind == "auto":
                 empty = pa.types.is_null(types[name])
                 reason = "it holds no values" if empty else "this type is not read; flatten it or make it a map"
@@ -433,7 +326,7 @@ class FeatureBuilder:
         for name, kind in self.kinds.items():
             array = self._column(batch, name)
             keys = self._lookup(name)
-            _require_kind(f"column {name}", kind, array.type)
+            require_kind(f"column {name}", kind, array.type)
             if kind == "number":
                 put(name, column_numbers(array), "numbers", name)
             elif kind == "unix_seconds" and config.recency:
@@ -504,7 +397,7 @@ class FeatureBuilder:
                 if absent:
                     self._absent(f"{group} term {term.name}", absent)
                     continue
-                column = _OPERATIONS[term.op](values[term.left], values[term.right])
+                column = OPERATIONS[term.op](values[term.left], values[term.right])
                 self._put(values, term.name, column, group, self.source[term.left])
         for (name, by), table in self.local.items():
             codes = self.vocabularies[by].encode(self._column(batch, by)).astype(np.int64)
@@ -585,92 +478,6 @@ class _PartitionFit:
             one.groups[by] = np.array(as_text(builder._column(part, by)).to_pylist(), dtype=object)
 
 
-def check_types(dataset: Dataset, schema: Schema, exclude: Sequence[str] = ()) -> None:
-    """Look at the Arrow type of every declared feature in every file, before anything is read.
-
-    Raises:
-        ValueError: a map or list where one value a row is needed, or the other way round, or text where other files
-            hold numbers; names the column and the file.
-    """
-    names = {name for name in schema.feature_columns if name not in exclude}
-    first: dict[str, tuple[str, pa.DataType]] = {}
-    for place, one in dataset.fields():
-        if one.name not in names or pa.types.is_null(one.type):
-            continue
-        before, known = first.setdefault(one.name, (place, one.type))
-        declared = schema[one.name].kind
-        if declared != "auto":
-            _require_kind(f"column {one.name} in {place}", declared, one.type)
-        if _family(_kind_of(one.type)) != _family(_kind_of(known)):
-            raise ValueError(f"column {one.name}: Arrow type {one.type} in {place}, but {known} in {before}")
-
-
-def as_read(column: pa.Array, name: str) -> pa.Array:
-    """A column as features are made of it: a struct as a map of its numbers, bytes as text.
-
-    Raises:
-        ValueError: bytes that are not UTF-8 text; names the column.
-    """
-    kind = column.type
-    if pa.types.is_struct(kind) and number_fields(kind):
-        return struct_as_map(column)
-    if _is_bytes(kind):
-        try:
-            return column.cast(pa.large_binary()).cast(pa.large_string())
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"column {name}: its bytes ({kind}) are not UTF-8 text; exclude it") from error
-    return column
-
-
-def as_text(column: pa.Array) -> pa.Array:
-    """A flat column as large_string; numbers take their decimal form."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.large_string())
-
-
-_OPERATIONS: dict[str, Callable[[Floats, Floats], Floats]] = {
-    "product": lambda left, right: left * right,
-    "ratio": lambda left, right: left / (np.abs(right) + 1.0),
-    "sum": lambda left, right: left + right,
-    "difference": lambda left, right: left - right,
-}
-
-
-def _kind_of(arrow: pa.DataType) -> Kind:
-    if pa.types.is_dictionary(arrow):
-        arrow = arrow.value_type
-    if is_nested(arrow):
-        inner = arrow.item_type if pa.types.is_map(arrow) else arrow.value_type
-        text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
-        return "set" if text and not pa.types.is_map(arrow) else "nested"
-    if number_fields(arrow):
-        return "nested"
-    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or _is_bytes(arrow):
-        return "category"
-    if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow):
-        return "unix_seconds"
-    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    return "number" if any(check(arrow) for check in numeric) else "auto"
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-
-
-def _family(kind: Kind) -> str:
-    return "nested" if kind in _NESTED_KINDS else kind
-
-
-def _require_kind(what: str, kind: Kind, arrow: pa.DataType) -> None:
-    if pa.types.is_null(arrow):
-        return
-    several = _family(_kind_of(arrow)) == "nested"
-    if several != (kind in _NESTED_KINDS):
-        needs = "one value a row" if several else "a map or a list"
-        raise ValueError(f"{what}: got Arrow type {arrow}, needs {needs} ({kind})")
-
-
 def _year_months(array: pa.Array) -> Floats:
     text = as_text(array)
     parts = pc.extract_regex(text, r"^\s*(?P<y>\d{4})-(?P<m>\d{1,2})")
@@ -696,12 +503,6 @@ def _cycles(now: Floats) -> dict[str, Floats]:
         "day_part": part,
         "is_weekend": np.where(np.isnan(weekday), np.nan, (weekday >= 5).astype(np.float64)),
     }
-
-
-def _setting(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(Term(**one) if isinstance(one, Mapping) else one for one in value)
-    return value
 
 
 def _floats(array: Floats) -> Any:

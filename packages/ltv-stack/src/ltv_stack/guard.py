@@ -17,7 +17,9 @@ from sklearn.metrics import roc_auc_score
 
 from .data import Dataset, drawn, from_table, row_hashes, row_seconds
 from .errors import LeakageError
-from .features import FeatureBuilder, FeatureConfig, as_read, check_types
+from .feature_groups import FeatureConfig
+from .features import FeatureBuilder
+from .kinds import as_read, check_types
 from .nested import Bools, Floats, Ints, column_numbers, flatten_nested, is_nested, nested_statistics
 from .schema import Schema
 from .stages import predict, threads_for

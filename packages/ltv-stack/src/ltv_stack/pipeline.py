@@ -22,8 +22,9 @@ from .config import DEEP, LTVConfig
 from .data import Dataset, drawn, row_hashes
 from .drift import Reference
 from .engine import Engine, LocalEngine
-from .features import FeatureBuilder, Matrix, as_text, check_types
+from .features import FeatureBuilder, Matrix
 from .guard import audit, refuse
+from .kinds import as_text, check_types
 from .labels import Labels
 from .metrics import buyer_metrics
 from .models import Models
