@@ -60,6 +60,11 @@ def main(runs: str) -> None:
     truth, predicted = rows[amount].to_numpy(float), rows[f"revenue_{horizon}"].to_numpy(float)
     probability = rows["buyer_probability"].to_numpy(float)
     headline(rows, truth, predicted, probability, horizon)
+    if pipe.config.estimand != "mean":
+        st.caption(
+            f"Amounts are predictions of the estimand {pipe.config.estimand}, not of the mean: their sum lies far from "
+            "the money (the money ratio, predicted over true). For bids train with models.estimand: mean."
+        )
     names = [
         "Distributions",
         "Probability and revenue",
