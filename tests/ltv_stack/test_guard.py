@@ -148,6 +148,41 @@ def test_a_label_told_by_text_keys_or_absence_is_refused(plain: pa.Table, schema
     assert kinds(data, schema.with_columns(Column("tier"))) == {"tier": "label_derived"}
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.map_(pa.string(), pa.float64()), pa.struct([("k", pa.float64()), ("n", pa.float64())])]
+)
+def test_a_label_under_one_key_is_seen_beside_louder_ones(plain: pa.Table, schema: Schema, kind: pa.DataType) -> None:
+    noise = 50 + 1000 * np.abs(np.random.default_rng(0).normal(size=plain.num_rows))
+    rows = [{"k": y, "n": n} for y, n in zip(plain["revenue_d7"].to_pylist(), noise, strict=True)]
+    if pa.types.is_map(kind):
+        rows = [list(row.items()) for row in rows]
+    found = audit(from_table(plain.append_column("mixed", pa.array(rows, kind))), schema.with_columns(Column("mixed")))
+    assert [(f.column, f.kind) for f in found] == [("mixed", "label_copy")]
+
+
+def test_the_difference_of_two_labels_and_other_labels_are_seen(plain: pa.Table, schema: Schema) -> None:
+    later = plain["revenue_d14"].to_numpy() - plain["revenue_d7"].to_numpy()
+    assert kinds(with_column(plain, "later", later), schema.with_columns(Column("later"))) == {"later": "label_copy"}
+    back = (np.random.default_rng(0).random(plain.num_rows) < 0.3).astype(float)
+    data = from_table(plain.append_column("returned", pa.array(back)).append_column("echo", pa.array(back)))
+    declared = schema.with_columns(Column("returned", role="label", available_at=timedelta(days=3)), Column("echo"))
+    assert kinds(data, declared) == {"echo": "label_derived"}
+
+
+def test_a_mark_that_only_some_buyers_bear_is_refused_where_few_rows_buy(plain: pa.Table, schema: Schema) -> None:
+    rng = np.random.default_rng(0)
+    buyers = buyers_of(plain)
+    thin = plain.filter(pa.array(~buyers | (rng.random(len(buyers)) < 0.3)))
+    marked = buyers_of(thin) & (rng.random(thin.num_rows) < 0.4)
+    assert buyers_of(thin).mean() < 0.1 and marked.sum() >= 30
+    for values in (marked.astype(float), np.where(marked, "x", "y").tolist(), -marked.astype(float)):
+        assert kinds(with_column(thin, "mark", values), schema.with_columns(Column("mark"))) == {
+            "mark": "label_derived"
+        }
+    half = marked | (rng.random(thin.num_rows) < marked.mean())
+    assert kinds(with_column(thin, "mark", half.astype(float)), schema.with_columns(Column("mark"))) == {}
+
+
 def test_a_time_that_is_there_for_buyers_only_is_refused(plain: pa.Table, schema: Schema) -> None:
     now = plain["datetime"].cast(pa.int64()).to_numpy() / 1e6
     data = with_column(plain, "paid", np.where(buyers_of(plain), now - 60, np.nan))

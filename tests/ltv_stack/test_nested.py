@@ -219,3 +219,27 @@ def test_flat_columns_become_numbers() -> None:
     moment = pa.array([0, 1_500_000, None], pa.int64()).cast(pa.timestamp("us"))
     np.testing.assert_array_equal(column_numbers(moment), [0, 1.5, np.nan])
     np.testing.assert_array_equal(column_numbers(pa.chunked_array([[1], [None]], pa.int8())), [1, np.nan])
+
+
+def test_text_is_the_key_wherever_it_stands() -> None:
+    rows = [[("a", 1.0), ("b", 3.0)], None, [], [("a", None)]]
+    fields = [("hash", pa.string()), ("count", pa.float64())]
+    ordered = pa.array([r and [dict(hash=k, count=v) for k, v in r] for r in rows], pa.list_(pa.struct(fields)))
+    turned = pa.array([r and [dict(hash=k, count=v) for k, v in r] for r in rows], pa.list_(pa.struct(fields[::-1])))
+    for name, values in nested_statistics(ordered).items():
+        np.testing.assert_array_equal(nested_statistics(turned)[name], values)
+    keys = pa.array(["b", "a", "a", "a"])
+    np.testing.assert_array_equal(nested_lookup(turned, keys), [3.0, np.nan, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[b"1", b"2"], None], pa.list_(pa.binary())),
+        pa.array([[("k", {"c": 1})], None], pa.map_(pa.string(), pa.struct([("c", pa.int64())]))),
+        pa.array([["1x"], None]),
+    ],
+)
+def test_entries_that_are_no_numbers_are_counted_and_have_no_sum(column: pa.Array) -> None:
+    found = nested_statistics(column)
+    assert found["count"][0] == len(column[0].as_py()) and np.isnan(found["sum"]).all() and np.isnan(found["max"]).all()

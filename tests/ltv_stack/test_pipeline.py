@@ -307,6 +307,60 @@ def test_settings_of_the_samplers_reach_them(train: Dataset, schema: Schema, con
         config(histos={"alpha": 1.1})
 
 
+def _term(left: str, right: str) -> dict:
+    return {"interactions": {"terms": [{"name": "t", "op": "sum", "left": left, "right": right}]}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classifier": {"n_leafs": 3}}, "classifier: got 'n_leafs', which is no parameter of LightGBM; did you mean"),
+        ({"order_weights": {"d7": 0}}, "order_weights: got 0 for d7, needs a number above 0"),
+        ({"order_weights": {"d7": float("nan")}}, "order_weights: got nan for d7"),
+        ({"order_weights": {"d8": 2}}, r"order_weights: got \['d8'\], needs names out of \['d1', 'd7', 'd14'"),
+        ({"quantiles": 0.5}, r"quantiles: got 0\.5, needs a list"),
+        ({"features": {"nested": {"statistics": "sum"}}}, "statistics: got 'sum', needs a list"),
+        ({"features": _term("spend__sum", "revenue_d7")}, "term t: 'revenue_d7' is no feature"),
+        ({"features": _term("spendd__sum", "age")}, "term t: 'spendd__sum' is no feature"),
+    ],
+)
+def test_settings_that_mean_nothing_are_named(
+    train: Dataset, schema: Schema, config: Config, settings: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        LTVPipeline(schema, config(**settings)).fit(train)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda y: [None if v == 0 else f"{v * 1000:,.2f}" for v in y], r"e\.g\. .*,.* \(Arrow type string\)"),
+        (lambda y: np.where(y == y.max(), np.inf, y), r"1 of \d+ values are no finite numbers, e\.g\. inf"),
+        (lambda y: [[v] for v in y], r"Arrow type list<"),
+    ],
+    ids=["text", "infinite", "list"],
+)
+def test_labels_that_are_no_numbers_are_an_error(
+    world: Path, schema: Schema, config: Config, values: Callable, message: str
+) -> None:
+    table = open_partitions(world, max_partitions=6).read()
+    place, honest = table.column_names.index("revenue_d7"), from_table(table)
+    odd = table.set_column(place, "revenue_d7", pa.array(values(table["revenue_d7"].to_numpy())))
+    with pytest.raises(ValueError, match="label revenue_d7: .*" + message):
+        LTVPipeline(schema, config(guard="off")).fit(from_table(odd))
+    with pytest.raises(ValueError, match="label revenue_d7: .*" + message):
+        evaluate(LTVPipeline(schema, config(guard="off")).fit(honest), from_table(odd))
+
+
+def test_unknown_labels_are_counted(world: Path, schema: Schema, config: Config) -> None:
+    table = open_partitions(world, max_partitions=6).read()
+    amounts = table["revenue_d7"].to_numpy().copy()
+    amounts[:7] = np.nan
+    table = table.set_column(table.column_names.index("revenue_d7"), "revenue_d7", pa.array(amounts))
+    pipe = LTVPipeline(schema, config(guard="off")).fit(from_table(table))
+    assert pipe.report_["unknown_revenue_d7"] == 7 and pipe.report_["unknown_revenue_d14"] == 0
+
+
 def test_rows_drawn_at_random_hold_the_share_of_buyers_by_the_main_horizon(
     train: Dataset, schema: Schema, config: Config
 ) -> None:

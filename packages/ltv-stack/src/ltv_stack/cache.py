@@ -16,7 +16,7 @@ from .data import Dataset, drawn, row_hashes, row_seconds
 from .engine import Engine, LocalEngine
 from .features import FeatureBuilder, Matrix
 from .kinds import as_text
-from .nested import Floats, column_numbers
+from .nested import Floats, label_numbers
 from .schema import Schema
 
 log = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ class _PartitionTransform:
             times.append(row_seconds(batch, schema.time) if schema.time else np.full(rows, np.nan))
             for name in self.label_columns:
                 present = name in batch.schema.names
-                labels[name].append(column_numbers(batch.column(name)) if present else np.full(rows, np.nan))
+                labels[name].append(label_numbers(batch.column(name), name) if present else np.full(rows, np.nan))
             if self.segment:
                 # A partition without the column has unknown values of it.
                 there = self.segment in batch.schema.names

@@ -1,8 +1,12 @@
 """Settings of the pipeline."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
+
+import lightgbm
 
 from .feature_groups import FeatureConfig
 from .sampling import check_settings
@@ -101,6 +105,17 @@ class LTVConfig:
         check_settings(**self.histus)
         if self.estimand not in ("log1p", "mean"):
             estimand_level(self.estimand)
+        for name in ("quantiles", "stack_bases"):
+            value = getattr(self, name)
+            if isinstance(value, (str, int, float)):
+                raise ValueError(f"{name}: got {value!r}, needs a list")
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        for horizon, weight in self.order_weights.items():
+            if not (isinstance(weight, (int, float)) and 0.0 < weight < float("inf")):
+                raise ValueError(f"order_weights: got {weight!r} for {horizon}, needs a number above 0")
+        for name in ("classifier", "regressor", "meta"):
+            _lightgbm_names(name, getattr(self, name))
         for level in (*self.quantiles, *([self.intervals] if self.intervals is not None else [])):
             if not 0.0 < level < 1.0:
                 raise ValueError(f"quantiles, intervals: got {level}, needs numbers between 0 and 1")
@@ -114,10 +129,6 @@ class LTVConfig:
             raise ValueError("calibrate_by: needs calibration 'isotonic' or 'bucket', got 'none'")
         if isinstance(self.features, Mapping):
             object.__setattr__(self, "features", FeatureConfig.from_dict(self.features))
-        for name in ("quantiles", "stack_bases"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
         embargo_seconds(self.embargo)
 
     @classmethod
@@ -173,6 +184,29 @@ def embargo_seconds(embargo: str | float) -> float:
     if seconds < 0:
         raise ValueError(f"embargo: got {embargo!r}, needs 0 or more")
     return seconds
+
+
+def _lightgbm_names(name: str, settings: Mapping[str, Any]) -> None:
+    """LightGBM itself passes over what it does not know."""
+    known = _lightgbm_parameters()
+    for setting in settings:
+        if known and setting not in known:
+            near = difflib.get_close_matches(setting, known, 3)
+            raise ValueError(f"{name}: got {setting!r}, which is no parameter of LightGBM" + _meant(near))
+
+
+@cache
+def _lightgbm_parameters() -> list[str]:
+    """Names and aliases of LightGBM's parameters, from its library; none where it cannot be asked."""
+    try:
+        aliases = lightgbm.basic._ConfigAliases._get_all_param_aliases()
+    except AttributeError:
+        return []
+    return sorted({word for name, others in aliases.items() for word in (name, *others)})
+
+
+def _meant(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from .metrics import (
     lift_table,
     revenue_metrics,
 )
-from .nested import column_numbers
+from .nested import column_numbers, label_numbers
 from .pipeline import LTVPipeline
 
 Floats = npt.NDArray[np.float64]
@@ -162,7 +162,7 @@ class _EvaluatePartition:
         for name, column in self.labels.items():
             assert column is not None
             present = column in batch.schema.names
-            label = column_numbers(batch.column(column)) if present else np.full(batch.num_rows, np.nan)
+            label = label_numbers(batch.column(column), column) if present else np.full(batch.num_rows, np.nan)
             table = table.append_column(name, pa.array(np.maximum(label, 0.0), from_pandas=True))
         for segment in self.segments:
             if segment not in table.column_names:

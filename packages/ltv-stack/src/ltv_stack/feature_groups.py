@@ -53,6 +53,9 @@ class FeatureConfig:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("statistics", "local_by", "local_features", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, needs a list")
         unknown = sorted(set(self.statistics) - set(ALL_STATISTICS))
         if unknown:
             raise ValueError(f"statistics: got {unknown}, needs names out of {list(ALL_STATISTICS)}")

@@ -264,6 +264,7 @@ class FeatureBuilder:
             self.kinds[name] = kind
         if not self.kinds:
             raise ValueError(f"schema: none of the declared features {declared[:5]} is in the data {sorted(types)[:5]}")
+        self._check_terms()
         missing_by = sorted(set(self.config.local_by) - set(self.schema.feature_columns))
         if missing_by:
             raise ValueError(
@@ -275,6 +276,18 @@ class FeatureBuilder:
         for partition in dataset.partitions:
             present = set(replace(dataset, partitions=(partition,)).schema.names)
             self.optional |= set(self.columns) - present
+
+    def _check_terms(self) -> None:
+        """A term of a feature that no declared column and no earlier term can give is a mistake in the settings."""
+        made, columns = set(_cycles(np.empty(0))), self.schema.feature_columns
+        for term in (*self.config.interactions, *self.config.behavioural):
+            for side in (term.left, term.right):
+                if side not in made and not any(side == n or side.startswith(f"{n}__") for n in columns):
+                    raise ValueError(
+                        f"term {term.name}: {side!r} is no feature; needs <column> or <column>__<statistic> of a "
+                        "declared feature, or a term before it"
+                    )
+            made.add(term.name)
 
     def _name(self, dataset: Dataset) -> None:
         """Fix names, order, groups and sources by computing an empty batch."""

@@ -16,11 +16,22 @@ import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
 from .data import Dataset, drawn, from_table, row_hashes, row_seconds
+from .disguise import Target, targets_of, told_by_groups, told_by_values
 from .errors import LeakageError
 from .feature_groups import FeatureConfig
 from .features import FeatureBuilder
-from .kinds import as_read, check_types
-from .nested import Bools, Floats, Ints, column_numbers, flatten_nested, is_nested, nested_statistics
+from .kinds import as_read, check_types, kind_of
+from .nested import (
+    Bools,
+    Entries,
+    Floats,
+    Ints,
+    column_numbers,
+    flatten_nested,
+    is_nested,
+    nested_lookup,
+    nested_statistics,
+)
 from .schema import Schema
 from .stages import predict, threads_for
 
@@ -29,10 +40,6 @@ log = logging.getLogger(__name__)
 # Share of rows that may hold a time after their own before a column counts as dated in the future: clocks differ.
 _FUTURE_SHARE = 0.01
 _CLOCK_SECONDS = 3600.0
-# One raw column that alone ranks buyers this well, or follows the amounts this closely, is the label in disguise.
-_DERIVED_AUC = 0.985
-_DERIVED_CORRELATION = 0.98
-_FEWEST_BUYERS = 30
 _SIGNAL_BUYERS = 200
 # Text with more distinct values than this is looked at no further, nor are keys beyond so many of the most frequent.
 _MOST_VALUES = 2000
@@ -64,9 +71,9 @@ def audit(
     """Look for columns that leak, by declaration first and then in a sample of the data.
 
     Kinds: "declared_future" (declared available after the row), "label_derived" (declared derived from a label, or
-    alone as good as the label), "label_copy" (holds exactly the label's values, in this or another order),
-    "future_dated" (holds times after the row's own) and "unpredictable_label" (no feature knows anything about this
-    label though there are buyers enough to tell: it looks shuffled or misaligned).
+    alone as good as any label or the difference of two), "label_copy" (holds exactly the label's values, in this or
+    another order), "future_dated" (holds times after the row's own) and "unpredictable_label" (no feature knows
+    anything about this label though there are buyers enough to tell: it looks shuffled or misaligned).
 
     Args:
         dataset: the training data.
@@ -87,12 +94,9 @@ def audit(
     labels = _labels(sample, schema)
     now = row_seconds(sample, schema.time) if schema.time and schema.time in sample.schema.names else None
     half = _half(sample.num_rows, seed)
-    for label, target in labels.items():
-        buyers = int((target > 0).sum())
-        if buyers < _FEWEST_BUYERS:
-            log.warning("guard: copies of %s were not looked for: %d of %d rows buy", label, buyers, len(target))
+    targets = _targets(sample, schema, labels)
     for name in names:
-        finding = _look(sample, schema, name, now, labels, half)
+        finding = _look(sample, schema, name, now, targets, half)
         if finding:
             findings.append(finding)
     known |= {finding.column for finding in findings}
@@ -131,40 +135,55 @@ def refuse(findings: list[Finding]) -> None:
         )
 
 
+def _targets(sample: pa.RecordBatch, schema: Schema, labels: dict[str, Floats]) -> list[Target]:
+    revenue = {h.revenue: labels[h.revenue] for h in schema.horizons if h.revenue in labels}
+    others = {name: values for name, values in labels.items() if name not in revenue}
+    for column in schema.columns:
+        if column.role == "label" and column.name in sample.schema.names and column.name not in labels:
+            values = sample.column(column.name)
+            if kind_of(values.type) == "number":
+                others[column.name] = column_numbers(values)
+    targets = targets_of(revenue, others)
+    for label in labels.keys() - {target.name for target in targets}:
+        buyers = int((labels[label] > 0).sum())
+        log.warning("guard: copies of %s were not looked for: %d of %d rows buy", label, buyers, sample.num_rows)
+    return targets
+
+
 def _look(
-    sample: pa.RecordBatch, schema: Schema, name: str, now: Floats | None, labels: dict[str, Floats], half: Bools
+    sample: pa.RecordBatch, schema: Schema, name: str, now: Floats | None, targets: list[Target], half: Bools
 ) -> Finding | None:
     array = as_read(sample.column(name), name)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    kind = schema[name].kind
     nested = is_nested(array.type)
-    parts = nested_statistics(array, ("max", "sum", "count")) if nested else {"value": column_numbers(array)}
-    views = list(parts.values())
+    parts = nested_statistics(array) if nested else {"max": column_numbers(array)}
+    entries = flatten_nested(array) if nested else None
     # That a value is there at all, and how many are.
     absent = np.asarray(array.is_null(nan_is_null=pa.types.is_floating(array.type))).astype(np.float64)
-    presence = [absent, *([parts["count"]] if nested else [])]
+    views = [absent, *([parts["count"]] if nested else [])]
+    dated = np.zeros(len(array), dtype=bool)
     if now is not None:
-        declared = kind in ("unix_seconds", "nested_time")
-        times = _as_seconds(array, views[0], now, declared)
-        known = np.isfinite(times) & np.isfinite(now)
-        if known.any():
-            share = float((times[known] > now[known] + _CLOCK_SECONDS).mean())
-            if share > _FUTURE_SHARE:
-                return Finding(name, "future_dated", f"{share:.1%} of its rows hold a time after the row's own")
-            # A time may well lie close before the outcome; only that it is there at all must not tell.
-            views = []
-    views += presence
-    groups = _groups(array)
-    for label, target in labels.items():
-        for view in views:
-            finding = _label_in_disguise(name, view, label, target)
-            if finding:
-                return finding
-        for group in groups:
-            finding = _label_by_group(name, group, label, target, half)
-            if finding:
-                return finding
+        times = _as_seconds(array, parts["max"], now, schema[name].kind in ("unix_seconds", "nested_time"))
+        dated = np.isfinite(times) & np.isfinite(now)
+        share = float((times[dated] > now[dated] + _CLOCK_SECONDS).mean()) if dated.any() else 0.0
+        if share > _FUTURE_SHARE:
+            return Finding(name, "future_dated", f"{share:.1%} of its rows hold a time after the row's own")
+    # A time may well lie close before the outcome; only that it is there at all must not tell.
+    if not dated.any():
+        views += [view for statistic, view in parts.items() if statistic != "count"]
+        if entries is not None:
+            views += _values_of_keys(entries)
+            keys = [key for key in schema[name].lookup if key in sample.schema.names]
+            views += [nested_lookup(array, sample.column(key)) for key in keys]
+    for view in views:
+        found = told_by_values(view, targets)
+        if found:
+            return Finding(name, *found)
+    for group in _groups(array, entries):
+        found = told_by_groups(group, targets, half)
+        if found:
+            return Finding(name, *found)
     return None
 
 
@@ -195,19 +214,29 @@ def _as_seconds(array: pa.Array, values: Floats, now: Floats, declared: bool) ->
     return values if declared else none
 
 
-def _groups(array: pa.Array) -> list[Ints]:
+def _values_of_keys(entries: Entries) -> list[Floats]:
+    """What each row holds under each of the frequent keys, NaN where the key is not there; none without keys."""
+    if entries.keys is None:
+        return []
+    values, rows = column_numbers(entries.values), entries.rows
+    found = []
+    for own in _frequent(entries.keys):
+        own = own[np.isfinite(values[own])]
+        there = np.full(len(entries.lengths), np.nan)
+        there[rows[own]] = 0.0
+        np.add.at(there, rows[own], values[own])
+        found.append(there)
+    return found
+
+
+def _groups(array: pa.Array, entries: Entries | None) -> list[Ints]:
     """Ways to group the rows by a column: by its values, or by whether a frequent key or element is there."""
-    if is_nested(array.type):
-        entries = flatten_nested(array)
+    if entries is not None:
         held = entries.values if entries.keys is None else entries.keys
-        if not len(held):
-            return []
-        codes = _codes(held)
-        rows = entries.rows
         groups = []
-        for code in np.argsort(-np.bincount(codes))[:_MOST_KEYS]:
+        for own in _frequent(held):
             there = np.zeros(len(array), dtype=np.int64)
-            there[rows[codes == code]] = 1
+            there[entries.rows[own]] = 1
             groups.append(there)
         return groups
     if pa.types.is_struct(array.type) or pa.types.is_union(array.type):
@@ -216,69 +245,18 @@ def _groups(array: pa.Array) -> list[Ints]:
     return [codes] if codes.max(initial=0) < _MOST_VALUES else []
 
 
+def _frequent(held: pa.Array) -> list[Ints]:
+    """Places of each of the most frequent keys or elements."""
+    if not len(held):
+        return []
+    codes = _codes(held)
+    return [np.flatnonzero(codes == code) for code in np.argsort(-np.bincount(codes), kind="stable")[:_MOST_KEYS]]
+
+
 def _codes(array: pa.Array) -> Ints:
     """A number for each distinct value, null included."""
     encoded = pc.dictionary_encode(array, null_encoding="encode") if not pa.types.is_dictionary(array.type) else array
     return pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _label_by_group(name: str, group: Ints, label: str, target: Floats, half: Bools) -> Finding | None:
-    """A column whose groups, their rates learnt on the other half of the rows, rank buyers too well."""
-    known = np.isfinite(target)
-    buyers = target > 0
-    if (buyers & known).sum() < _FEWEST_BUYERS or buyers[known].all():
-        return None
-    size = int(group.max()) + 1
-    counts = [
-        [np.bincount(group[side & wanted], minlength=size) for wanted in (known & buyers, known & ~buyers)]
-        for side in (half, ~half)
-    ]
-    one, other = counts
-    least = np.min([_grouped_auc(_rates(*other), *one), _grouped_auc(_rates(*one), *other)])
-    if least > _DERIVED_AUC:
-        detail = f"its groups alone rank {label} > 0 of the other half of the rows with AUC {least:.4f}"
-        return Finding(name, "label_derived", detail)
-    return None
-
-
-def _rates(positives: Ints, negatives: Ints) -> Floats:
-    """Share of positives of each group, drawn towards that of all [G]."""
-    base = positives.sum() / max(positives.sum() + negatives.sum(), 1)
-    shares: Floats = (positives + base) / (positives + negatives + 1.0)
-    return shares
-
-
-def _grouped_auc(rates: Floats, positives: Ints, negatives: Ints) -> float:
-    """AUC of rows that are scored by the rate of their group; NaN where a class is missing."""
-    _, place = np.unique(rates, return_inverse=True)
-    above, below = (np.bincount(place, side.astype(np.float64)) for side in (positives, negatives))
-    total = above.sum() * below.sum()
-    return float((above * (np.cumsum(below) - below / 2)).sum() / total) if total else float("nan")
-
-
-def _label_in_disguise(name: str, column: Floats, label: str, target: Floats) -> Finding | None:
-    known = np.isfinite(target)
-    target, column = target[known], column[known]
-    buyers = target > 0
-    if buyers.sum() < _FEWEST_BUYERS or buyers.all():
-        return None
-    filled = np.where(np.isfinite(column), column, np.nanmin(column, initial=0.0) - 1.0)
-    # Amounts differ from buyer to buyer; the values of a flag would match any other flag's.
-    if len(np.unique(target[buyers])) > 10:
-        own = np.sort(column[np.isfinite(column) & (column != 0)])
-        if len(own) == int(buyers.sum()) and np.allclose(own, np.sort(target[buyers]), rtol=1e-6):
-            return Finding(name, "label_copy", f"holds exactly the values of {label}, in this or another order")
-        held = np.isfinite(column[buyers])
-        # Ranks, so that any monotone function of the amounts is seen.
-        if held.sum() >= _FEWEST_BUYERS and len(np.unique(column[buyers][held])) > 5:
-            follows = abs(_rank_correlation(column[buyers][held], target[buyers][held]))
-            if follows > _DERIVED_CORRELATION:
-                return Finding(name, "label_derived", f"rank correlation {follows:.3f} with {label} among buyers")
-    auc = float(roc_auc_score(buyers, filled))
-    auc = max(auc, 1 - auc)
-    if auc > _DERIVED_AUC:
-        return Finding(name, "label_derived", f"alone ranks {label} > 0 with AUC {auc:.4f}")
-    return None
 
 
 def _shuffled_labels(
@@ -364,13 +342,6 @@ def _sample(dataset: Dataset, schema: Schema, rows: int, seed: int) -> pa.Record
 def _labels(sample: pa.RecordBatch, schema: Schema) -> dict[str, Floats]:
     names = [name for h in schema.horizons for name in (h.revenue, h.buyer) if name]
     return {name: column_numbers(sample.column(name)) for name in names if name in sample.schema.names}
-
-
-def _rank_correlation(left: Floats, right: Floats) -> float:
-    ranks = [np.argsort(np.argsort(side, kind="stable"), kind="stable").astype(float) for side in (left, right)]
-    if np.ptp(left) == 0 or np.ptp(right) == 0:
-        return 0.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _is_late(available_at: object) -> bool:

@@ -50,5 +50,8 @@ def _amounts(name: str, column: Floats, report: dict[str, Any]) -> Floats:
     negative = int((column < 0).sum())
     if negative:
         log.warning("%s: %d negative amounts of %d count as 0", name, negative, len(column))
-    report[f"negative_{name}"] = negative
-    return np.where(np.isfinite(column), np.maximum(column, 0.0), np.nan)
+    unknown = int(np.isnan(column).sum())
+    if unknown:
+        log.info("%s: %d of %d labels are null, so not known", name, unknown, len(column))
+    report |= {f"negative_{name}": negative, f"unknown_{name}": unknown}
+    return np.maximum(column, 0.0)

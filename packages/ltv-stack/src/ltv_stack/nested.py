@@ -48,7 +48,7 @@ def flatten_nested(array: pa.Array) -> Entries:
 
     Slices, null rows that hide entries, and offsets that leave gaps are taken as Arrow defines them: a null row has no
     entries. Duplicate keys are kept, every one an entry. Of a struct the first field is the key and the second the
-    value; of nested maps the outermost key is kept.
+    value, or the other way round where only the second is text; of nested maps the outermost key is kept.
 
     Args:
         array: the column [N].
@@ -190,6 +190,27 @@ def column_numbers(array: pa.Array | pa.ChunkedArray) -> Floats:
     return _numbers(_one_chunk(array))
 
 
+def label_numbers(array: pa.Array | pa.ChunkedArray, name: str) -> Floats:
+    """A column of labels as float64, NaN for null and for NaN [N].
+
+    Raises:
+        ValueError: a label that is there but no finite number; names the column, how many, and one of them. A payer
+            must not be lost because an amount was written in another way.
+    """
+    array = _one_chunk(array)
+    values = column_numbers(array)
+    present = np.asarray(array.is_valid())
+    if pa.types.is_floating(array.type):
+        present &= ~np.isnan(values)
+    lost = np.flatnonzero(present & ~np.isfinite(values))
+    if len(lost):
+        raise ValueError(
+            f"label {name}: {len(lost)} of {len(values)} values are no finite numbers, e.g. {array[int(lost[0])]} "
+            f"(Arrow type {array.type}); null is for an outcome that is not known"
+        )
+    return values
+
+
 def _is_list(kind: pa.DataType) -> bool:
     views = any(check(kind) for check in (pa.types.is_list_view, pa.types.is_large_list_view))
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or views
@@ -214,7 +235,11 @@ def _keys_and_values(child: pa.Array) -> tuple[pa.Array | None, pa.Array]:
     fields = child.flatten()
     if not fields:
         return None, pa.nulls(len(child))
-    return (None, fields[0]) if len(fields) == 1 else (fields[0], fields[1])
+    if len(fields) == 1:
+        return None, fields[0]
+    key, value = fields[:2]
+    # (count, hash) as well as (hash, count): text is the key, wherever it stands.
+    return (value, key) if _is_text(value.type) and not _is_text(key.type) and not is_nested(key.type) else (key, value)
 
 
 def _statistics(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
@@ -239,7 +264,7 @@ def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
 
     def put(found: dict[str, Floats], owners: Ints) -> None:
         for name, column in found.items():
-            zero = name == "sum" and not _is_text(entries.values.type)
+            zero = name == "sum" and _has_numbers(entries.values.type)
             result[name] = blank.copy() if zero else np.full(len(blank), np.nan)
             result[name][owners] = column
 
@@ -372,6 +397,14 @@ def _keep(lengths: Ints, kept: Bools) -> Ints:
 def _has_offsets(kind: pa.DataType) -> bool:
     """Whether rows lie one after another in the child."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind)
+
+
+def _has_numbers(kind: pa.DataType) -> bool:
+    """Whether values of this type are read as numbers or times."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    flat = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+    return any(check(kind) for check in (*flat, pa.types.is_timestamp, pa.types.is_date))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -58,6 +58,10 @@ class LTVPipeline:
     def __init__(self, schema: Schema, config: LTVConfig | None = None) -> None:
         self.schema = schema
         self.config = config or LTVConfig()
+        horizons = [horizon.name for horizon in schema.horizons]
+        strangers = sorted(set(self.config.order_weights) - set(horizons))
+        if strangers:
+            raise ValueError(f"order_weights: got {strangers}, needs names out of {horizons}")
         self.builder = FeatureBuilder(schema, self.config.features, seed=self.config.seed)
         self.horizons: list[str] = []
         self.skipped_horizons: dict[str, str] = {}
