@@ -279,6 +279,31 @@ def test_wrong_commands_say_what_helps(
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--processes 0", "train.processes: got 0, needs at least 1"),
+        ("--processes -1", "train.processes: got -1"),
+        ("--threads -1", "train.threads: got -1, needs at least 0"),
+        ("--focal_gamma -1", "train.focal_gamma: got -1.0"),
+        ("--focal_gamma .nan", "train.focal_gamma: got nan"),
+        ("--balance 1.0", "train.balance: got 1.0, needs a number from 0 to below 1"),
+        ("--id_size 0", "model.id_size: got 0"),
+        ("--time_buckets 0", "model.time_buckets: got 0"),
+        ("--dropout 1.5", "model.dropout: got 1.5, needs a share from 0 to below 1"),
+        ("--id_dropout -0.1", "model.id_dropout: got -0.1"),
+        ("--seed -1", "seed: got -1, needs a whole number from 0"),
+        ("--score.width 0", "score.width: got 0"),
+    ],
+)
+def test_a_setting_without_sense_is_named_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    assert main(["train", *option.split(), "--run-dir", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.startswith(f"ubt train: error: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("trian: {num_epochs: 3}", "trian"),

@@ -234,6 +234,15 @@ def test_choices_that_do_not_exist_are_named(prepared: Prepared, tiny: Config, n
         trained(prepared, tiny, **{name: "foo"})
 
 
+def test_nobody_left_to_train_on_is_named(prepared: Prepared, tiny: Config) -> None:
+    with pytest.raises(ValueError, match=r"train.valid_share: 0.9999 of the 600 .* leaves nobody to train on"):
+        trained(prepared, tiny, valid_share=0.9999)
+    alone = replace(prepared, users=prepared.users[:1], known=prepared.known[:1])
+    alone = replace(alone, active=np.ones(1, bool), asked=np.ones(1, bool))
+    with pytest.raises(ValueError, match=r"of the 1 relevant clients with an event leaves nobody .* more clients"):
+        trained(alone, tiny, task_weights="churn:1")
+
+
 def test_two_processes_train_as_one_does(prepared: Prepared, tiny: Config, tmp_path: Path) -> None:
     # 481 users in batches of 60: the second process has nobody in the last one. Without dropout and drawn negatives
     # nothing depends on who sees a user.

@@ -48,6 +48,7 @@ class GenerateConfig:
             raise ValueError(f"generate.days: got {self.days}, needs at least 60 (28 of them are label windows)")
         if not 0 < self.relevant_share <= 1:
             raise ValueError(f"generate.relevant_share: got {self.relevant_share}, needs a share in (0, 1]")
+        _at_least("generate", self, log_seed=0)
         datetime.fromisoformat(self.end)
 
 
@@ -119,7 +120,7 @@ class ModelConfig:
         embedding_size: width of the user vector that is written, at most 2048
         half_lives_days: for each of them, the mean of every family over the events that have it, weighed by age, is
             part of what the user vector is made of
-        time_buckets: buckets of the relative time bias
+        time_buckets: buckets of the relative time bias, 1 or more
         dropout: dropout in feature encoder, layers and heads
         id_dropout: share of the skus and URLs that training replaces by "unknown"
     """
@@ -138,9 +139,11 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise ValueError for a size without sense."""
-        _at_least(
-            "model", self, hidden_size=1, num_layers=1, num_heads=1, max_seq_length=1, embedding_size=1, max_ids=1
-        )
+        sizes = ("hidden_size", "num_layers", "num_heads", "max_seq_length", "id_size", "max_ids", "embedding_size")
+        _at_least("model", self, **dict.fromkeys((*sizes, "time_buckets"), 1))
+        for name in ("dropout", "id_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name}: got {getattr(self, name)}, needs a share from 0 to below 1")
 
 
 @dataclass
@@ -203,9 +206,9 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ValueError for a size or a share without sense."""
-        _at_least(
-            "train", self, num_epochs=1, batch_size=1, cutoffs=1, span=1, num_negatives=1, patience=1, lr_patience=0
-        )
+        counts = ("num_epochs", "batch_size", "cutoffs", "span", "num_negatives", "patience", "processes")
+        _at_least("train", self, **dict.fromkeys(counts, 1))
+        _at_least("train", self, lr_patience=0, threads=0, focal_gamma=0, weight_decay=0, novelty_weight=0)
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name}: got {getattr(self, name)}, needs a number above 0")
@@ -213,6 +216,8 @@ class TrainConfig:
             raise ValueError(f"train.valid_share: got {self.valid_share}, needs a share between 0 and 1")
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(f"train.focal_alpha: got {self.focal_alpha}, needs a share from 0 to 1")
+        if not 0 <= self.balance < 1:
+            raise ValueError(f"train.balance: got {self.balance}, needs a number from 0 to below 1")
 
 
 @dataclass
@@ -332,6 +337,13 @@ class Config:
     resume: bool = False
     progress: bool = True
 
+    def check(self) -> None:
+        """Raise ValueError for the first setting without sense, in any section."""
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: got {self.seed}, needs a whole number from 0 to {2**32 - 1}")
+        for section in (self.generate, self.model, self.train, self.features, self.score):
+            section.check()
+
     @property
     def embeddings(self) -> Path:
         """Folder of embeddings.npy and client_ids.npy."""
@@ -345,5 +357,6 @@ class Config:
 
 def _at_least(section: str, settings: object, **least: int) -> None:
     for name, number in least.items():
-        if getattr(settings, name) < number:
+        # Written so that NaN is refused.
+        if not getattr(settings, name) >= number:
             raise ValueError(f"{section}.{name}: got {getattr(settings, name)}, needs at least {number}")

@@ -20,6 +20,7 @@ STEPS = ("generate", "prepare", "train", "embed", "score")
 
 def run(steps: Sequence[str], config: Config) -> int:
     """Run the named steps, print one line for each, and return 0."""
+    config.check()
     show_progress(config.progress)
     config.data_dir = os.path.expandvars(os.path.expanduser(config.data_dir))
     if "$" in config.data_dir:

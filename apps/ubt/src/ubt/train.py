@@ -53,10 +53,9 @@ def train(prepared: Prepared, config: Config) -> Path:
     all randomness is a function of the seed and the epoch, so the weights are those of an uninterrupted run.
 
     Raises:
-        ValueError: if a task is unknown, has no label, or the loss is not finite
+        ValueError: if a task is unknown, has no label, nobody is left to train on, or the loss is not finite
     """
-    config.train.check()
-    config.model.check()
+    config.check()
     settings, folder = config.train, Path(config.run_dir) / "checkpoints"
     weights = _task_weights(settings)
     if settings.threads:
@@ -68,6 +67,12 @@ def train(prepared: Prepared, config: Config) -> Path:
     _check(labels[:-1] if settings.hold_out_newest else labels, weights, settings)
     L.seed_everything(config.seed, verbose=False)
     module = UBTModule(reader, labels, config, weights)
+    for view, use in ((module.data.train_view, "train on"), (module.data.valid_view, "keep apart")):
+        if not len(view):
+            raise ValueError(
+                f"train.valid_share: {settings.valid_share} of the {len(prepared.known)} relevant clients with an "
+                f"event leaves nobody to {use}; needs another share, or more clients"
+            )
     last, finished = folder / "last.ckpt", folder / "finished.json"
     resume_from = str(last) if config.resume and last.exists() else None
     if resume_from is not None and read_json(finished).get("num_epochs") == settings.num_epochs:
