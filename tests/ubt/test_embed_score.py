@@ -30,7 +30,8 @@ def test_every_relevant_client_has_one_finite_row(prepared: Prepared, tiny: Conf
     assert ids.dtype == np.int64 and sorted(ids) == sorted(prepared.users)
     assert np.isfinite(vectors).all()
     assert len(np.unique(vectors, axis=0)) > 0.9 * len(vectors)
-    assert sorted(path.name for path in tiny.embeddings.iterdir()) == ["client_ids.npy", "embeddings.npy"]
+    names = ["client_ids.npy", "embeddings.npy", "made_of.json"]
+    assert sorted(path.name for path in tiny.embeddings.iterdir()) == names
 
 
 def test_rows_belong_to_their_clients_whatever_the_order(

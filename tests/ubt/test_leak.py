@@ -28,6 +28,10 @@ def tamper(raw: Path, start: str, how: str) -> None:
         last = frame.index == frame["timestamp"].idxmax()
         if how == "delete":
             frame = frame[~later | last]
+        elif how == "newcomer":
+            # Somebody who is asked for and was never seen before comes, in the place of nobody.
+            relevant = np.load(raw / "input" / "relevant_clients.npy")
+            frame = pd.concat([frame, frame[later].head(3).assign(client_id=relevant[-1])])
         else:
             rows = np.flatnonzero(later)
             value = frame.columns[2]
@@ -75,8 +79,20 @@ def test_events_from_the_cutoff_on_change_no_feature_and_no_embedding(
         np.testing.assert_array_equal(one, other, err_msg=name)
 
 
-@pytest.mark.parametrize("later_changed", [(SCORED, "delete"), (SCORED, "permute")], indirect=True, ids=str)
-def test_the_scored_window_changes_no_weight(prepared: Prepared, later_changed: Prepared, tiny: Config) -> None:
+@pytest.mark.parametrize("how", ["delete", "permute", "newcomer"])
+def test_the_scored_window_changes_no_weight(
+    raw_copy: Path, prepare_for: Callable[..., Prepared], tiny: Config, how: str
+) -> None:
+    # Two clients without a history: one comes in the scored window, one never does.
+    relevant = np.load(raw_copy / "input" / "relevant_clients.npy")
+    np.save(raw_copy / "input" / "relevant_clients.npy", np.r_[relevant, 10**9, 10**9 + 1])
+    visits = pd.read_parquet(raw_copy / "page_visit.parquet")
+    late = visits[visits["timestamp"] >= SCORED].head(3)
+    pd.concat([visits, late.assign(client_id=10**9)]).to_parquet(raw_copy / "page_visit.parquet", index=False)
+    prepared = prepare_for(raw_copy)
+    tamper(raw_copy, SCORED, how)
+    later_changed = prepare_for(raw_copy)
+    assert len(prepared.known) != len(later_changed.known) or how == "permute"
     config = replace(tiny, train=replace(tiny.train, num_epochs=1))
     states = []
     for i, log in enumerate((prepared, later_changed)):
@@ -103,5 +119,5 @@ def test_labels_of_users_kept_apart_do_not_train(prepared: Prepared, tiny: Confi
     batches = UserBatches(Reader(prepared, 500), [window_labels(prepared, "train")], tiny)
     training, apart = set(batches.train_view.users), set(batches.valid_view.users)
     assert not training & apart
-    assert training | apart == set(prepared.users[prepared.known])
-    assert len(apart) == round(0.1 * len(prepared.known))
+    assert training | apart == set(prepared.users[prepared.seen(prepared.train_start)])
+    assert len(apart) == round(0.1 * prepared.seen(prepared.train_start).sum())

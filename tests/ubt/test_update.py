@@ -12,7 +12,7 @@ import torch
 
 import ubt.update
 from ubt.config import Config, EmbedConfig, UpdateConfig
-from ubt.embed import cache_writer, embed, embed_users
+from ubt.embed import cache_writer, check_made_of, embed, embed_users
 from ubt.generate import TABLES
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
@@ -206,6 +206,35 @@ def test_an_update_without_a_cache_or_into_the_past_says_what_helps(
         updated(prepared, config, checkpoint)
 
 
+def test_a_cache_serves_the_embeddings_it_was_kept_for(
+    prepared: Prepared, config: Config, checkpoint: Path, tmp_path: Path
+) -> None:
+    embedded(prepared, config, checkpoint)
+    other = replace(config, embeddings_dir=str(tmp_path / "other"))
+    embedded(prepared, other, checkpoint)
+    updated(prepared, other, checkpoint, "2022-10-20")
+    with pytest.raises(ValueError, match=r"was not kept for the embeddings in .*run `ubt embed`"):
+        updated(prepared, config, checkpoint, "2022-10-27")
+
+
+def test_embeddings_of_another_log_network_or_moment_are_not_scored(
+    prepared: Prepared, config: Config, checkpoint: Path
+) -> None:
+    embedded(prepared, config, checkpoint)
+    check_made_of(config.embeddings, prepared, checkpoint)
+    with pytest.raises(ValueError, match="of another log or other settings of it; run `ubt embed` again"):
+        check_made_of(config.embeddings, replace(prepared, fingerprint="x"), checkpoint)
+    updated(prepared, config, checkpoint, "2022-10-20")
+    with pytest.raises(ValueError, match="brought the embeddings to 2022-10-20 00:00:00"):
+        check_made_of(config.embeddings, prepared, checkpoint)
+    torch.save(torch.load(checkpoint, weights_only=False) | {"more": 1}, checkpoint)
+    with pytest.raises(ValueError, match=r"made with another network than .*; run `ubt embed` again"):
+        check_made_of(config.embeddings, prepared, checkpoint)
+    # Embeddings from elsewhere come without a note.
+    (config.embeddings / "made_of.json").unlink()
+    check_made_of(config.embeddings, prepared, checkpoint)
+
+
 def test_an_update_that_fails_leaves_everything_as_it_was(
     prepared: Prepared, config: Config, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,4 +251,8 @@ def test_an_update_that_fails_leaves_everything_as_it_was(
     monkeypatch.undo()
     np.testing.assert_array_equal(np.load(config.embeddings / "embeddings.npy"), before)
     assert updated(prepared, config, checkpoint)[1][0] > 0
-    assert sorted(path.name for path in config.embeddings.iterdir()) == ["client_ids.npy", "embeddings.npy"]
+    assert sorted(path.name for path in config.embeddings.iterdir()) == [
+        "client_ids.npy",
+        "embeddings.npy",
+        "made_of.json",
+    ]

@@ -73,7 +73,7 @@ def write_blocks(prepared: Prepared, config: Config, baseline: bool = True) -> d
             if name == "hstu":
                 parts, present = _network_parts(prepared, config.embeddings), np.ones(len(prepared.users), bool)
             else:
-                parts, present = made[name](), _with_events(prepared)
+                parts, present = made[name](), prepared.seen(before)
             _write(new, parts, prepared.users, present, standardise=name != BASELINE)
             write_json(new / "block.json", state)
     if len(names) > 1:
@@ -130,12 +130,6 @@ def _network_parts(prepared: Prepared, folder: Path) -> Iterator[Features]:
     for start in range(0, len(rows), CHUNK):
         stop = min(start + CHUNK, len(rows))
         yield Features(np.arange(start, stop), vectors[rows[start:stop]].astype(np.float32), names)
-
-
-def _with_events(prepared: Prepared) -> NDArray[np.bool_]:
-    present = np.zeros(len(prepared.users), bool)
-    present[prepared.known] = prepared.history(prepared.train_start).lengths() > 0
-    return present
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ubt.data import Reader
 from ubt.model import State, UniversalBehavioralTransformer, no_events
 from ubt.prepare import Prepared
 from ubt.progress import progress
-from ubt.rundir import file_hash, temporary_directory, temporary_file, write_json
+from ubt.rundir import file_hash, read_json, temporary_directory, temporary_file, write_json
 from ubt.train import load
 
 BATCH_EVENTS = 16_384
@@ -35,8 +35,8 @@ def embed(
 ) -> tuple[int, int, int]:
     """Write ``embeddings.npy`` float16 [U, D] and ``client_ids.npy`` [U] from every user's events before train_start.
 
-    Rows stand in the order of relevant_clients.npy. A user without any event before train_start gets the one vector
-    that the network learned for an empty history, so no user is left out. Memory does not grow with the users.
+    Rows stand in the order of relevant_clients.npy. A user without any event before train_start gets the
+    network's one vector of an empty history, so no user is left out. Memory does not grow with the users.
 
     Args:
         prepared: the log
@@ -52,6 +52,7 @@ def embed(
         ValueError: if a vector is not finite in float16; names the first such user
     """
     folder = Path(folder)
+    made_of = Made(prepared.fingerprint, file_hash(checkpoint), seconds(prepared.train_start))
     network, reader = load(checkpoint, prepared)
     view = prepared.history(prepared.train_start)
     moment = seconds(prepared.train_start)
@@ -80,8 +81,9 @@ def embed(
             del out
         with temporary_file(folder / "client_ids.npy") as name:
             np.save(name, prepared.users)
-        if writer.folder is not None:
-            writer.finish(counts, moment, checkpoint)
+        made_of.write(folder)
+        if cache is not None:
+            writer.finish(counts, moment, checkpoint, folder, cache)
     return (*shape, int((counts == 0).sum()))
 
 
@@ -117,6 +119,46 @@ def embed_users(
                 kept = np.flatnonzero(whole[mine])
                 writer.add(rows[mine][kept], state.select(torch.from_numpy(kept)))
             yield rows[mine], vectors.numpy()
+
+
+@dataclass
+class Made:
+    """What embeddings were made of, noted beside them.
+
+    Args:
+        log: fingerprint of the prepared log
+        checkpoint: hash of the network
+        moment: events before it count, seconds since 1970
+    """
+
+    log: str
+    checkpoint: str
+    moment: int
+
+    def write(self, folder: Path) -> None:
+        """Note it in the folder of the embeddings."""
+        write_json(folder / "made_of.json", asdict(self))
+
+
+def check_made_of(folder: str | Path, prepared: Prepared, checkpoint: str | Path) -> None:
+    """Raise ValueError if embeddings are not those of this log and network at train_start, and say what helps.
+
+    Embeddings that came without ``made_of.json``, from somewhere else, are taken as they are.
+    """
+    found = read_json(Path(folder) / "made_of.json")
+    if not found:
+        return
+    made_of, again = Made(**found), "run `ubt embed` again"
+    if made_of.log != prepared.fingerprint:
+        raise ValueError(f"{folder}: the embeddings are of another log or other settings of it; {again}")
+    if Path(checkpoint).exists() and made_of.checkpoint != file_hash(checkpoint):
+        raise ValueError(f"{folder}: the embeddings were made with another network than {checkpoint}; {again}")
+    if made_of.moment != seconds(prepared.train_start):
+        moment = datetime.fromtimestamp(made_of.moment, timezone.utc).replace(tzinfo=None)
+        raise ValueError(
+            f"{folder}: `ubt update` brought the embeddings to {moment}, and what is scored is made of events before "
+            f"{prepared.train_start}; {again}"
+        )
 
 
 @dataclass
@@ -161,11 +203,14 @@ class CacheWriter:
         os.link(path, self._next())
         self.bytes += path.stat().st_size
 
-    def finish(self, counts: NDArray[np.int64], moment: int, checkpoint: str | Path) -> None:
-        """Note what the embeddings were made of: events of every user [U], time and network."""
+    def finish(
+        self, counts: NDArray[np.int64], moment: int, checkpoint: str | Path, embeddings: Path, cache: str | Path
+    ) -> None:
+        """Note what the embeddings were made of: events of every user [U], time and network, and where they lie."""
         assert self.folder is not None
         np.save(self.folder / "counts.npy", counts)
-        write_json(self.folder / "state.json", {"moment": moment, "checkpoint": file_hash(checkpoint)})
+        state = {"moment": moment, "checkpoint": file_hash(checkpoint), "embeddings": place(embeddings, cache)}
+        write_json(self.folder / "state.json", state)
 
     def _next(self) -> Path:
         assert self.folder is not None
@@ -181,6 +226,11 @@ def cache_writer(folder: str | Path | None, config: EmbedConfig) -> Iterator[Cac
         return
     with temporary_directory(folder) as new:
         yield CacheWriter(new, config.cache_gb * 1e9)
+
+
+def place(embeddings: str | Path, cache: str | Path) -> str:
+    """Return where embeddings lie as seen from their cache, which a run that moves as a whole keeps."""
+    return os.path.relpath(Path(embeddings).resolve(), Path(cache).resolve())
 
 
 def seconds(moment: datetime) -> int:

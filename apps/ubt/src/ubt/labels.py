@@ -83,9 +83,7 @@ def earlier_labels(prepared: Prepared, number: int, span: int = 1) -> list[Label
         end = min(start + span * length, prepared.valid_start)
         inside = (outcomes.time >= np.datetime64(start, "us")) & (outcomes.time < np.datetime64(end, "us"))
         active = prepared.active & (active_since < np.datetime64(start, "us"))
-        seen = np.zeros(len(prepared.users), bool)
-        seen[prepared.known] = prepared.history(start).lengths() > 0
-        result.append(outcomes.labels(start, inside, active, prepared.asked & seen))
+        result.append(outcomes.labels(start, inside, active, prepared.asked & prepared.seen(start)))
     return result
 
 

@@ -115,12 +115,13 @@ def _update(config: Config, whole_run: bool) -> tuple[str, dict]:
 
 
 def _score(config: Config, whole_run: bool) -> tuple[str, dict]:
+    from ubt.embed import check_made_of
     from ubt.prepare import open_prepared
     from ubt.score import score
-    from ubt.update import check_not_updated
 
     prepared = open_prepared(config.prepared)
-    check_not_updated(prepared, _cache(config))
+    if "hstu" in config.blocks:
+        check_made_of(config.embeddings, prepared, _checkpoint(config))
     table = score(prepared, config)
     return f"metrics in {Path(config.run_dir) / 'metrics.json'}\n{table}\n", {}
 

@@ -85,6 +85,12 @@ class Prepared:
         """Return the events before a moment of the users that are in the store, in the order of `known`."""
         return self.store.as_of(before).select(self.users[self.known])
 
+    def seen(self, before: datetime) -> NDArray[np.bool_]:
+        """Return whether each user has an event before a moment [U]."""
+        found = np.zeros(len(self.users), bool)
+        found[self.known] = self.history(before).lengths() > 0
+        return found
+
 
 def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, config: PrepareConfig) -> bool:
     """Write store, targets and users below `folder`, unless exactly this is there already.

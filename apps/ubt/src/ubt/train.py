@@ -342,7 +342,8 @@ class UserBatches:
         self.train_labels = labels[:-1] if config.train.hold_out_newest else labels
         self.valid_labels = labels[-1:]
         prepared = reader.prepared
-        users = np.random.default_rng([config.seed, 7]).permutation(prepared.known)
+        # Those whose first event comes later are in the store because of it, so they must not be among them.
+        users = np.random.default_rng([config.seed, 7]).permutation(np.flatnonzero(prepared.seen(prepared.train_start)))
         number = max(1, round(len(users) * config.train.valid_share))
         valid, rest = np.sort(users[:number]), np.sort(users[number:])
         self.train_view = prepared.store.as_of(self.train_labels[-1].start).select(prepared.users[rest])

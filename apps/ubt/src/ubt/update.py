@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import seqdata
 from ubt.config import Config, LogConfig
 from ubt.data import Reader
-from ubt.embed import BATCH_USERS, CacheWriter, Chunk, cache_writer, embed_users, finite, seconds
+from ubt.embed import BATCH_USERS, CacheWriter, Chunk, Made, cache_writer, embed_users, finite, place, seconds
 from ubt.log import COLUMNS, Log, need_columns, parse_moment, read_log, scan
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
@@ -85,7 +85,7 @@ def update(
 
     Raises:
         FileNotFoundError: if there is no cache; names the command that helps
-        ValueError: if the cache is of another network, or `update.until` lies before it
+        ValueError: if the cache is of another network or other embeddings, or `update.until` lies before it
     """
     folder, cache = Path(folder), Path(cache)
     state = read_json(cache / "state.json")
@@ -93,6 +93,10 @@ def update(
         raise FileNotFoundError(f"{cache}: nothing to go on from; run `ubt embed` with the same --run-dir first")
     if state["checkpoint"] != file_hash(checkpoint):
         raise ValueError(f"{cache}: was written with another network than {checkpoint}; run `ubt embed` again")
+    if state.get("embeddings") != place(folder, cache):
+        raise ValueError(
+            f"{cache}: was not kept for the embeddings in {folder}; run `ubt embed` with this --embeddings-dir first"
+        )
     network, reader = load(checkpoint, prepared)
     moment = _until(prepared, config.update.until)
     before = state["moment"]
@@ -125,18 +129,9 @@ def update(
                 bar.update(len(rows))
         out.flush()
         del out
-        writer.finish(now, moment, checkpoint)
+        Made(prepared.fingerprint, state["checkpoint"], moment).write(folder)
+        writer.finish(now, moment, checkpoint, folder, cache)
     return int(changed.sum()), reused, _text(moment)
-
-
-def check_not_updated(prepared: Prepared, cache: str | Path) -> None:
-    """Raise ValueError if the embeddings hold events from train_start on, with which nothing may be scored."""
-    moment = read_json(Path(cache) / "state.json").get("moment")
-    if moment is not None and moment != seconds(prepared.train_start):
-        raise ValueError(
-            f"embeddings: `ubt update` brought them to {_text(moment)}, and what is scored is made of events before "
-            f"{prepared.train_start}; run `ubt embed` again"
-        )
 
 
 def _continue(
