@@ -83,6 +83,124 @@ def test_the_simple_layout_has_ready_labels(tmp_path: Path, prepare_for: Callabl
     assert any(name.startswith("mean name") for name in features.names) and np.isfinite(features.values).all()
 
 
+@pytest.mark.parametrize("tables", [True, False])
+def test_clients_may_be_floats_that_are_whole(
+    tmp_path: Path, prepare_for: Callable[..., Prepared], tables: bool
+) -> None:
+    folder = simple_log(tmp_path / "log", tables)
+    before = prepare_for(folder)
+    for path in folder.glob("*/*.parquet"):
+        pd.read_parquet(path).astype({"client_id": float}).to_parquet(path, index=False)
+    after = prepare_for(folder)
+    np.testing.assert_array_equal(before.store.users, after.store.users)
+    assert after.store.users.dtype == np.int64
+    for window in ("train", "validation"):
+        np.testing.assert_array_equal(*(window_labels(one, window).churn for one in (before, after)))
+    path = folder / "target" / "valid.parquet"
+    pd.read_parquet(path).assign(client_id=5.5).to_parquet(path, index=False)
+    with pytest.raises(duckdb.Error, match=r"valid.parquet: column client_id holds 5.5, which is no whole number"):
+        prepare_for(folder)
+
+
+def test_event_types_may_be_numbers(tmp_path: Path, prepare_for: Callable[..., Prepared]) -> None:
+    folder = simple_log(tmp_path / "log", tables=False)
+    path = folder / "input" / "events.parquet"
+    frame = pd.read_parquet(path)
+    frame.assign(event_type=frame["event_type"].map(len)).to_parquet(path, index=False)
+    assert set(prepare_for(folder).store.vocabulary("event_type").values) == {"10", "11"}
+    borders = {"train_start": "2024-01-20", "valid_start": "2024-01-25", "label_events": ["11"]}
+    log = {"files": ["*.parquet"], "user": "client_id", "time": "timestamp"}
+    assert set(prepare_for(path.parent, **log, **borders).store.vocabulary("event_type").values) == {"10", "11"}
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("input/events", {"timestamp": "soon"}, "events.parquet: column timestamp holds 'soon' .VARCHAR., needs times"),
+        ("input/events", {"timestamp": 17e8}, "column timestamp holds '1700000000.0' .DOUBLE., needs times like 2022"),
+        ("input/events", {"timestamp": None}, "events.parquet: column timestamp holds nothing in some rows, needs"),
+        ("input/events", {"client_id": None}, "events.parquet: column client_id is empty in 1 rows, needs a client"),
+        ("input/events", {"category": [1, 2]}, r"events.parquet: column category holds BIGINT\[\], needs one number"),
+        ("input/events", {"name": "[1 2 x]"}, r"the events of events.parquet: .*'\[1 2 x\]' is not a"),
+        ("target/train", {"client_id": None}, "train.parquet: column client_id is empty in 1 rows"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_named_with_file_and_column(
+    tmp_path: Path, prepare_for: Callable[..., Prepared], table: str, change: dict, message: str
+) -> None:
+    folder = simple_log(tmp_path / "log", tables=False)
+    path = folder / f"{table}.parquet"
+    frame = pd.read_parquet(path)
+    for column, value in change.items():
+        if isinstance(value, float | list):
+            frame[column] = [value] * len(frame)
+        else:
+            frame[column] = [value, *(str(one) if isinstance(value, str) else one for one in frame[column][1:])]
+    frame.to_parquet(path, index=False)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare_for(folder)
+    assert ".tmp" not in str(error.value) and "null_user" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("product_buy", "sku", "shoe", "product_buy.parquet: column sku holds text, needs numbers, as product_prop"),
+        ("page_visit", "client_id", None, "page_visit.parquet: column client_id is empty in 1 rows"),
+        ("search_query", "timestamp", "never", "search_query.parquet: column timestamp holds 'never'"),
+        ("search_query", "timestamp", 1_700_000_000, "column timestamp holds '1700000000' .BIGINT., needs times"),
+    ],
+)
+def test_rows_of_the_challenge_layout_that_cannot_be_read_are_named(
+    raw_copy: Path, prepare_for: Callable[..., Prepared], table: str, column: str, value: object, message: str
+) -> None:
+    path = raw_copy / f"{table}.parquet"
+    frame = pd.read_parquet(path)
+    if isinstance(value, int):
+        frame[column] = value
+    else:
+        frame[column] = [value, *(str(one) if isinstance(value, str) else one for one in frame[column][1:])]
+    frame.to_parquet(path, index=False)
+    with pytest.raises(ValueError, match=message):
+        prepare_for(raw_copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user": None}, "b.parquet: column user is empty in 1 rows, needs a client in each"),
+        ({"time": "late"}, "b.parquet: column time holds 'late'"),
+        ({"kind": [[1], [2]]}, "log.category: column kind holds BIGINT"),
+        ({"user": []}, "b.parquet: no column 'user', which others of"),
+    ],
+)
+def test_rows_of_a_described_log_that_cannot_be_read_are_named(
+    tmp_path: Path, prepare_for: Callable[..., Prepared], change: dict, message: str
+) -> None:
+    good = pd.DataFrame({"user": [1, 2], "time": ["2024-01-01", "2024-01-03"], "event": "buy", "kind": [1, 2]})
+    good.to_parquet(tmp_path / "a.parquet", index=False)
+    for column, value in change.items():
+        values = value if isinstance(value, list) else [good[column][0], value]
+        good = good.drop(columns=column)
+        if values:
+            good[column] = values
+    for name in "ab" if "kind" in change else "b":
+        good.to_parquet(tmp_path / f"{name}.parquet", index=False)
+    columns = {"user": "user", "time": "time", "event": "event", "category": "kind"}
+    with pytest.raises(ValueError, match=message):
+        prepare_for(tmp_path, files=["*.parquet"], train_start="2024-01-02", valid_start="2024-01-03", **columns)
+
+
+@pytest.mark.parametrize("name", ["input/relevant_clients", "target/propensity_sku"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "other"])
+def test_damaged_arrays_are_named(raw_copy: Path, prepare_for: Callable[..., Prepared], name: str, damage: str) -> None:
+    path = raw_copy / f"{name}.npy"
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut": content[:-5], "other": b"PK, no array at all"}[damage])
+    with pytest.raises(ValueError, match=rf"{path.stem}.npy: damaged, or no array; needs whole numbers"):
+        prepare_for(raw_copy)
+
+
 def _of_others(folder: Path) -> int:
     frames = [pd.read_parquet(path) for path in (folder / "input").glob("*.parquet")]
     return int((pd.concat(frames)["client_id"] >= 40).sum())

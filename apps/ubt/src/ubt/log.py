@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -22,6 +23,9 @@ COLUMNS = {
 }
 ITEMS = "product_properties.parquet"
 ITEM_COLUMNS = ("sku", "category", "price", "name")
+# Vectors may be lists; all other columns hold one value a row.
+VECTORS = ("name", "query")
+FLOATS = ("DOUBLE", "FLOAT")
 DAYS_IN_WINDOW = 14
 
 
@@ -101,12 +105,14 @@ def _challenge(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     for name, path in paths.items():
         need_columns(connection, path, COLUMNS[name])
     need_columns(connection, folder / ITEMS, ITEM_COLUMNS)
+    _need_same_kind(connection, [paths[name] for name in ITEM_EVENTS], folder / ITEMS)
     if split:
         targets = [folder / "target" / f"{name}_target.parquet" for name in ("train", "validation")]
         _need(targets, folder)
         for path in targets:
             need_columns(connection, path, ("client_id", "timestamp", "sku", "category"))
         last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan(targets)}"
+        _need_same_kind(connection, targets, folder / ITEMS)
     else:
         last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan([paths['product_buy']])}"
     end = _moment(connection.execute(last).fetchone(), paths["product_buy"])
@@ -159,6 +165,13 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
         if column not in found:
             key = keys.get(role, role)
             raise ValueError(f"log.{key}: no column {column!r} in {config.files}; there is: {', '.join(found)}")
+        _need_one_value(f"log.{keys.get(role, role)}", role, column, found[column])
+    for path in files:
+        for column in (config.user, config.time):
+            if column not in _kinds(connection, path):
+                raise ValueError(f"{path.name}: no column {column!r}, which others of {config.files} have")
+        _need_users(connection, path, config.user)
+        _need_times(connection, path, config.time)
     moments = []
     for key in ("train_start", "valid_start"):
         value = getattr(config, key)
@@ -176,7 +189,8 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
             f"log: needs train_start < valid_start <= end, got {text(train_start)}, {text(valid_start)}, {text(end)}"
         )
     columns = [f"{_whole_numbers(connection, table, config.user)} AS client_id", f"{time} AS timestamp"]
-    for role in ("event_type", "sku", "category", "url", "name", "query"):
+    columns.append(f"CAST({_quoted(config.event)} AS VARCHAR) AS event_type")
+    for role in ("sku", "category", "url", "name", "query"):
         if role in roles:
             columns.append(f"{_quoted(roles[role])} AS {role}")
     if "price" in roles:
@@ -189,7 +203,7 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
     sql = f"SELECT {', '.join(columns)} FROM {table}"
     for key in ("label_events", "active_events"):
         for name in getattr(config, key):
-            query = f"SELECT 1 FROM {table} WHERE {_quoted(config.event)} = ? LIMIT 1"
+            query = f"SELECT 1 FROM {table} WHERE CAST({_quoted(config.event)} AS VARCHAR) = ? LIMIT 1"
             if connection.execute(query, [name]).fetchone() is None:
                 raise ValueError(f"log.{key}: no event of type {name!r} in column {config.event}")
     return Log(
@@ -228,21 +242,22 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     files = [path for path in files if path != items]
     tables, found = [], set()
     for path in files:
-        need_columns(connection, path, ("client_id", "timestamp"))
-        columns = set(_columns(connection, path))
+        kept = sorted(set(_kinds(connection, path)) & set(_FAMILY_OF.values()) - {"event_type"})
+        need_columns(connection, path, ("client_id", "timestamp", *kept))
         if path.stem not in COLUMNS:
             need_columns(connection, path, ("event_type",))
-        kind = f"'{path.stem}'" if path.stem in COLUMNS else "event_type"
-        kept = sorted(columns & set(_FAMILY_OF.values()) - {"event_type"})
+        kind = f"'{path.stem}'" if path.stem in COLUMNS else "CAST(event_type AS VARCHAR)"
         found |= {"event_type", *kept}
         fields = "".join(f", {column}" for column in kept)
         tables.append(
-            f"SELECT client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, {kind} AS event_type{fields} "
-            f"FROM {scan([path])}"
+            f"SELECT {_client(connection, path)} AS client_id, CAST(timestamp AS TIMESTAMP) AS timestamp, "
+            f"{kind} AS event_type{fields} FROM {scan([path])}"
         )
     events = " UNION ALL BY NAME ".join(tables)
     if items is not None and "sku" in found:
-        added = sorted(set(_columns(connection, items)) & {"category", "price", "name"} - found)
+        added = sorted(set(_kinds(connection, items)) & {"category", "price", "name"} - found)
+        need_columns(connection, items, ("sku", *added))
+        _need_same_kind(connection, [path for path in files if "sku" in _kinds(connection, path)], items)
         found |= set(added)
         fields = "".join(f", p.{column}" for column in added)
         events = f"SELECT e.*{fields} FROM ({events}) e LEFT JOIN {scan([items])} p USING (sku)"
@@ -264,7 +279,8 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     arrays = _arrays(folder)
     for path, moment in zip(targets, (train_start, valid_start), strict=True):
         outcomes.append(_ready_outcomes(connection, path, moment, borders))
-        labelled = connection.sql(f"SELECT DISTINCT client_id FROM {scan([path])}").to_arrow_table()[0].to_numpy()
+        clients = connection.sql(f"SELECT DISTINCT {_client(connection, path)} FROM {scan([path])}")
+        labelled = clients.to_arrow_table()[0].to_numpy()
         asked = arrays["relevant_clients"]
         if len(labelled) and not np.isin(labelled.astype(str), asked.astype(str)).any():
             raise ValueError(
@@ -294,10 +310,9 @@ def _ready_outcomes(
 
     Prices become buckets by `borders`; without borders they are buckets, and with None there are none in the history.
     """
-    need_columns(connection, path, ("client_id",))
-    found = connection.execute(f"DESCRIBE SELECT * FROM {scan([path])}").fetchall()
-    columns = {row[0]: row[1] for row in found}
+    columns = _kinds(connection, path)
     kept = sorted({"churn", "sku", "category", "price", "name"} & set(columns))
+    need_columns(connection, path, ("client_id", *kept))
     if not kept:
         raise ValueError(f"{path.name}: no label; needs some of churn, category, sku, price, name")
     if "churn" in kept:
@@ -311,11 +326,12 @@ def _ready_outcomes(
     for column in kept:
         if column == "price" and borders:
             typed.append(f"{_price_bucket(column, borders)} AS price")
-        elif column in whole and columns[column] in ("DOUBLE", "FLOAT"):
+        elif column in whole and columns[column] in FLOATS:
             typed.append(f"{_whole(column, path.name)} AS {column}")
         else:
             typed.append(column)
-    return f"SELECT client_id, TIMESTAMP '{text(moment)}' AS timestamp, {', '.join(typed)} FROM {scan([path])}"
+    client = f"{_client(connection, path)} AS client_id"
+    return f"SELECT {client}, TIMESTAMP '{text(moment)}' AS timestamp, {', '.join(typed)} FROM {scan([path])}"
 
 
 def _check_churn(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -323,16 +339,16 @@ def _check_churn(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     row = connection.execute(f"SELECT client_id, churn FROM {scan([path])} WHERE {wrong} LIMIT 1").fetchone()
     if row is not None:
         raise ValueError(f"{path.name}: client {row[0]} has churn {row[1]}; needs 0 or 1")
-    both = "count(DISTINCT churn) > 1"
-    query = f"SELECT client_id FROM {scan([path])} GROUP BY client_id HAVING {both} OR client_id IS NULL LIMIT 1"
+    query = f"SELECT client_id FROM {scan([path])} GROUP BY client_id HAVING count(DISTINCT churn) > 1 LIMIT 1"
     row = connection.execute(query).fetchone()
     if row is not None:
-        reason = "rows with churn 0 and rows with churn 1" if row[0] is not None else "rows without a client_id"
-        raise ValueError(f"{path.name}: client {row[0]} has {reason}")
+        raise ValueError(f"{path.name}: client {row[0]} has rows with churn 0 and rows with churn 1")
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
-    return [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan([path])}").fetchall()]
+def _kinds(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
+    """Columns of a file and DuckDB's names of their types."""
+    rows = connection.execute(f"DESCRIBE SELECT * FROM {scan([path])}").fetchall()
+    return {row[0]: row[1] for row in rows}
 
 
 def _need(paths: Iterable[Path], folder: Path) -> None:
@@ -347,10 +363,50 @@ def _need(paths: Iterable[Path], folder: Path) -> None:
 
 
 def need_columns(connection: duckdb.DuckDBPyConnection, path: Path, names: Iterable[str]) -> None:
-    found = _columns(connection, path)
+    """Raise ValueError unless a table has these columns of the challenge, and in each row a client and a time."""
+    found, names = _kinds(connection, path), list(names)
     for name in names:
         if name not in found:
             raise ValueError(f"{path.name}: no column {name!r}; there is: {', '.join(found)}")
+        _need_one_value(path.name, name, name, found[name])
+    if "client_id" in names:
+        _need_users(connection, path, "client_id")
+    if "timestamp" in names:
+        _need_times(connection, path, "timestamp")
+
+
+def _need_one_value(key: str, role: str, column: str, kind: str) -> None:
+    if role not in VECTORS and (kind.endswith("]") or kind.startswith(("STRUCT", "MAP"))):
+        raise ValueError(f"{key}: column {column} holds {kind}, needs one number or text in each row")
+
+
+def _need_users(connection: duckdb.DuckDBPyConnection, path: Path, column: str) -> None:
+    name = _quoted(column)
+    missing = f"{name} IS NULL" + (f" OR isnan({name})" if _kinds(connection, path)[column] in FLOATS else "")
+    row = connection.execute(f"SELECT count(*) FROM {scan([path])} WHERE {missing}").fetchone()
+    if row and row[0]:
+        raise ValueError(f"{path.name}: column {column} is empty in {row[0]:,} rows, needs a client in each")
+
+
+def _need_times(connection: duckdb.DuckDBPyConnection, path: Path, column: str) -> None:
+    name, kind = _quoted(column), _kinds(connection, path)[column]
+    wrong = f"TRY_CAST({name} AS TIMESTAMP) IS NULL"
+    if kind != "VARCHAR" and not kind.startswith(("TIMESTAMP", "DATE")):
+        wrong = "true"
+    row = connection.execute(f"SELECT CAST({name} AS VARCHAR) FROM {scan([path])} WHERE {wrong} LIMIT 1").fetchone()
+    if row is not None:
+        held = "nothing in some rows" if row[0] is None else f"{row[0]!r} ({kind})"
+        raise ValueError(f"{path.name}: column {column} holds {held}, needs times like 2022-10-13 00:00:00 (UTC)")
+
+
+def _need_same_kind(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path], items: Path) -> None:
+    """Raise ValueError where skus are text in an event table and numbers in the item table, or the other way round."""
+    # A table without rows may have a type of its own.
+    found = {path: _kinds(connection, path)["sku"] for path in (items, *paths)}
+    kinds = {path: "text" if kind == "VARCHAR" else "numbers" for path, kind in found.items() if kind != '"NULL"'}
+    for path, kind in kinds.items():
+        if kind != kinds.get(items, kind):
+            raise ValueError(f"{path.name}: column sku holds {kind}, needs {kinds[items]}, as {items.name} has")
 
 
 def _listing(folder: Path) -> str:
@@ -366,8 +422,14 @@ def _arrays(folder: Path) -> dict[str, NDArray]:
 
 
 def _load(path: Path) -> NDArray:
-    # The organisers save some of these as arrays of objects.
-    array = np.load(path, allow_pickle=path.stem.startswith("propensity"))
+    try:
+        with path.open("rb") as file:
+            # The organisers save some of these as arrays of objects.
+            array = np.lib.format.read_array(file, allow_pickle=path.stem.startswith("propensity"))
+    except (ValueError, EOFError, pickle.UnpicklingError):
+        raise ValueError(
+            f"{path}: damaged, or no array; needs whole numbers or text (popularity: numbers), written by numpy.save"
+        ) from None
     if array.ndim != 1:
         raise ValueError(f"{path}: got shape {array.shape}, needs one dimension")
     if array.dtype == object:
@@ -397,6 +459,11 @@ def _whole(column: str, key: str) -> str:
         f"CASE WHEN {missing} THEN NULL WHEN {column} <> floor({column}) THEN error({message}) "
         f"ELSE CAST({column} AS BIGINT) END"
     )
+
+
+def _client(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
+    """SQL of a table's client_id, as whole numbers where a data frame wrote floats."""
+    return _whole("client_id", path.name) if _kinds(connection, path)["client_id"] in FLOATS else "client_id"
 
 
 def _whole_numbers(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> str:

@@ -109,7 +109,12 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
     with temporary_directory(folder) as new:
         if log.items is None:
             _write_events(log, new / "events.parquet")
-        _build_store(log, new / "store", config)
+        try:
+            _build_store(log, new / "store", config)
+        except ValueError as error:
+            # The copy is gone when this is read.
+            given = ", ".join(p.name for p in log.files if p.suffix != ".npy" and p.parent.name != "target")
+            raise ValueError(str(error).replace(str(new / "events.parquet"), f"the events of {given}")) from None
         _write_outcomes(log, new / "target")
         _write_users(log, log_config, new)
         facts = {
