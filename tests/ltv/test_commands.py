@@ -274,6 +274,56 @@ def test_summed_errors_and_their_differences_are_those_of_the_rows():
     assert table.loc["zero", "above the best"] == f"{gaps.mean():.4g} ± {1.96 * gaps.std(ddof=1) / 2:.2g}"
 
 
+def scored(truth, said, **more):
+    return pd.DataFrame({f"true_{h}": t for h, t in truth.items()} | {f"revenue_{h}": said for h in truth} | more)
+
+
+def test_models_scored_on_different_rows_are_not_compared():
+    truth, said = {"d7": np.array([0.0, np.nan, 3.0])}, np.ones(3)
+    ids = {"row_id": ["a", "b", "c"]}
+    same = {"A": scored(truth, said), "B": scored(truth, said, **ids), "C": scored(truth, 2 * said, **ids)}
+    assert summary_table(same)["rows"].tolist() == [3, 3, 3]
+    others = (
+        scored(truth, said, row_id=["a", "c", "b"]),
+        scored({"d7": np.array([0.0, np.nan, 4.0])}, said),
+        scored({"d7": np.array([0.0, 1.0, 3.0])}, said),
+        scored(truth, said, **ids)[:2],
+    )
+    for other in others:
+        with pytest.raises(ValueError, match=rf"B \(3 rows\) and D \({len(other)} rows\) were scored on different"):
+            summary_table(same | {"D": other})
+
+
+def test_the_sum_is_over_the_horizons_all_models_have():
+    truth = np.array([0.0, 2.0])
+    tables = {
+        "short": scored({"d1": truth, "d7": truth}, np.ones(2)),
+        "long": scored({"d7": truth, "d14": truth, "d28": np.full(2, np.nan)}, truth + 1),
+    }
+    table = summary_table(tables).set_index("model")
+    assert list(table.columns) == ["rows", "MSLE d7", "sum", "above the best"]
+    assert table["sum"].tolist() == table["MSLE d7"].tolist()
+    with pytest.raises(ValueError, match=r"no horizon is common to all: d7 \(A\); d14 \(B\)"):
+        summary_table({"A": tables["short"].drop(columns="true_d1"), "B": tables["long"].drop(columns="true_d7")})
+
+
+def test_runs_are_compared_on_the_same_rows_and_horizons_only(trained, settings, tmp_path, capsys):
+    words = ("--config", settings, "--run-dir", tmp_path)
+    shutil.copytree(trained, tmp_path / "other")
+    place = tmp_path / "other" / "evaluation" / "val" / "predictions.parquet"
+    table = pq.read_table(place)
+    pq.write_table(table.drop_columns(["true_d28"]), place)
+    assert run("compare", *words, "--runs", trained, tmp_path / "other") == 0
+    text = (tmp_path / "compare.md").read_text()
+    assert f"Summed over d7, d14, which all have; left out: d28 ({trained})." in text
+    pq.write_table(table.slice(1), place)
+    capsys.readouterr()
+    assert run("compare", *words, "--runs", trained, tmp_path / "other") == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ltv ")]
+    rows = f"{trained} ({table.num_rows} rows) and {tmp_path / 'other'} ({table.num_rows - 1} rows)"
+    assert len(error) == 1 and f"{rows} were scored on different rows; run `ltv evaluate`" in error[0]
+
+
 @pytest.mark.parametrize("rest", ["", "_lo", "_buyer_hi", "_q90"])
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf, -1.0])
 def test_every_ordered_column_is_checked_whatever_horizons_have_it(rest, value):

@@ -43,7 +43,7 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
     """Fit or read the models, write ``compare.md`` and ``compare.json`` to run_dir, and return the Markdown table.
 
     Raises:
-        ValueError: if neither models nor runs are named, or a name is not known.
+        ValueError: if neither models nor runs are named, a name is not known, or they were scored on different rows.
         FileNotFoundError: if a run has no metrics of the split.
     """
     if bool(what.variants) == bool(what.runs):
@@ -78,6 +78,7 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
         order = summary["model"].tolist()
         text = (
             markdown(summary)
+            + _left_out(predictions)
             + "\n"
             + markdown(metrics_table(found, order))
             + "".join(f"\nNot fitted: {name}: {reason}\n" for name, reason in failed.items())
@@ -92,30 +93,48 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
 
 
 def summary_table(predictions: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return one row a model: MSLE of each horizon, their sum, and how far the sum lies above the best model's.
+    """Return one row a model: rows, MSLE of each common horizon, their sum, and how far that lies above the best one's.
 
     The sum over horizons is what the projection in order never raises, and what the rows are ordered by. The interval
-    is that of a mean of paired differences, 95 %, normal; models with other rows than the best have none.
+    is that of a mean of paired differences, 95 %, normal.
 
     Args:
-        predictions: model -> true_<h> and revenue_<h> of every row
+        predictions: model -> true_<h> and revenue_<h> of every row; ids and segments where it has them
+
+    Raises:
+        ValueError: if two models were scored on different rows, or no horizon is common to all.
     """
+    horizons = common_horizons(predictions)
+    _check_rows(predictions, horizons)
     errors: dict[str, pd.DataFrame] = {}
     for name, table in predictions.items():
-        horizons = [c.removeprefix("true_") for c in table if c.startswith("true_") and c != "true_buyer"]
         logs = {h: (np.log1p(table[f"revenue_{h}"]) - np.log1p(table[f"true_{h}"])) ** 2 for h in horizons}
         errors[name] = pd.DataFrame(logs)
     sums = {name: error.mean().sum() for name, error in errors.items()}
     best = min(sums, key=lambda name: sums[name])
     lines = []
     for name in sorted(sums, key=lambda name: sums[name]):
-        line: dict[str, Any] = {"model": name} | {f"MSLE {h}": value for h, value in errors[name].mean().items()}
+        line: dict[str, Any] = {"model": name, "rows": len(errors[name])}
+        line |= {f"MSLE {h}": value for h, value in errors[name].mean().items()}
         line["sum"] = sums[name]
-        if name != best and len(errors[name]) == len(errors[best]):
+        if name != best:
             gap = errors[name].sum(axis=1) - errors[best].sum(axis=1)
             line["above the best"] = f"{gap.mean():.4g} ± {1.96 * gap.std() / len(gap) ** 0.5:.2g}"
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def common_horizons(predictions: dict[str, pd.DataFrame]) -> list[str]:
+    """Return the horizons whose outcome every table knows.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    own = {name: _horizons(table) for name, table in predictions.items()}
+    common = [h for h in next(iter(own.values())) if all(h in horizons for horizons in own.values())]
+    if not common:
+        raise ValueError(f"no horizon is common to all: {_listed(own)}")
+    return common
 
 
 def metrics_table(found: dict[str, dict[str, Any]], order: list[str]) -> pd.DataFrame:
@@ -145,6 +164,49 @@ def markdown(table: pd.DataFrame) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _check_rows(predictions: dict[str, pd.DataFrame], horizons: list[str]) -> None:
+    # BTYD's rows come without ids; a table that has them stands for the rest.
+    kept = {name: _row_columns(table) for name, table in predictions.items()}
+    first = max(kept, key=lambda name: len(kept[name]))
+    truth = [f"true_{h}" for h in horizons]
+    for name, table in predictions.items():
+        columns = [c for c in kept[first] if c in kept[name]] + truth
+        if not _equal(predictions[first][columns], table[columns]):
+            raise ValueError(
+                f"{first} ({len(predictions[first])} rows) and {name} ({len(table)} rows) were scored on "
+                "different rows; run `ltv evaluate` of both with the same slice and data"
+            )
+
+
+def _equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    if len(one) != len(other):
+        return False
+    left, right = (table.reset_index(drop=True).astype(object) for table in (one, other))
+    return bool(((left == right) | (left.isna() & right.isna())).all(axis=None))
+
+
+def _row_columns(table: pd.DataFrame) -> list[str]:
+    """What a table of predictions says of its rows but the outcome: ids and segments."""
+    return [c for c in table if not c.startswith(("true_", "revenue_", "buyer_"))]
+
+
+def _horizons(table: pd.DataFrame) -> list[str]:
+    known = [c.removeprefix("true_") for c in table if c.startswith("true_") and table[c].notna().any()]
+    return [h for h in known if f"revenue_{h}" in table]
+
+
+def _left_out(predictions: dict[str, pd.DataFrame]) -> str:
+    """A line that says which horizons are not in the sum; none where all models have the same ones."""
+    common = common_horizons(predictions)
+    rest = {name: [h for h in _horizons(table) if h not in common] for name, table in predictions.items()}
+    rest = {name: horizons for name, horizons in rest.items() if horizons}
+    return f"\nSummed over {', '.join(common)}, which all have; left out: {_listed(rest)}.\n" if rest else ""
+
+
+def _listed(horizons: dict[str, list[str]]) -> str:
+    return "; ".join(f"{', '.join(own) or 'none'} ({name})" for name, own in horizons.items())
 
 
 def _fit(config: Config, run: Run, name: str, rows: Slice, resume: bool) -> dict[str, Any]:
