@@ -200,6 +200,67 @@ def test_settings_have_one_name_everywhere(tmp_path: Path) -> None:
     assert (defaults.train.learning_rate, defaults.train.gradient_clip) == (5e-5, 1.0)
 
 
+def test_switches_can_be_turned_off() -> None:
+    assert read_config("train", ["--no-progress", "--seed", "3"]).progress is False
+    config = read_config("train", ["--hold-out-newest", "--no-hold_out_newest"])
+    assert config.progress and not config.train.hold_out_newest
+    with pytest.raises(SystemExit):
+        read_config("train", ["--no-seed"])
+
+
+def test_files_of_a_log_may_be_one_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("log: {files: '*.csv'}")
+    assert read_config("prepare", ["--config", str(tmp_path / "a.yaml")]).log.files == ["*.csv"]
+    assert read_config("prepare", ["--files", "a.parquet"]).log.files == ["a.parquet"]
+    assert read_config("prepare", ["--files", "[a.parquet, b.parquet]"]).log.files == ["a.parquet", "b.parquet"]
+
+
+def test_a_popularity_without_targets_is_named(
+    raw_copy: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (raw_copy / "target" / "propensity_sku.npy").unlink()
+    assert main(["prepare", *settings, "--data-dir", str(raw_copy)]) == 1
+    error = capsys.readouterr().err
+    assert "target/propensity_sku.npy: missing beside target/popularity_propensity_sku.npy" in error
+
+
+def test_training_without_ranked_tasks_says_no_auroc(
+    raw_log: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", *settings, "--data-dir", str(raw_log)]) == 0
+    assert main(["train", *settings, "--task-weights", "price:1"]) == 0
+    assert "AUROC" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
+def test_an_empty_file_overrides_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "empty.yaml").write_text(text)
+    (tmp_path / "seed.yaml").write_text("seed: 5")
+    files = ["--config", str(tmp_path / "seed.yaml"), f"--config={tmp_path / 'empty.yaml'}"]
+    assert read_config("train", files).seed == 5
+
+
+@pytest.mark.parametrize("text", ["train: {num_epochs: 3", "a: b: c", "- 1", "soon"])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    assert main(["train", "--config", str(tmp_path / "wrong.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"ubt train: error: {tmp_path / 'wrong.yaml'}: ") and error.count("\n") == 1
+
+
+def test_torchrun_says_how_many_processes_train(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    monkeypatch.setattr("ubt.pipeline._train", lambda config, whole: found.append(config.train.processes))
+    for variable, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(variable, value)
+    assert main(["train", *settings]) == main(["train", *settings, "--processes", "2"]) == 0
+    assert found == [2, 2]
+    assert main(["train", *settings, "--processes", "3"]) == 1
+    assert "train.processes: got 3, needs 2, the processes that were started" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("preset", presets())
 def test_presets_are_configs(preset: str) -> None:
     assert isinstance(read_config("run", ["--config", preset]), Config)

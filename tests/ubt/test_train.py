@@ -21,7 +21,7 @@ from ubt.data import Reader
 from ubt.labels import earlier_labels, window_labels
 from ubt.model import Sequences
 from ubt.prepare import Prepared
-from ubt.train import UBTModule, UserBatches, train
+from ubt.train import UBTModule, UserBatches, _task_weights, train
 
 ALL_TASKS = "churn:1.0,category_propensity:0.5,product_propensity:0.5,price:1.0,name:0.3"
 
@@ -235,11 +235,11 @@ def test_choices_that_do_not_exist_are_named(prepared: Prepared, tiny: Config, n
 
 
 def test_nobody_left_to_train_on_is_named(prepared: Prepared, tiny: Config) -> None:
-    with pytest.raises(ValueError, match=r"train.valid_share: 0.9999 of the 600 .* leaves nobody to train on"):
+    with pytest.raises(ValueError, match=r"train.valid_share: 0.9999 of the .* leaves nobody to train on"):
         trained(prepared, tiny, valid_share=0.9999)
     alone = replace(prepared, users=prepared.users[:1], known=prepared.known[:1])
     alone = replace(alone, active=np.ones(1, bool), asked=np.ones(1, bool))
-    with pytest.raises(ValueError, match=r"of the 1 relevant clients with an event leaves nobody .* more clients"):
+    with pytest.raises(ValueError, match=r"of the 1 relevant clients with a history leaves nobody .* more clients"):
         trained(alone, tiny, task_weights="churn:1")
 
 
@@ -257,6 +257,7 @@ def test_two_processes_train_as_one_does(prepared: Prepared, tiny: Config, tmp_p
     command = [sys.executable, "-m", "ubt", "train", "--config", str(tmp_path / "two.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "find_unused_parameters" not in done.stderr
     assert done.stdout.count("train: best of 2 epochs") == 1
     both = weights(tmp_path / "two" / "checkpoints" / "last.ckpt")
     for name, value in one.items():
@@ -264,6 +265,26 @@ def test_two_processes_train_as_one_does(prepared: Prepared, tiny: Config, tmp_p
     histories = [json.loads((Path(run.run_dir) / "epochs.json").read_text()) for run in (tiny, two)]
     for name, value in histories[0]["1"].items():
         assert histories[1]["1"][name] == pytest.approx(value, rel=2e-2), name
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("tasks", [ALL_TASKS, "churn:1", "product_propensity:1", "name:1"])
+def test_every_weight_has_a_gradient_whoever_is_in_a_share(
+    prepared: Prepared, tiny: Config, tasks: str, weighting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Processes wait for the gradient of every weight, also those whose share of a last batch is nobody.
+    settings = replace(tiny.train, task_weights=tasks, weighting=weighting, novelty_weight=0.0, cutoffs=1, batch_size=7)
+    monkeypatch.setattr(UBTModule, "log", lambda *a, **k: None)
+    weights = _task_weights(settings)
+    module = UBTModule(
+        Reader(prepared, 500), [window_labels(prepared, "train")], replace(tiny, train=settings), weights
+    )
+    shares = next(iter(module.data.train(0, 7, 8))), next(iter(module.data.train(0, 6, 7)))
+    for example, number in zip(shares, (0, 1), strict=True):
+        assert len(example.sequences.offsets) - 1 == number
+        module.zero_grad()
+        module.training_step(example, 0).backward()
+        assert [name for name, value in module.named_parameters() if value.grad is None] == []
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import duckdb
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ubt.config import Config
@@ -38,6 +39,7 @@ SECTIONS = ("generate", "log", "prepare", "model", "train", "embed", "update", "
 EPILOG = """\
 A setting has one name everywhere: a key of the YAML file, an option here. An option may be shortened to its last part
 and written with dashes: --train.learning_rate 1e-3, --learning_rate 1e-3 and --learning-rate 1e-3 are the same.
+A switch may stand alone: --resume; --no-progress turns one off.
 --config takes a file or the name of a preset ({presets}), also several times; later ones win.
 
 examples:
@@ -124,15 +126,18 @@ def _spelled_out(arguments: Sequence[str], settings: Mapping[str, object]) -> li
     result: list[str] = []
     for i, argument in enumerate(arguments):
         if result and result[-1] == "--config":
-            result.append(_preset(argument))
+            result.append(_config(argument))
         elif argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = _full_name(name.replace("-", "_"), settings)
             follows = i + 1 < len(arguments) and not arguments[i + 1].startswith("--")
             if isinstance(settings.get(name), bool) and not equals and not follows:
                 equals, value = "=", "true"
+            switch = _full_name(name.removeprefix("no_"), settings)
+            if name not in settings and not equals and isinstance(settings.get(switch), bool):
+                name, equals, value = switch, "=", "false"
             if name == "config" and equals:
-                value = _preset(value)
+                value = _config(value)
             result.append(f"--{name}{equals}{value}")
         else:
             result.append(argument)
@@ -144,9 +149,19 @@ def _full_name(name: str, settings: Mapping[str, object]) -> str:
     return found[0] if name not in settings and len(found) == 1 else name
 
 
-def _preset(value: str) -> str:
+def _config(value: str) -> str:
+    """Return the path of a file or preset of settings; a file without any overrides nothing."""
     packaged = PRESETS / f"{value}.yaml"
-    return str(packaged) if packaged.exists() and not Path(value).exists() else value
+    path = packaged if packaged.exists() and not Path(value).exists() else Path(value)
+    if not path.is_file():
+        return value
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML, {' '.join(str(error).split())}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {content!r}, needs settings such as `seed: 1`")
+    return str(path) if content else "{}"
 
 
 def _overview() -> str:

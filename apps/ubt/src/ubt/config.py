@@ -76,7 +76,7 @@ class LogConfig:
         end: end of the scored window, UTC; null = the last event
     """
 
-    files: list[str] = field(default_factory=list)
+    files: str | list[str] = field(default_factory=list)
     user: str = "user_id"
     time: str = "event_time"
     event: str = "event_type"
@@ -93,6 +93,10 @@ class LogConfig:
     train_start: str | None = None
     valid_start: str | None = None
     end: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.files, str):
+            self.files = [self.files]
 
 
 @dataclass

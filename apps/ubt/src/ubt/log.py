@@ -418,6 +418,10 @@ def _arrays(folder: Path) -> dict[str, NDArray]:
     """The layout's own arrays by stem: who is asked for, who is active, the targets and their popularity."""
     paths = [folder / "input" / "relevant_clients.npy", folder / "target" / "active_clients.npy"]
     paths += sorted((folder / "target").glob("*propensity_*.npy"))
+    for path in paths:
+        asked = path.with_name(path.name.removeprefix("popularity_"))
+        if not asked.exists() and asked != path:
+            raise FileNotFoundError(f"target/{asked.name}: missing beside target/{path.name}")
     return {path.stem: _load(path) for path in paths if path.exists()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ubt.config import Config
+from ubt.config import Config, TrainConfig
 from ubt.progress import show_progress
 from ubt.rundir import read_json, record, temporary_file
 
@@ -21,6 +21,7 @@ STEPS = ("generate", "prepare", "train", "embed", "score")
 def run(steps: Sequence[str], config: Config) -> int:
     """Run the named steps, print one line for each, and return 0."""
     config.check()
+    _share(config)
     show_progress(config.progress)
     config.data_dir = os.path.expandvars(os.path.expanduser(config.data_dir))
     if "$" in config.data_dir:
@@ -48,6 +49,17 @@ def run(steps: Sequence[str], config: Config) -> int:
         if steps != ("generate",):
             record(run_dir, step, seconds, seed=config.seed, **facts)
     return 0
+
+
+def _share(config: Config) -> None:
+    """Take the number of processes from torchrun, where that started this one."""
+    started = int(os.environ.get("WORLD_SIZE", config.train.processes))
+    if config.train.processes not in (started, TrainConfig.processes):
+        raise ValueError(
+            f"train.processes: got {config.train.processes}, needs {started}, "
+            "the processes that were started (WORLD_SIZE)"
+        )
+    config.train.processes = started
 
 
 def _generate(config: Config, whole_run: bool) -> tuple[str, dict]:
@@ -84,10 +96,8 @@ def _train(config: Config, whole_run: bool) -> tuple[str, dict]:
     areas = [
         f"{name.removeprefix('valid_auroc_')} {value:.4f}" for name, value in epochs[chosen].items() if "auroc" in name
     ]
-    return (
-        f"best of {len(epochs)} epochs is {int(chosen) + 1} in {best}; AUROC of users kept apart: {', '.join(areas)}",
-        {},
-    )
+    kept_apart = f"; AUROC of users kept apart: {', '.join(areas)}" if areas else ""
+    return f"best of {len(epochs)} epochs is {int(chosen) + 1} in {best}{kept_apart}", {}
 
 
 def _embed(config: Config, whole_run: bool) -> tuple[str, dict]:

@@ -67,11 +67,12 @@ def train(prepared: Prepared, config: Config) -> Path:
     _check(labels[:-1] if settings.hold_out_newest else labels, weights, settings)
     L.seed_everything(config.seed, verbose=False)
     module = UBTModule(reader, labels, config, weights)
-    for view, use in ((module.data.train_view, "train on"), (module.data.valid_view, "keep apart")):
+    views = {"train on": module.data.train_view, "keep apart": module.data.valid_view}
+    for use, view in views.items():
         if not len(view):
             raise ValueError(
-                f"train.valid_share: {settings.valid_share} of the {len(prepared.known)} relevant clients with an "
-                f"event leaves nobody to {use}; needs another share, or more clients"
+                f"train.valid_share: {settings.valid_share} of the {sum(map(len, views.values()))} relevant clients "
+                f"with a history leaves nobody to {use}; needs another share, or more clients"
             )
     last, finished = folder / "last.ckpt", folder / "finished.json"
     resume_from = str(last) if config.resume and last.exists() else None
@@ -134,8 +135,8 @@ def _trainer(config: Config, folder: Path) -> L.Trainer:
             max_epochs=config.train.num_epochs,
             accelerator="auto",
             devices=config.train.processes,
-            # A share of a small last batch may hold nobody.
-            strategy="ddp_find_unused_parameters_true" if config.train.processes > 1 else "auto",
+            # Every weight has a gradient, also where a share of a small last batch holds nobody.
+            strategy="ddp" if config.train.processes > 1 else "auto",
             precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
             gradient_clip_val=config.train.gradient_clip,
             callbacks=callbacks,
