@@ -16,8 +16,10 @@ import pytest
 import yaml
 from ltv.cli import main
 from ltv.compare import markdown, metrics_table, summary_table
+from ltv.config import Config, DataConfig, SamplingConfig, Slice, TrainingConfig
 from ltv.evaluate import _explained
 from ltv.predict import check_order
+from ltv.slices import slice_name
 
 from ltv_stack import open_partitions
 
@@ -226,7 +228,7 @@ def test_evaluate_and_validate_report_what_they_read(trained, settings, tmp_path
     words = ("--config", settings, "--run-dir", tmp_path / "run")
     assert run("evaluate", *words, "--split", "train", "--limit-rows", 1500) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["train"]["d7"]["rows"] == 1500 and metrics["val"]["d7"]["rows"] > 1000
+    assert metrics["train_part"]["d7"]["rows"] == 1500 and metrics["val"]["d7"]["rows"] > 1000
     assert run("validate", *words, "--limit-rows", 1500) == 0
     report = json.loads((tmp_path / "run" / "validation.json").read_text())
     assert set(report["splits"]) == {"train", "val"}
@@ -234,6 +236,39 @@ def test_evaluate_and_validate_report_what_they_read(trained, settings, tmp_path
     assert 0 <= stages["buyer"]["precision"] <= 1 and stages["buyer"]["roc_auc"] > 0.5
     assert stages["buyers_d7"]["rows"] == stages["data"]["buyers"] < stages["data"]["rows"] == 1500
     assert "audit:" in (tmp_path / "run" / "logs" / "validation_small.log").read_text()
+
+
+def test_a_part_of_a_split_leaves_the_score_of_the_whole_alone(trained, settings, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    words = ("--config", settings, "--run-dir", tmp_path / "run")
+    whole = json.loads((trained / "metrics.json").read_text())["val"]
+    files = {path.name: path.read_bytes() for path in (trained / "evaluation" / "val").iterdir()}
+    assert run("evaluate", *words, "--limit-rows", 300) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["val"] == whole and metrics["val_part"]["d7"]["rows"] == 300
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "evaluation" / "val").iterdir()} == files
+    assert "a part of val" in (tmp_path / "run" / "logs" / "evaluate.log").read_text()
+    assert run("compare", *words, "--runs", tmp_path / "run", "--limit-rows", 300) == 0
+    assert " 300 |" in (tmp_path / "run" / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({}, "val"),
+        ({"chunk_size": 7}, "val"),
+        ({"start_dt": "2025-10-01-18-00", "sample_frac": 0.5, "max_partitions": 3}, "val"),
+        ({"start_dt": "2025-10-01-19-00"}, "val_part"),
+        ({"end_dt": "2025-10-01-19-00"}, "val_part"),
+        ({"sample_frac": 0.4}, "val_part"),
+        ({"max_partitions": 2}, "val_part"),
+        ({"limit_rows": 10}, "val_part"),
+    ],
+)
+def test_only_other_rows_than_those_of_the_config_are_a_part(flags, name):
+    sampling = SamplingConfig(val_frac=0.5, max_val_partitions=3)
+    config = Config(data=DataConfig(val_start="2025-10-01-18-00"), training=TrainingConfig(sampling=sampling))
+    assert slice_name(config, Slice("val", **flags)) == name
 
 
 def test_rows_to_explain_come_from_partitions_whose_types_differ(tmp_path):

@@ -14,7 +14,7 @@ import pandas as pd
 from ltv.btyd import predict_btyd
 from ltv.config import Comparison, Config, Slice
 from ltv.rundir import Run, machine, temporary_file, write_json
-from ltv.slices import data_root, open_slice, open_train, schema_of
+from ltv.slices import data_root, open_slice, open_train, schema_of, slice_name
 from ltv.train import train
 from ltv_stack import revenue_metrics
 
@@ -66,12 +66,13 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
                 # One model that cannot be fitted on these rows must not cost the others; the table says so.
                 log.error("%s: %s", name, error)
                 failed[name] = str(error)
+        split = slice_name(config, rows)
         for folder in what.runs:
-            metrics = Run(folder).metrics().get(rows.split)
+            metrics = Run(folder).metrics().get(split)
             if metrics is None:
-                raise FileNotFoundError(f"runs: {folder} has no metrics of the split {rows.split}; run `ltv evaluate`")
+                raise FileNotFoundError(f"runs: {folder} has no metrics of {split}; run `ltv evaluate`")
             found[folder] = metrics
-            predictions[folder] = _predictions(Run(folder), rows.split)
+            predictions[folder] = _predictions(Run(folder), split)
         if not found:
             raise ValueError(f"compare: no model could be fitted: {failed}")
         summary = summary_table(predictions)

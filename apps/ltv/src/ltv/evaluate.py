@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc
 from ltv.config import Config, Slice
 from ltv.predict import check_order, load_pipeline
 from ltv.rundir import Run, files_hash, read_json, temporary_directory, write_json
-from ltv.slices import content_of, engine_of, features_of, open_slice, open_train, schema_of
+from ltv.slices import content_of, engine_of, features_of, open_slice, open_train, schema_of, slice_name
 from ltv_stack import Dataset, Evaluation, LTVPipeline, audit, revenue_metrics, write_report
 from ltv_stack import evaluate as evaluate_pipeline
 
@@ -24,7 +24,8 @@ EXPLAINED_ROWS = 2000
 def evaluate_split(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
     """Score one slice; write its report, plots, tables and predictions to ``<run_dir>/evaluation/<split>``.
 
-    With `resume` a finished evaluation of the same models on the same rows is kept.
+    A part of a split goes to ``<split>_part``, there and in ``metrics.json``: the score of the whole split stays. With
+    `resume` a finished evaluation of the same models on the same rows is kept.
 
     Returns:
         the metrics, which also go into ``metrics.json``: per horizon, of the buyer probability, and interval coverage.
@@ -42,10 +43,13 @@ def evaluate_split(config: Config, rows: Slice, resume: bool = False) -> dict[st
             "model": files_hash(run.models),
             "rows": content_of(data),
         }
-        place = run.folder / "evaluation" / rows.split
-        if resume and rows.split in run.metrics() and read_json(place / "request.json") == identity:
+        name = slice_name(config, rows)
+        place = run.folder / "evaluation" / name
+        if resume and name in run.metrics() and read_json(place / "request.json") == identity:
             log.info("%s is from these models and rows: kept", place)
-            return run.metrics()[rows.split]
+            return run.metrics()[name]
+        if name != rows.split:
+            log.info("a part of %s: written to %s, the score of the whole split stays", rows.split, place)
         with engine_of(config) as engine:
             result = evaluate_pipeline(pipe, data, engine=engine, segments=pipe.schema.segments)
         assert result.predictions is not None
@@ -55,16 +59,16 @@ def evaluate_split(config: Config, rows: Slice, resume: bool = False) -> dict[st
             write_json(folder / "request.json", identity)
             importance = pipe.importance(data)
             drift = pipe.drift(data)
-            title = f"{run.folder.name}: {rows.split}"
+            title = f"{run.folder.name}: {name}"
             write_report(result, pipe, folder, title=title, drift=drift, importance=importance)
             pq.write_table(result.predictions, folder / "predictions.parquet")
             importance.to_csv(folder / "importance.csv", index=False)
             drift.to_csv(folder / "drift.csv", index=False)
-            for name, table in result.tables.items():
-                table.to_csv(folder / f"{name.replace(':', '_')}.csv", index=False)
+            for title, table in result.tables.items():
+                table.to_csv(folder / f"{title.replace(':', '_')}.csv", index=False)
             pq.write_table(_explained(data), folder / "rows.parquet")
-        run.add_metrics(rows.split, metrics)
-        facts |= {"split": rows.split, "rows": data.num_rows, "partitions": len(data.partitions)}
+        run.add_metrics(name, metrics)
+        facts |= {"split": name, "rows": data.num_rows, "partitions": len(data.partitions)}
         log_table(result)
     return metrics
 

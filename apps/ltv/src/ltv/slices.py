@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ltv.config import PARTITION, Config, Slice, partition_time
+from ltv.config import PARTITION, Config, Slice, Split, partition_time
 from ltv.rundir import fingerprint
 from ltv_stack import (
     Column,
@@ -57,37 +57,30 @@ def open_slice(config: Config, rows: Slice) -> Dataset:
         ValueError: if a window has no end where one is needed, or an end that is no hour.
         PartitionError: if there is no partition in the window, or one cannot be read.
     """
-    data, sampling, inference = config.data, config.training.sampling, config.inference
-    if rows.split == "test":
-        folder, window = data.test_dir, (data.test_start, data.test_end)
-        limits = (inference.sample_frac, inference.max_partitions, inference.limit_rows)
-    elif rows.split == "val":
-        folder, window = data.train_dir, (data.val_start, data.val_end)
-        share = sampling.frac if sampling.val_frac is None else sampling.val_frac
-        limits = (share, sampling.max_val_partitions, None)
-        if window[0] is None and rows.start_dt is None:
-            raise ValueError("data.val_start: not set, so there are no validation rows; set it or give --start-dt")
-    else:
-        folder = data.train_dir
-        joint = config.training.split.strategy == "stratified_random"
-        window = (data.model_start, data.model_end) if joint else (data.train_start, data.train_end)
-        share = sampling.frac if sampling.train_frac is None else sampling.train_frac
-        limits = (share, sampling.max_train_partitions, sampling.limit_rows)
-    start, end = (own or given for own, given in zip((rows.start_dt, rows.end_dt), window, strict=True))
+    whole = _whole(config, rows.split)
+    if rows.split == "val" and whole.start_dt is None and rows.start_dt is None:
+        raise ValueError("data.val_start: not set, so there are no validation rows; set it or give --start-dt")
+    start, end = rows.start_dt or whole.start_dt, rows.end_dt or whole.end_dt
     for name, text in (("start", start), ("end", end)):
         if text is not None:
             partition_time(text, f"{rows.split} window, {name}")
     return open_partitions(
-        data_root(config) / folder,
+        data_root(config) / (config.data.test_dir if rows.split == "test" else config.data.train_dir),
         start=start,
         end=end,
-        sample_frac=limits[0] if rows.sample_frac is None else rows.sample_frac,
-        max_partitions=_first(rows.max_partitions, limits[1]),
-        limit_rows=_first(rows.limit_rows, limits[2]),
-        chunk_size=_first(rows.chunk_size, inference.chunk_size, config.training.chunk_size),
+        sample_frac=_first(rows.sample_frac, whole.sample_frac, 1.0),
+        max_partitions=_first(rows.max_partitions, whole.max_partitions),
+        limit_rows=_first(rows.limit_rows, whole.limit_rows),
+        chunk_size=_first(rows.chunk_size, config.inference.chunk_size, config.training.chunk_size),
         seed=config.seed,
-        on_error=data.on_error,
+        on_error=config.data.on_error,
     )
+
+
+def slice_name(config: Config, rows: Slice) -> str:
+    """Return the name of the split, or ``<split>_part`` where the slice asks for other rows of it than the config."""
+    asked, whole = (asdict(one) | {"chunk_size": None} for one in (rows, _whole(config, rows.split)))
+    return rows.split if all(v in (None, "", whole[k]) for k, v in asked.items()) else f"{rows.split}_part"
 
 
 def open_train(config: Config, rows: Slice) -> Dataset:
@@ -198,7 +191,22 @@ def closed_before(end: str, days: int) -> str:
     return (partition_time(end, "end") - timedelta(days=days)).strftime(PARTITION)
 
 
-def _first(*values: int | None) -> int | None:
+def _whole(config: Config, split: Split) -> Slice:
+    """The rows of a split as the config has them."""
+    data, sampling, inference = config.data, config.training.sampling, config.inference
+    if split == "test":
+        limits = (inference.sample_frac, inference.max_partitions, inference.limit_rows)
+        return Slice(split, data.test_start, data.test_end, *limits)
+    if split == "val":
+        share = _first(sampling.val_frac, sampling.frac)
+        return Slice(split, data.val_start, data.val_end, share, sampling.max_val_partitions)
+    joint = config.training.split.strategy == "stratified_random"
+    window = (data.model_start, data.model_end) if joint else (data.train_start, data.train_end)
+    share = _first(sampling.train_frac, sampling.frac)
+    return Slice(split, *window, share, sampling.max_train_partitions, sampling.limit_rows)
+
+
+def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
