@@ -132,6 +132,12 @@ def test_an_interrupted_predict_resumes_to_the_same_files(trained, settings, tmp
     assert predictions(folder).equals(before)
     metadata = json.loads((tmp_path / "run" / "metadata.json").read_text())["commands"]["predict"]
     assert metadata["kept_partitions"] == 1 and metadata["submission_rows"] == 700
+    assert metadata["rows"] == 700 and 0 < metadata["predicted_rows"] < 700 and metadata["ms_per_row"] > 0
+    # Where nothing is left to predict, the time of the command that predicted stays.
+    assert run("predict", "--config", settings, "--run-dir", tmp_path / "run", "--resume") == 0
+    again = json.loads((tmp_path / "run" / "metadata.json").read_text())["commands"]["predict"]
+    assert again["rows"] == 700 and again["predicted_rows"] == 0
+    assert [again[k] for k in ("seconds", "ms_per_row")] == [metadata[k] for k in ("seconds", "ms_per_row")]
     # Another slice is another request: nothing is kept.
     assert run("predict", "--config", settings, "--run-dir", tmp_path / "run", "--resume", "--max-partitions", 1) == 0
     assert len(list(folder.glob("*.parquet"))) == 1

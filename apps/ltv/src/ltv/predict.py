@@ -70,10 +70,17 @@ def predict(config: Config, rows: Slice, resume: bool = False) -> Path:
                 with temporary_file(folder / f"{partition.name}.parquet") as path:
                     pq.write_table(table, path)
         seconds, number = time.perf_counter() - began, sum(p.rows for p in left)
-        rate = 1000 * seconds / number if number else 0.0
-        log.info("%d rows in %.2f s: %.4f ms per row, peak memory %.0f MB", number, seconds, rate, peak_memory_mb())
-        facts |= {"rows": number, "kept_partitions": kept, "seconds": round(seconds, 3), "ms_per_row": round(rate, 5)}
+        facts |= {"rows": data.num_rows, "predicted_rows": number, "kept_partitions": kept}
         facts |= {"data_fingerprint": identity["rows"], "skipped_files": list(data.skipped)}
+        if number:
+            rate = 1000 * seconds / number
+            log.info("%d rows in %.2f s: %.4f ms per row, peak memory %.0f MB", number, seconds, rate, peak_memory_mb())
+            facts |= {"seconds": round(seconds, 3), "ms_per_row": round(rate, 5)}
+        else:
+            log.info("all %d rows were predicted before", data.num_rows)
+            before = run.metadata().get("commands", {}).get("predict", {})
+            if before.get("data_fingerprint") == identity["rows"]:
+                facts |= {key: before[key] for key in ("seconds", "ms_per_row") if key in before}
         target = config.inference.target
         if pipe.schema.id not in data.column_names:
             log.warning("no submission: the data has no column %s, which names its lines", pipe.schema.id)
