@@ -21,7 +21,7 @@ from ltv.evaluate import _explained
 from ltv.predict import check_order
 from ltv.slices import slice_name
 
-from ltv_stack import open_partitions
+from ltv_stack import from_table, open_partitions
 
 HORIZONS = ("d7", "d14", "d28")
 
@@ -474,6 +474,20 @@ def test_a_missing_package_is_one_line_that_names_the_extra(settings, tmp_path, 
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert run("train", "--config", settings, "--run-dir", tmp_path, "--engine.name", "dask") == 2
     assert "ltv train: engine 'dask' needs the extra: pip install 'ltv-stack[dask]'" in capsys.readouterr().err
+
+
+def test_a_column_that_comes_twice_is_named_with_its_file(trained, settings, tmp_path, capsys):
+    shutil.copytree(trained / "models", tmp_path / "run" / "models")
+    source = yaml.safe_load(settings.read_text())["data"]["root"]
+    shutil.copytree(f"{source}/test", tmp_path / "raw" / "test")
+    file = sorted((tmp_path / "raw" / "test").rglob("*.parquet"))[1]
+    table = pq.ParquetFile(file).read()
+    doubled = table.append_column("country", table["country"])
+    with pytest.raises(ValueError, match="got the column 'country' more than once"):
+        from_table(doubled)
+    pq.write_table(doubled, file)
+    assert run("predict", "--config", settings, "--run-dir", tmp_path / "run", "--data.root", tmp_path / "raw") == 2
+    assert f"{file} has the column 'country' more than once" in capsys.readouterr().err
 
 
 def test_rows_without_ids_are_predicted_but_not_submitted(trained, settings, tmp_path):

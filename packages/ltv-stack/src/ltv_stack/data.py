@@ -196,7 +196,7 @@ def open_partitions(
             tell before any row is used, "skip" reads every file of the window through once more.
 
     Raises:
-        PartitionError: no partitions in the window, or an unreadable file, which is named.
+        PartitionError: no partitions in the window, or a file that is unreadable or has a column twice, which is named.
     """
     root = Path(root)
     _check_chunk_size(chunk_size)
@@ -270,11 +270,16 @@ def from_table(
         limit_rows: the first so many rows after sampling.
         seed: seed of the row sample.
         partition_rows: rows a partition; None puts everything in one.
+
+    Raises:
+        ValueError: two columns share a name.
     """
     _check_chunk_size(chunk_size)
     if not 0.0 < sample_frac <= 1.0:
         raise ValueError(f"sample_frac: got {sample_frac}, needs a number in (0, 1]")
     table = _as_table(source)
+    if twice := _twice(table.schema):
+        raise ValueError(f"source: got the column {twice!r} more than once, needs names that differ")
     size = partition_rows or max(table.num_rows, 1)
     partitions = []
     left = limit_rows if limit_rows is not None else table.num_rows
@@ -391,9 +396,19 @@ def _read_through(path: str) -> None:
 
 def _footer(path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise PartitionError(_unreadable(path, error)) from error
+    if twice := _twice(file.schema_arrow):
+        file.close()
+        raise PartitionError(f"partition file {path} has the column {twice!r} more than once, needs names that differ")
+    return file
+
+
+def _twice(schema: pa.Schema) -> str | None:
+    """The first column name that comes more than once."""
+    names = schema.names
+    return next((name for number, name in enumerate(names) if name in names[:number]), None)
 
 
 def _unreadable(path: str, error: BaseException) -> str:
