@@ -453,6 +453,46 @@ def test_errors_are_one_line_that_says_what_to_do(trained, settings, tmp_path, c
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--sample-frac", "abc"), "--sample-frac: got 'abc', needs a number or null"),
+        (("--limit-rows", "1.5"), "--limit-rows: got '1.5', needs a whole number or null"),
+        (("--split", "foo"), "--split: got 'foo', needs one of 'train', 'val', 'test'"),
+        (("--engine.name", "foo"), "engine.name: got 'foo', needs one of 'local', 'dask'"),
+        (("--seed", "x"), "seed: got 'x', needs a whole number"),
+        (("--data.horizons", "3"), "data.horizons: got '3', needs a list such as [a, b]"),
+        (("--nonsense", "3"), "unrecognized arguments: --nonsense 3"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_one_line(capsys, words, says):
+    with pytest.raises(SystemExit) as stop:
+        run("train", *words)
+    assert stop.value.code == 2 and capsys.readouterr().err == f"ltv train: error: {says}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("data:\n  root: [a\nmodels: 3\n", ", line 3 is not YAML: expected"),
+        ("- a\n", " holds a list, needs settings such as `seed: 1`"),
+    ],
+)
+def test_a_wrong_settings_file_is_one_line_that_names_it(tmp_path, capsys, content, says):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(content)
+    assert run("train", "--config", file) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ltv train: error: --config: {file}{says}") and error.count("\n") == 1
+
+
+def test_an_empty_settings_file_overrides_nothing(tmp_path, capsys):
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing\n")
+    assert run("train", "--config", file, "--run-dir", tmp_path / "run", "--data.root", "/nowhere") == 2
+    assert "data.root: /nowhere is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         ("- wifi_ratio\n", "holds a list, needs groups"),

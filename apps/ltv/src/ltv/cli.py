@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+import yaml
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -27,6 +29,15 @@ config/config.yaml (production) and config/config_test.yaml (minutes) are shippe
 differs from the defaults. `ltv <command> --help` lists every setting of a command; any of them can be given on the
 command line as --data.root, --models.model, ...
 """
+NEEDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'str'>": "text",
+    "<class 'bool'>": "true or false",
+    "<class 'list'>": "a list such as [a, b]",
+    "<class 'dict'>": "settings such as {key: value}",
+    "<class 'NoneType'>": "null",
+}
 SPLITS = (
     "--split, --start-dt, --end-dt, --sample-frac, --max-partitions, --limit-rows and --chunk-size choose the rows."
 )
@@ -36,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 after an error that one line explains."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     parser = build_parser()
-    given = parser.parse_args(_spelt_out(list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        words = _spelt_out(words)
+    except ValueError as error:
+        print(f"ltv {words[0]}: error: {error}", file=sys.stderr)
+        return 2
+    given = parser.parse_args(words)
     try:
         COMMANDS[given.subcommand][1](given[given.subcommand])
     except Exception as error:
@@ -58,13 +75,33 @@ def _lightgbm() -> type[Exception]:
 
 def build_parser() -> ArgumentParser:
     """Return the parser of all commands."""
-    parser = ArgumentParser(prog="ltv", description=HELP, formatter_class=_Help)
+    parser = _Parser(prog="ltv", description=HELP, formatter_class=_Help)
     commands = parser.add_subcommands(title="commands")
     for name, (arguments, _, text) in COMMANDS.items():
-        command = ArgumentParser(description=text, usage=f"ltv {name} [options]", formatter_class=_Help)
+        command = _Parser(description=text, usage=f"ltv {name} [options]", formatter_class=_Help)
         arguments(command)
         commands.add_subcommand(name, command, help=text.split("\n")[0])
     return parser
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        self.exit(2, f"{parser.prog.replace(' [options]', '')}: error: {_condensed(message)}\n")
+
+
+def _condensed(message: str) -> str:
+    """The setting, what it got and what it needs, from jsonargparse's message; the whole message where it has none."""
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*)", message, re.DOTALL)
+    kinds = re.findall(r"Expected an? (<class '\w+'>|[\w.]+\[.*?\](?=\.? |\.?\n|\.?$))", message)
+    if not (key and value and kinds):
+        return " ".join(message.split())
+    name = key[1] if "." in key[1] or key[1] in _settings() else f"--{key[1].replace('_', '-')}"
+    needs = [NEEDS.get(kind) or f"one of {kind.partition('[')[2][:-1]}" for kind in kinds]
+    return f"{name}: got {' '.join(value[1].split())!r}, needs {' or '.join(needs)}"
 
 
 class _Help(DefaultHelpFormatter):
@@ -137,7 +174,7 @@ def _evaluate(given: Namespace) -> None:
 def _validate(given: Namespace) -> None:
     from ltv.evaluate import validate
 
-    name = Path(given.config[0].absolute).stem if given.config else "default"
+    name = Path(given.config[0].absolute).stem if given.config and given.config[0] else "default"
     validate(_built(Config, given), _built(Slice, given), name)
 
 
@@ -252,7 +289,7 @@ def _spelt_out(argv: list[str]) -> list[str]:
 
     A file of that name that lies here goes first.
     """
-    settings = {field.name for field in fields(Config)}
+    settings = _settings()
     words: list[str] = []
     for word in argv:
         flag, equals, value = word.partition("=")
@@ -267,9 +304,28 @@ def _spelt_out(argv: list[str]) -> list[str]:
     return words
 
 
+def _settings() -> set[str]:
+    return {field.name for field in fields(Config)}
+
+
 def _shipped(config: str) -> str:
+    """The settings file that is meant, or "{}" for an empty one.
+
+    Raises:
+        ValueError: if it is no YAML file of settings; names file and line.
+    """
     shipped = files("ltv") / "config" / Path(config).name
-    return config if Path(config).exists() or not shipped.is_file() else str(shipped)
+    path = Path(config) if Path(config).exists() or not shipped.is_file() else Path(str(shipped))
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"--config: {path}, line {line} is not YAML: {error.problem}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config: got {config}, needs a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict | None):
+        raise ValueError(f"--config: {path} holds a {type(content).__name__}, needs settings such as `seed: 1`")
+    return str(path) if content else "{}"
 
 
 if __name__ == "__main__":
