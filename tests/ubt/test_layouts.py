@@ -402,3 +402,15 @@ def test_a_described_log_may_have_text_users_and_prices_that_are_none(tmp_path: 
     config.label_events = ["purchse"]
     with pytest.raises(ValueError, match=r"log\.label_events: no event of type 'purchse'"):
         prepare(tmp_path / "log", tmp_path / "prepared", config, PrepareConfig())
+
+
+def test_users_that_are_fractions_stay_what_they_are(tmp_path: Path, prepare_for: Callable[..., Prepared]) -> None:
+    rows = 300
+    user = np.repeat([7.0, 7.5, 8.0], rows // 3)
+    moment = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(rows) % 100, unit="h")
+    (tmp_path / "log").mkdir()
+    frame = pd.DataFrame({"user_id": user, "event_time": moment, "event_type": "view"})
+    borders = {"files": ["*.parquet"], "train_start": "2024-01-03", "valid_start": "2024-01-04"}
+    for users, wanted in ((user, ["7.0", "7.5", "8.0"]), (np.round(user), [7, 8])):
+        frame.assign(user_id=users).to_parquet(tmp_path / "log" / "events.parquet", index=False)
+        assert sorted(prepare_for(tmp_path / "log", **borders).users.tolist()) == wanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,23 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from ubt.columns import need_columns, need_one_value, need_same_kind, need_times, need_users
 from ubt.config import LogConfig
+from ubt.sql import (
+    FLOATS,
+    checked,
+    kinds_of,
+    only,
+    other_price,
+    parse_moment,
+    price_borders,
+    price_bucket,
+    quoted,
+    scan,
+    text,
+    whole,
+    whole_numbers,
+)
 
 ITEM_EVENTS = ("product_buy", "add_to_cart", "remove_from_cart")
 COLUMNS = {
@@ -23,9 +39,6 @@ COLUMNS = {
 }
 ITEMS = "product_properties.parquet"
 ITEM_COLUMNS = ("sku", "category", "price", "name")
-# Vectors may be lists; all other columns hold one value a row.
-VECTORS = ("name", "query")
-FLOATS = ("DOUBLE", "FLOAT")
 DAYS_IN_WINDOW = 14
 
 
@@ -85,18 +98,6 @@ def read_log(data_dir: str | Path, config: LogConfig) -> Log:
     return _challenge(folder, connection)
 
 
-def scan(paths: Iterable[Path]) -> str:
-    """Return the SQL that reads these files, Parquet or CSV, as one table."""
-    names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    reader = "read_csv" if names.rstrip("'").endswith((".csv", ".csv.gz")) else "read_parquet"
-    return f"{reader}([{names}], union_by_name = true)"
-
-
-def text(moment: datetime) -> str:
-    """Return a moment as the SQL and JSON of this app write it, in UTC without a zone."""
-    return moment.isoformat(sep=" ")
-
-
 def _challenge(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     split = (folder / "target" / "train_target.parquet").exists()
     events = folder / "input" if split else folder
@@ -105,14 +106,14 @@ def _challenge(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     for name, path in paths.items():
         need_columns(connection, path, COLUMNS[name])
     need_columns(connection, folder / ITEMS, ITEM_COLUMNS)
-    _need_same_kind(connection, [paths[name] for name in ITEM_EVENTS], folder / ITEMS)
+    need_same_kind(connection, [paths[name] for name in ITEM_EVENTS], folder / ITEMS)
     if split:
         targets = [folder / "target" / f"{name}_target.parquet" for name in ("train", "validation")]
         _need(targets, folder)
         for path in targets:
             need_columns(connection, path, ("client_id", "timestamp", "sku", "category"))
         last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan(targets)}"
-        _need_same_kind(connection, targets, folder / ITEMS)
+        need_same_kind(connection, targets, folder / ITEMS)
     else:
         last = f"SELECT max(CAST(timestamp AS TIMESTAMP)) FROM {scan([paths['product_buy']])}"
     end = _moment(connection.execute(last).fetchone(), paths["product_buy"])
@@ -165,13 +166,9 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
         if column not in found:
             key = keys.get(role, role)
             raise ValueError(f"log.{key}: no column {column!r} in {config.files}; there is: {', '.join(found)}")
-        _need_one_value(f"log.{keys.get(role, role)}", role, column, found[column])
+        need_one_value(f"log.{keys.get(role, role)}", role, column, found[column])
     for path in files:
-        for column in (config.user, config.time):
-            if column not in _kinds(connection, path):
-                raise ValueError(f"{path.name}: no column {column!r}, which others of {config.files} have")
-        _need_users(connection, path, config.user)
-        _need_times(connection, path, config.time)
+        need_rows(connection, path, config)
     moments = []
     for key in ("train_start", "valid_start"):
         value = getattr(config, key)
@@ -179,7 +176,7 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
             raise ValueError(f"log.{key}: missing; a log described by YAML needs the borders of its windows")
         moments.append(parse_moment(value, f"log.{key}"))
     train_start, valid_start = moments
-    time = _checked(config.time, "TIMESTAMP", "log.time")
+    time = checked(config.time, "TIMESTAMP", "log.time")
     if config.end is None:
         end = _moment(connection.execute(f"SELECT max({time}) FROM {table}").fetchone(), folder)
     else:
@@ -188,22 +185,22 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
         raise ValueError(
             f"log: needs train_start < valid_start <= end, got {text(train_start)}, {text(valid_start)}, {text(end)}"
         )
-    columns = [f"{_whole_numbers(connection, table, config.user)} AS client_id", f"{time} AS timestamp"]
-    columns.append(f"CAST({_quoted(config.event)} AS VARCHAR) AS event_type")
+    columns = [f"{whole_numbers(connection, table, config.user)} AS client_id", f"{time} AS timestamp"]
+    columns.append(f"CAST({quoted(config.event)} AS VARCHAR) AS event_type")
     for role in ("sku", "category", "url", "name", "query"):
         if role in roles:
-            columns.append(f"{_quoted(roles[role])} AS {role}")
+            columns.append(f"{quoted(roles[role])} AS {role}")
     if "price" in roles:
         # Fitted on history alone.
         before = f"WHERE {time} < TIMESTAMP '{text(train_start)}'"
-        borders = _price_borders(connection, table, roles["price"], before)
+        borders = price_borders(connection, table, roles["price"], before)
         if not borders:
             raise ValueError(f"log.price: column {roles['price']} has no number before train_start")
-        columns.append(f"{_price_bucket(roles['price'], borders)} AS price")
+        columns.append(f"{price_bucket(roles['price'], borders)} AS price")
     sql = f"SELECT {', '.join(columns)} FROM {table}"
     for key in ("label_events", "active_events"):
         for name in getattr(config, key):
-            query = f"SELECT 1 FROM {table} WHERE CAST({_quoted(config.event)} AS VARCHAR) = ? LIMIT 1"
+            query = f"SELECT 1 FROM {table} WHERE CAST({quoted(config.event)} AS VARCHAR) = ? LIMIT 1"
             if connection.execute(query, [name]).fetchone() is None:
                 raise ValueError(f"log.{key}: no event of type {name!r} in column {config.event}")
     return Log(
@@ -213,12 +210,21 @@ def _custom(folder: Path, config: LogConfig, connection: duckdb.DuckDBPyConnecti
         sources={"events": sql},
         items=None,
         families={family: role for family, role in _FAMILY_OF.items() if role in roles},
-        outcomes=f"SELECT * FROM events{_only(config.label_events)}",
-        active=f"SELECT client_id, timestamp FROM events{_only(config.active_events)}",
+        outcomes=f"SELECT * FROM events{only(config.label_events)}",
+        active=f"SELECT client_id, timestamp FROM events{only(config.active_events)}",
         train_start=train_start,
         valid_start=valid_start,
         end=end,
     )
+
+
+def need_rows(connection: duckdb.DuckDBPyConnection, path: Path, config: LogConfig) -> None:
+    """Raise ValueError unless each row of a file of a log described by YAML has a user and a time."""
+    for column in (config.user, config.time):
+        if column not in kinds_of(connection, path):
+            raise ValueError(f"{path.name}: no column {column!r}, which others of {config.files} have")
+    need_users(connection, path, config.user)
+    need_times(connection, path, config.time)
 
 
 _FAMILY_OF = {
@@ -242,7 +248,7 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
     files = [path for path in files if path != items]
     tables, found = [], set()
     for path in files:
-        kept = sorted(set(_kinds(connection, path)) & set(_FAMILY_OF.values()) - {"event_type"})
+        kept = sorted(set(kinds_of(connection, path)) & set(_FAMILY_OF.values()) - {"event_type"})
         need_columns(connection, path, ("client_id", "timestamp", *kept))
         if path.stem not in COLUMNS:
             need_columns(connection, path, ("event_type",))
@@ -255,17 +261,17 @@ def _simple(folder: Path, connection: duckdb.DuckDBPyConnection) -> Log:
         )
     events = " UNION ALL BY NAME ".join(tables)
     if items is not None and "sku" in found:
-        added = sorted(set(_kinds(connection, items)) & {"category", "price", "name"} - found)
+        added = sorted(set(kinds_of(connection, items)) & {"category", "price", "name"} - found)
         need_columns(connection, items, ("sku", *added))
-        _need_same_kind(connection, [path for path in files if "sku" in _kinds(connection, path)], items)
+        need_same_kind(connection, [path for path in files if "sku" in kinds_of(connection, path)], items)
         found |= set(added)
         fields = "".join(f", p.{column}" for column in added)
         events = f"SELECT e.*{fields} FROM ({events}) e LEFT JOIN {scan([items])} p USING (sku)"
     # The layout's prices are buckets 0..99; amounts become buckets, and those of the labels by the same borders.
     borders: list[float] | None = [] if "price" in found else None
-    if "price" in found and _other_price(connection, f"({events})") is not None:
-        borders = _price_borders(connection, f"({events})", "price")
-        events = f"SELECT * REPLACE ({_price_bucket('price', borders)} AS price) FROM ({events})"
+    if "price" in found and other_price(connection, f"({events})") is not None:
+        borders = price_borders(connection, f"({events})", "price")
+        events = f"SELECT * REPLACE ({price_bucket('price', borders)} AS price) FROM ({events})"
     last = _moment(connection.execute(f"SELECT max(timestamp) FROM ({events})").fetchone(), folder / "input")
     # The labels are ready and bear no time: the windows follow the last event.
     train_start = last.replace(microsecond=0) + timedelta(seconds=1)
@@ -310,7 +316,7 @@ def _ready_outcomes(
 
     Prices become buckets by `borders`; without borders they are buckets, and with None there are none in the history.
     """
-    columns = _kinds(connection, path)
+    columns = kinds_of(connection, path)
     kept = sorted({"churn", "sku", "category", "price", "name"} & set(columns))
     need_columns(connection, path, ("client_id", *kept))
     if not kept:
@@ -318,16 +324,16 @@ def _ready_outcomes(
     if "churn" in kept:
         _check_churn(connection, path)
     if "price" in kept and borders == []:
-        other = _other_price(connection, scan([path]))
+        other = other_price(connection, scan([path]))
         if other is not None:
             raise ValueError(f"{path.name}: got price {other}, needs buckets 0..99, as those in input/ are")
-    whole = {"sku", "category"} if borders is None else {"sku", "category", "price"}
+    ids = {"sku", "category"} if borders is None else {"sku", "category", "price"}
     typed = []
     for column in kept:
         if column == "price" and borders:
-            typed.append(f"{_price_bucket(column, borders)} AS price")
-        elif column in whole and columns[column] in FLOATS:
-            typed.append(f"{_whole(column, path.name)} AS {column}")
+            typed.append(f"{price_bucket(column, borders)} AS price")
+        elif column in ids and columns[column] in FLOATS:
+            typed.append(f"{whole(column, path.name)} AS {column}")
         else:
             typed.append(column)
     client = f"{_client(connection, path)} AS client_id"
@@ -345,12 +351,6 @@ def _check_churn(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         raise ValueError(f"{path.name}: client {row[0]} has rows with churn 0 and rows with churn 1")
 
 
-def _kinds(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
-    """Columns of a file and DuckDB's names of their types."""
-    rows = connection.execute(f"DESCRIBE SELECT * FROM {scan([path])}").fetchall()
-    return {row[0]: row[1] for row in rows}
-
-
 def _need(paths: Iterable[Path], folder: Path) -> None:
     for path in paths:
         if not path.exists():
@@ -360,53 +360,6 @@ def _need(paths: Iterable[Path], folder: Path) -> None:
                 f"target/train.parquet, in the simple one; there is: {_listing(folder)}. "
                 "Another log needs `log.files` in its YAML."
             )
-
-
-def need_columns(connection: duckdb.DuckDBPyConnection, path: Path, names: Iterable[str]) -> None:
-    """Raise ValueError unless a table has these columns of the challenge, and in each row a client and a time."""
-    found, names = _kinds(connection, path), list(names)
-    for name in names:
-        if name not in found:
-            raise ValueError(f"{path.name}: no column {name!r}; there is: {', '.join(found)}")
-        _need_one_value(path.name, name, name, found[name])
-    if "client_id" in names:
-        _need_users(connection, path, "client_id")
-    if "timestamp" in names:
-        _need_times(connection, path, "timestamp")
-
-
-def _need_one_value(key: str, role: str, column: str, kind: str) -> None:
-    if role not in VECTORS and (kind.endswith("]") or kind.startswith(("STRUCT", "MAP"))):
-        raise ValueError(f"{key}: column {column} holds {kind}, needs one number or text in each row")
-
-
-def _need_users(connection: duckdb.DuckDBPyConnection, path: Path, column: str) -> None:
-    name = _quoted(column)
-    missing = f"{name} IS NULL" + (f" OR isnan({name})" if _kinds(connection, path)[column] in FLOATS else "")
-    row = connection.execute(f"SELECT count(*) FROM {scan([path])} WHERE {missing}").fetchone()
-    if row and row[0]:
-        raise ValueError(f"{path.name}: column {column} is empty in {row[0]:,} rows, needs a client in each")
-
-
-def _need_times(connection: duckdb.DuckDBPyConnection, path: Path, column: str) -> None:
-    name, kind = _quoted(column), _kinds(connection, path)[column]
-    wrong = f"TRY_CAST({name} AS TIMESTAMP) IS NULL"
-    if kind != "VARCHAR" and not kind.startswith(("TIMESTAMP", "DATE")):
-        wrong = "true"
-    row = connection.execute(f"SELECT CAST({name} AS VARCHAR) FROM {scan([path])} WHERE {wrong} LIMIT 1").fetchone()
-    if row is not None:
-        held = "nothing in some rows" if row[0] is None else f"{row[0]!r} ({kind})"
-        raise ValueError(f"{path.name}: column {column} holds {held}, needs times like 2022-10-13 00:00:00 (UTC)")
-
-
-def _need_same_kind(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path], items: Path) -> None:
-    """Raise ValueError where skus are text in an event table and numbers in the item table, or the other way round."""
-    # A table without rows may have a type of its own.
-    found = {path: _kinds(connection, path)["sku"] for path in (items, *paths)}
-    kinds = {path: "text" if kind == "VARCHAR" else "numbers" for path, kind in found.items() if kind != '"NULL"'}
-    for path, kind in kinds.items():
-        if kind != kinds.get(items, kind):
-            raise ValueError(f"{path.name}: column sku holds {kind}, needs {kinds[items]}, as {items.name} has")
 
 
 def _listing(folder: Path) -> str:
@@ -443,81 +396,9 @@ def _load(path: Path) -> NDArray:
     return array
 
 
-def _quoted(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
-
-
-def _checked(column: str, kind: str, key: str) -> str:
-    """SQL that casts a column and fails with the value that could not be cast."""
-    name = _quoted(column)
-    message = f"'{key}: column {column} holds ' || CAST({name} AS VARCHAR) || ', which is no {kind}'"
-    bad = f"{name} IS NOT NULL AND TRY_CAST({name} AS {kind}) IS NULL"
-    return f"CASE WHEN {bad} THEN error({message}) ELSE TRY_CAST({name} AS {kind}) END"
-
-
-def _whole(column: str, key: str) -> str:
-    """SQL of a column of ids that a data frame wrote as floats because some are missing."""
-    message = f"'{key}: column {column} holds ' || {column} || ', which is no whole number'"
-    missing = f"{column} IS NULL OR isnan({column})"
-    return (
-        f"CASE WHEN {missing} THEN NULL WHEN {column} <> floor({column}) THEN error({message}) "
-        f"ELSE CAST({column} AS BIGINT) END"
-    )
-
-
 def _client(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
     """SQL of a table's client_id, as whole numbers where a data frame wrote floats."""
-    return _whole("client_id", path.name) if _kinds(connection, path)["client_id"] in FLOATS else "client_id"
-
-
-def _whole_numbers(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> str:
-    """SQL of a user column: BIGINT when every value is a whole number, else text."""
-    name = _quoted(column)
-    whole = connection.execute(
-        f"SELECT bool_and(TRY_CAST({name} AS BIGINT) IS NOT NULL OR {name} IS NULL) FROM {table}"
-    )
-    row = whole.fetchone()
-    return f"CAST({name} AS {'BIGINT' if row and row[0] else 'VARCHAR'})"
-
-
-def _price_borders(connection: duckdb.DuckDBPyConnection, table: str, column: str, where: str = "") -> list[float]:
-    """The 99 borders between the hundredths of a table's prices; none where no row has a price."""
-    shares = [i / 100 for i in range(1, 100)]
-    row = connection.execute(f"SELECT quantile_cont({_price(column)}, {shares}) FROM {table} {where}").fetchone()
-    return [float(border) for border in row[0]] if row and row[0] is not None else []
-
-
-def _price_bucket(column: str, borders: list[float]) -> str:
-    """SQL of the price's quantile bucket 0..99."""
-    price = _price(column)
-    return f"CASE WHEN {price} IS NULL THEN NULL ELSE len(list_filter({borders!r}, lambda x: x <= {price})) END"
-
-
-def _other_price(connection: duckdb.DuckDBPyConnection, table: str) -> float | None:
-    """Return a price that is no bucket 0..99, if there is one."""
-    price = _price("price")
-    bucket = f"{price} BETWEEN 0 AND 99 AND {price} = floor({price})"
-    row = connection.execute(f"SELECT {price} FROM {table} WHERE NOT ({bucket}) LIMIT 1").fetchone()
-    return row[0] if row else None
-
-
-def _price(column: str) -> str:
-    """SQL of a price; one that is not finite is none: data frames write missing ones as NaN."""
-    number = f"TRY_CAST({_quoted(column)} AS DOUBLE)"
-    return f"(CASE WHEN isfinite({number}) THEN {number} END)"
-
-
-def _only(events: list[str]) -> str:
-    names = ", ".join("'" + name.replace("'", "''") + "'" for name in events)
-    return f" WHERE event_type IN ({names})" if events else ""
-
-
-def parse_moment(value: Any, key: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-    except ValueError:
-        raise ValueError(f"{key}: got {value!r}, needs a time like 2022-10-13 00:00:00 (UTC)") from None
-    return moment.astimezone(timezone.utc).replace(tzinfo=None) if moment.tzinfo else moment
+    return whole("client_id", path.name) if kinds_of(connection, path)["client_id"] in FLOATS else "client_id"
 
 
 def _moment(row: tuple[Any, ...] | None, where: Path) -> datetime:

@@ -16,13 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import seqdata
+from ubt.columns import VECTORS
 from ubt.config import LogConfig, PrepareConfig
-from ubt.log import Log, read_log, text
+from ubt.log import Log, read_log
 from ubt.rundir import read_json, temporary_directory, write_json
+from ubt.sql import text
 
 FORMAT = 3
 PRICE_BUCKETS = 100
-VECTORS = ("name", "query")
 TARGETS = ("category", "sku", "new_sku", "price")
 
 

@@ -12,14 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 import seqdata
+from ubt.columns import need_columns
 from ubt.config import Config, LogConfig
 from ubt.data import Reader
 from ubt.embed import BATCH_USERS, CacheWriter, Chunk, Made, cache_writer, embed_users, finite, place, seconds
-from ubt.log import COLUMNS, Log, need_columns, parse_moment, read_log, scan
+from ubt.log import COLUMNS, Log, need_rows, read_log
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
 from ubt.progress import progress
 from ubt.rundir import file_hash, read_json, temporary_directory, temporary_file, write_json
+from ubt.sql import parse_moment, scan
 from ubt.train import load
 
 # A day more is a shard more, and every shard makes reading slower.
@@ -191,6 +193,8 @@ def _new_files(log: Log, folder: Path, config: LogConfig) -> list[Path]:
         raise FileNotFoundError(f"update.new_data: {folder} is not a folder")
     if log.layout == "custom":
         files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
+        for path in files:
+            need_rows(log.connection, path, config)
     elif log.layout in ("raw", "split"):
         files = [path for name in COLUMNS if (path := folder / f"{name}.parquet").exists()]
         for path in files:
