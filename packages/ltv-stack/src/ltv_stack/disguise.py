@@ -38,6 +38,11 @@ class Target:
         return np.isfinite(self.values)
 
     @cached_property
+    def mask(self) -> bytes:
+        """The known rows as a key."""
+        return self.known.tobytes()
+
+    @cached_property
     def buyers(self) -> Bools:
         """Rows known to be above zero [N]."""
         return self.known & (np.nan_to_num(self.values) > 0)
@@ -80,7 +85,8 @@ def told_by_values(view: Floats, targets: Sequence[Target]) -> tuple[str, str] |
     """The kind of leak and what was seen, where a number of every row alone tells a label."""
     there = np.isfinite(view)
     filled = np.where(there, view, np.nanmin(view, initial=0.0) - 1.0)
-    ranks = pd.Series(filled).rank().to_numpy()
+    # Labels that are known for the same rows share the ranks.
+    ranks: dict[bytes, Floats] = {}
     spread = np.sort(view[there & (view != 0)])
     for target in targets:
         buyers = target.buyers
@@ -93,9 +99,10 @@ def told_by_values(view: Floats, targets: Sequence[Target]) -> tuple[str, str] |
                 follows = abs(_rank_correlation(view[held], target.values[held]))
                 if follows > _DERIVED_CORRELATION:
                     return "label_derived", f"rank correlation {follows:.3f} with {target.name} among buyers"
-        own = ranks if target.known.all() else pd.Series(np.where(target.known, filled, np.nan)).rank().to_numpy()
+        if target.mask not in ranks:
+            ranks[target.mask] = pd.Series(np.where(target.known, filled, np.nan)).rank().to_numpy()
         positives, negatives = len(target.amounts), int(target.known.sum()) - len(target.amounts)
-        auc = float((own[buyers].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+        auc = float((ranks[target.mask][buyers].sum() - positives * (positives + 1) / 2) / (positives * negatives))
         auc = max(auc, 1 - auc)
         if auc > _DERIVED_AUC:
             return "label_derived", f"alone ranks {target.name} > 0 with AUC {auc:.4f}"
