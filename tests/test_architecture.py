@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 KERNELS = {"hstu_kernels", "mamba_scan"}
-PACKAGES = {"seqdata", "mtl_heads", "ltv_stack", "stu_tokens"}
+PACKAGES = {"seqdata", "mtl_heads", "ltv_stack", "stu_tokens", "rankers", "runkit", "synthlogs"}
 APPS = {"ubt", "purchase", "ltv", "retailsim", "stu"}
 HOUSE = KERNELS | PACKAGES | APPS
 # What a room may import besides the standard library and itself. Extras and backends that may be absent come second:
@@ -28,6 +28,11 @@ ALLOWED = {
         {"torch", "dask", "distributed", "xgboost", "shap", "matplotlib"},
     ),
     "stu_tokens": ({"torch", "numpy"}, {"faiss"}),
+    "runkit": (
+        {"jsonargparse", "yaml", "tqdm", "numpy", "filelock"},
+        {"lightning", "torch", "fastapi", "uvicorn", "matplotlib"},
+    ),
+    "synthlogs": ({"numpy", "pyarrow", "tqdm"}, set()),
 }
 
 

@@ -1,0 +1,1 @@
+"""Generated behaviour logs in published layouts, with the truth planted in them."""
