@@ -51,13 +51,13 @@ def test_append_equals_a_build_of_both(tmp_path_factory, oracle, seed, cut, late
     folder = tmp_path_factory.mktemp("append")
     store = seqdata.build(log[:cut], folder / "s", fields=FIELDS, **KEYS)
     before = store.vocabulary("item").values.tolist()
-    longer = store.append(log[cut:], fit_before=10**15 if grow else None, progress=False)
+    longer = seqdata.append(store, log[cut:], fit_before=10**15 if grow else None, progress=False)
     fresh = log[cut:][~log.item[cut:].isin(before)].item.value_counts()
     added = sorted(fresh.index, key=lambda item: (-fresh[item], item)) if grow else []
     check(longer, log, before + added, oracle)
     # whoever had the store open sees what it opened
     check(store, log[:cut], before, oracle)
-    one = longer.compact()
+    one = seqdata.compact(longer)
     assert len(one.schema["shards"]) == 1
     check(one, log, before + added, oracle)
     assert one.schema["rows"]["in"] == 200
@@ -68,7 +68,7 @@ def test_many_appends_keep_ids_and_clean_up(tmp_path, oracle):
     store = seqdata.build(log[:200], tmp_path / "s", fields=FIELDS, shards=2, **KEYS)
     known = store.vocabulary("item").values.tolist()
     for start in (200, 300, 400, 500):
-        store = store.append(log[start : start + 100], progress=False)
+        store = seqdata.append(store, log[start : start + 100], progress=False)
     check(store, log, known, oracle)
     assert len(os.listdir(tmp_path / "s" / "fitted")) <= 2
     assert sorted(os.listdir(tmp_path / "s")) == ["fitted", "schema.json", "shards"]
@@ -84,8 +84,8 @@ def test_fewer_columns_new_tables_and_items(tmp_path):
     )
     fresh = pd.DataFrame({"user": [3, 1], "time": [6, 7], "sku": [12, 10]})
     more = pd.DataFrame({"sku": [12, 10], "cat": ["y", "never"], "price": [3.0, 9.0]})
-    grown = store.append(
-        {"cart": fresh}, fit_before=7_000_000, items={"sku": seqdata.ItemTable(more, "sku")}, progress=False
+    grown = seqdata.append(
+        store, {"cart": fresh}, fit_before=7_000_000, items={"sku": seqdata.ItemTable(more, "sku")}, progress=False
     )
     assert grown.vocabulary("sku").values.tolist() == [10, 11, 12]
     assert grown.vocabulary("event_type").values.tolist() == ["buy", "cart"]
@@ -101,7 +101,7 @@ def test_new_vectors_come_behind_old_ones(tmp_path):
     old = pd.DataFrame({"user": [1, 1], "time": [1, 2], "q": ["[9 9]", "[5 5]"]})
     new = pd.DataFrame({"user": [1, 1], "time": [3, 4], "q": ["[1 1]", "[9 9]"]})
     store = seqdata.build(old, tmp_path / "s", fields={"q": seqdata.Vector(2)}, **KEYS)
-    grown = store.append(new, progress=False)
+    grown = seqdata.append(store, new, progress=False)
     assert np.array_equal(grown.vectors("q")[:3], store.vectors("q"))
     assert grown.vectors("q")[grown.column("q")].tolist() == [[9, 9], [5, 5], [1, 1], [9, 9]]
 
@@ -110,23 +110,23 @@ def test_mistakes(tmp_path, oracle):
     log = oracle.log(rows=50)
     store = seqdata.build(log, tmp_path / "s", fields=FIELDS, fit_before=9_000_000, **KEYS)
     with pytest.raises(ValueError, match="one source, not a mapping"):
-        store.append({"a": log}, progress=False)
+        seqdata.append(store, {"a": log}, progress=False)
     with pytest.raises(ValueError, match="vocabularies only move forward"):
-        store.append(log, fit_before=8_000_000, progress=False)
+        seqdata.append(store, log, fit_before=8_000_000, progress=False)
     with pytest.raises(KeyError, match="user column 'user' is not in"):
-        store.append(log.drop(columns="user"), progress=False)
+        seqdata.append(store, log.drop(columns="user"), progress=False)
     with pytest.raises(ValueError, match="log is empty"):
-        store.append(log[:0], progress=False)
-    store.append(log, progress=False)
+        seqdata.append(store, log[:0], progress=False)
+    seqdata.append(store, log, progress=False)
     with pytest.raises(ValueError, match="open it again"):
-        store.append(log, progress=False)
+        seqdata.append(store, log, progress=False)
     with pytest.raises(ValueError, match="open it again"):
         older = seqdata.open_store(store.path)
-        seqdata.open_store(store.path).append(log, progress=False)
-        older.compact()
+        seqdata.append(seqdata.open_store(store.path), log, progress=False)
+        seqdata.compact(older)
     tables = seqdata.build({"a": log}, tmp_path / "t", fields=FIELDS, **KEYS)
     with pytest.raises(ValueError, match="needs a mapping"):
-        tables.append(log, progress=False)
+        seqdata.append(tables, log, progress=False)
 
 
 @pytest.mark.parametrize("at", [1, 4, 8])
@@ -144,7 +144,7 @@ def test_full_disk(tmp_path, oracle, monkeypatch, at):
     for module in ("layout", "spool", "encode"):
         monkeypatch.setattr(f"seqdata.{module}.write_all", full)
     with pytest.raises(OSError, match="no space left while changing"):
-        store.append(log, progress=False)
+        seqdata.append(store, log, progress=False)
     monkeypatch.undo()
     check(seqdata.open_store(tmp_path / "s"), log, store.vocabulary("item").values.tolist(), oracle)
     assert sorted(os.listdir(tmp_path / "s")) == ["fitted", "schema.json", "shards"]
@@ -173,7 +173,7 @@ SLOW_APPEND = textwrap.dedent("""
         layout.write_json = stop
     schema = next(batches()).schema
     reader = pa.RecordBatchReader.from_batches(schema, batches())
-    seqdata.open_store(sys.argv[1]).append(reader, progress=False)
+    seqdata.append(seqdata.open_store(sys.argv[1]), reader, progress=False)
     """)
 
 
@@ -187,11 +187,11 @@ def test_killed_append_leaves_the_store(tmp_path, oracle, where):
     )
     assert process.stdout.readline() == "now\n"
     with pytest.raises(FileExistsError, match="another process is changing"):
-        store.append(log, progress=False)
+        seqdata.append(store, log, progress=False)
     process.send_signal(signal.SIGKILL)
     process.stdout.close()
     process.wait(30)
     check(seqdata.open_store(tmp_path / "s"), log, known, oracle)
     again = log.assign(row=log.row + 1000)
-    check(store.append(again, progress=False), pd.concat([log, again], ignore_index=True), known, oracle)
+    check(seqdata.append(store, again, progress=False), pd.concat([log, again], ignore_index=True), known, oracle)
     assert sorted(os.listdir(tmp_path / "s")) == ["fitted", "schema.json", "shards"]

@@ -79,7 +79,7 @@ def test_appending_properly_is_no_leak(tmp_path):
     log = clean_log()
     old = log[log.time < CUT - 20 * DAY]
     store = build(old, tmp_path, fit_before=(CUT - 20 * DAY) * 1_000_000)
-    store = store.append(log[log.time >= CUT - 20 * DAY], fit_before=CUT * 1_000_000, progress=False)
+    store = seqdata.append(store, log[log.time >= CUT - 20 * DAY], fit_before=CUT * 1_000_000, progress=False)
     report = seqdata.audit(store)
     assert report.worst == "note"
     assert "error" in levels(seqdata.audit(store, cutoff=(CUT - DAY) * 1_000_000), "vocabulary")

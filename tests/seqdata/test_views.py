@@ -66,7 +66,7 @@ def test_token_budget_fills_batches(store):
 
 def test_token_budget_over_more_users_than_one_chunk(store, monkeypatch):
     whole = users_of(store.all().batches(max_tokens=100, shuffle=True))
-    monkeypatch.setattr("seqdata.view.CHUNK", 8)
+    monkeypatch.setattr("seqdata.batching.CHUNK", 8)
     assert users_of(store.all().batches(max_tokens=100, shuffle=True)) == whole
 
 

@@ -51,16 +51,16 @@ def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, 
     if fresh:
         sources = _sources(log, list(fresh))
         if isinstance(sources, dict):
-            prepared.store.append(sources, progress=False)
+            seqdata.append(prepared.store, sources, progress=False)
         else:
             with temporary_directory(prepared.folder / "new_events") as events:
                 log.connection.execute(f"COPY ({sources}) TO '{events / 'new.parquet'}' (FORMAT parquet)")
-                prepared.store.append(str(events / "new.parquet"), progress=False)
+                seqdata.append(prepared.store, str(events / "new.parquet"), progress=False)
             shutil.rmtree(prepared.folder / "new_events")
         write_json(prepared.folder / "updates.json", done | {key: path.name for path, key in fresh.items()})
     store = seqdata.open_store(prepared.store.path)
     if len(store.schema["shards"]) > MOST_SHARDS:
-        store = store.compact()
+        store = seqdata.compact(store)
     return replace(prepared, store=store, known=np.flatnonzero(np.isin(prepared.users, store.users)))
 
 

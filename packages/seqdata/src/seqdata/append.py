@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from seqdata import layout
-from seqdata.build import check_items, parse_bytes, plan_build, run_local
+from seqdata.engines import run_local
 from seqdata.fields import Categorical, Field, Hashed, ItemTable, Numeric, Vector
 from seqdata.index import write_index
 from seqdata.items import extend_items
 from seqdata.job import Job
+from seqdata.plan import check_items, parse_bytes, plan_build
 from seqdata.store import Store, open_store
 from seqdata.times import format_time, parse_cutoff
 

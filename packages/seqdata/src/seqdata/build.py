@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from seqdata import layout
-from seqdata.fields import Categorical, ItemTable
+from seqdata.engines import Mapper, run_dask, run_local, run_mapped
+from seqdata.fields import ItemTable
 from seqdata.index import write_index
 from seqdata.items import write_items
 from seqdata.job import Job
-from seqdata.plan import Plan, make_plan
-from seqdata.progress import Progress
-from seqdata.sources import open_source
+from seqdata.plan import check_items, parse_bytes, plan_build
 from seqdata.store import Store, open_store
 from seqdata.times import parse_cutoff
-
-Mapper = Callable[[Callable[[int], dict[str, Any]], Sequence[int]], Iterable[dict[str, Any]]]
-DEFAULT_MEMORY = 512_000_000
 
 
 def build(
@@ -103,12 +98,8 @@ def build(
         job = Job(plan, folder)
         job.prepare(resume)
         if engine == "dask":
-            from seqdata.scale import run_dask
-
             schema = run_dask(job, scheduler, progress)
         elif callable(engine):
-            from seqdata.scale import run_mapped
-
             schema = run_mapped(job, engine)
         else:
             schema = run_local(job, progress)
@@ -120,74 +111,7 @@ def build(
     return open_store(out)
 
 
-def plan_build(sources: Any, *, event_field: str, null_user: str, budget: int, **options: Any) -> Plan:
-    """Opens the sources of `build` and checks its arguments against their columns."""
-    if null_user not in ("error", "drop"):
-        raise ValueError(f"null_user={null_user!r}: needs 'error' or 'drop'")
-    several = isinstance(sources, Mapping)
-    if several and not sources:
-        raise ValueError("sources={}: needs at least one event table")
-    named = {str(name): source for name, source in sources.items()} if several else {"events": sources}
-    tables = {name: open_source(source, name, budget // 2) for name, source in named.items()}
-    return make_plan(
-        tables, event_field=event_field if several else None, null_user=null_user, budget=budget, **options
-    )
-
-
-def run_local(job: Job, progress: bool) -> dict[str, Any]:
-    """All steps of a job, one after the other; returns its schema."""
-    plan = job.plan
-    sizes = [part.rows for _, part in plan.parts]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
-    bar = Progress("read", total, "rows", progress)
-    parts, done = [], 0
-    for number in range(len(plan.parts)):
-        parts.append(job.ingest(number, bar.after(done)))
-        done += parts[-1]["rows_in"]
-    bar.close(done)
-    check_not_empty(parts)
-    described = job.fit(parts)
-    rows = sum(sum(map(sum, part["rows"])) for part in parts)
-    bar = Progress("sort", rows, "events", progress)
-    shards, done = [], 0
-    for shard in range(plan.shards):
-        shards.append(job.sort(shard, parts, described, bar.after(done)))
-        done += shards[-1]["events"]
-    bar.close(done)
-    return job.schema(parts, described, shards)
-
-
-def check_not_empty(parts: list[dict[str, Any]]) -> None:
-    """Refuses a log without events."""
-    read, dropped = sum(part["rows_in"] for part in parts), sum(part["dropped"] for part in parts)
-    if read == dropped:
-        raise ValueError(f"the log is empty: {read:,} rows read{', all dropped for a null user' if dropped else ''}")
-
-
 def finish(folder: Any, schema: dict[str, Any]) -> None:
     """Drops the working files and writes schema.json, which makes the folder a store."""
     shutil.rmtree(folder / "work")
     layout.write_json(folder / "schema.json", schema)
-
-
-def parse_bytes(limit: int | str | None) -> int:
-    """Bytes of a number or of text such as "512MB" or "2 GiB"; None is 512 MB."""
-    if limit is None:
-        return DEFAULT_MEMORY
-    if isinstance(limit, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", limit.lower())
-        if not match:
-            raise ValueError(f"memory_limit={limit!r}: needs bytes or text such as '512MB'")
-        base = 1024 if match[3] else 1000
-        limit = int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
-    if limit < 32_000_000:
-        raise ValueError(f"memory_limit={limit}: needs at least 32 MB")
-    return int(limit)
-
-
-def check_items(items: Mapping[str, ItemTable], plan: Plan) -> None:
-    """Refuses an item table of a field that is not categorical."""
-    for name in items:
-        if not isinstance(plan.fields.get(name), Categorical):
-            known = [field for field, spec in plan.fields.items() if isinstance(spec, Categorical)]
-            raise KeyError(f"items: {name!r} is not a categorical field; the categorical fields are {known}")

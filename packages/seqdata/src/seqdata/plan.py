@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from seqdata.encode import Codec, UserCodec, make_codec
-from seqdata.fields import Categorical, Field, Hashed, describe, infer_field, is_text, parse_field
-from seqdata.sources import Part
+from seqdata.fields import Categorical, Field, Hashed, ItemTable, describe, infer_field, is_text, parse_field
+from seqdata.sources import Part, open_source
 
+DEFAULT_MEMORY = 512_000_000
 CASTS = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
 
 
@@ -66,6 +68,20 @@ class Plan:
             "types": {name: str(kind) for name, kind in self.types.items()},
             "options": [self.event_field, self.fit_before, self.null_user, self.shards],
         }
+
+
+def plan_build(sources: Any, *, event_field: str, null_user: str, budget: int, **options: Any) -> Plan:
+    """Opens the sources of `build` and checks its arguments against their columns."""
+    if null_user not in ("error", "drop"):
+        raise ValueError(f"null_user={null_user!r}: needs 'error' or 'drop'")
+    several = isinstance(sources, Mapping)
+    if several and not sources:
+        raise ValueError("sources={}: needs at least one event table")
+    named = {str(name): source for name, source in sources.items()} if several else {"events": sources}
+    tables = {name: open_source(source, name, budget // 2) for name, source in named.items()}
+    return make_plan(
+        tables, event_field=event_field if several else None, null_user=null_user, budget=budget, **options
+    )
 
 
 def make_plan(
@@ -139,6 +155,29 @@ def make_plan(
         tables=list(tables),
         **options,
     )
+
+
+def parse_bytes(limit: int | str | None) -> int:
+    """Bytes of a number or of text such as "512MB" or "2 GiB"; None is 512 MB."""
+    if limit is None:
+        return DEFAULT_MEMORY
+    if isinstance(limit, str):
+        match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", limit.lower())
+        if not match:
+            raise ValueError(f"memory_limit={limit!r}: needs bytes or text such as '512MB'")
+        base = 1024 if match[3] else 1000
+        limit = int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
+    if limit < 32_000_000:
+        raise ValueError(f"memory_limit={limit}: needs at least 32 MB")
+    return int(limit)
+
+
+def check_items(items: Mapping[str, ItemTable], plan: Plan) -> None:
+    """Refuses an item table of a field that is not categorical."""
+    for name in items:
+        if not isinstance(plan.fields.get(name), Categorical):
+            known = [field for field, spec in plan.fields.items() if isinstance(spec, Categorical)]
+            raise KeyError(f"items: {name!r} is not a categorical field; the categorical fields are {known}")
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:

@@ -170,18 +170,6 @@ class Store:
         """Every user's events before `cutoff`: a datetime, ISO text or integer microseconds; UTC unless it says."""
         return self.all().as_of(cutoff)
 
-    def append(self, sources: Any, **options: Any) -> Store:
-        """This store with more events; see `seqdata.append`."""
-        from seqdata.append import append
-
-        return append(self, sources, **options)
-
-    def compact(self) -> Store:
-        """This store as one shard; see `seqdata.compact`."""
-        from seqdata.append import compact
-
-        return compact(self)
-
     def _pieces(self, name: str) -> list[np.ndarray]:
         if name not in self._columns:
             raise KeyError(f"no field {name!r}; the fields are {self.fields}")

@@ -4,48 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from seqdata.jagged import Jagged, to_tensor
-from seqdata.order import Order
+from seqdata.batching import Batching
+from seqdata.gather import Batch, Events, Gather
+from seqdata.jagged import Jagged
 from seqdata.times import parse_cutoff, parse_span
-
-if TYPE_CHECKING:
-    from seqdata.store import Store
-
-CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of some users: ids [B], their positions in store.users [B], and the jagged fields."""
-
-    users: Any
-    user_index: Any
-    jagged: Jagged
-
-    def __len__(self) -> int:
-        return len(self.user_index)
-
-    def __repr__(self) -> str:
-        return f"Batch({len(self)} users, {self.jagged})"
-
-    def torch(self) -> Batch:
-        """The same with torch tensors; text user ids stay numpy."""
-        users = _tensor(self.users) if self.users.dtype != object else self.users
-        return Batch(users, _tensor(self.user_index), self.jagged.torch())
-
-    def to(self, device: Any, non_blocking: bool = False) -> Batch:
-        """The same with its jagged fields on a torch device; users stay where they are."""
-        return Batch(self.users, self.user_index, self.jagged.to(device, non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """The same with its jagged fields in page-locked memory, as torch's DataLoader asks for."""
-        return Batch(self.users, self.user_index, self.jagged.pin_memory())
 
 
 class View:
@@ -56,7 +22,7 @@ class View:
 
     def __init__(
         self,
-        store: Store,
+        store: Events,
         start: int | None = None,
         end: int | None = None,
         rows: np.ndarray | None = None,
@@ -274,72 +240,23 @@ class View:
         start: int = 0,
     ) -> Iterator[np.ndarray]:
         """Rows of the view that make each batch, without touching an event; arguments as for `batches`."""
-        _positive(batch_size=batch_size, max_tokens=max_tokens, max_len=max_len, length_pool=length_pool)
-        if batch_size is None and max_tokens is None:
-            raise ValueError("batches: needs batch_size (users) or max_tokens (events)")
-        rows = np.flatnonzero(self.lengths()) if drop_empty else None
-        order = Order(len(self) if rows is None else len(rows), seed, epoch, shuffle)
-        if max_tokens is None and length_pool is None:
-            yield from self._by_count(order, rows, batch_size or 1, start)
-            return
-        lengths = self.lengths() if max_len is None else np.minimum(self.lengths(), max_len)
-        if max_tokens is not None and len(lengths) and lengths.max() > max_tokens:
+        batching = Batching(batch_size, max_tokens, shuffle, seed, max_len, drop_empty, length_pool)
+        return self.rows(batching, epoch, start)
+
+    def rows(self, batching: Batching, epoch: int = 0, start: int = 0) -> Iterator[np.ndarray]:
+        """Rows of the view that make each batch of an epoch, from batch `start` on."""
+        lengths, most = self.lengths(), batching.max_tokens
+        if most is not None and len(lengths):
             longest = int(np.argmax(lengths))
-            raise ValueError(
-                f"max_tokens={max_tokens}: user {self.users[longest]} alone has {int(lengths[longest])} events; raise"
-                f" it or pass max_len <= {max_tokens}"
-            )
-        if length_pool is None:
-            pieces = self._by_tokens(order, rows, lengths, batch_size, max_tokens)
-        else:
-            pieces = self._by_length(order, rows, lengths, batch_size, max_tokens, length_pool, (seed, epoch))
-        yield from islice(pieces, start, None)
-
-    def _by_count(self, order: Order, rows: np.ndarray | None, batch_size: int, start: int) -> Iterator[np.ndarray]:
-        for begin in range(start * batch_size, len(order), batch_size):
-            picked = order(begin, min(begin + batch_size, len(order)))
-            yield picked if rows is None else rows[picked]
-
-    def _by_tokens(
-        self,
-        order: Order,
-        rows: np.ndarray | None,
-        lengths: np.ndarray,
-        batch_size: int | None,
-        max_tokens: int | None,
-    ) -> Iterator[np.ndarray]:
-        held = np.zeros(0, np.int64)
-        for begin in range(0, len(order), CHUNK):
-            picked = order(begin, min(begin + CHUNK, len(order)))
-            held = np.concatenate([held, picked if rows is None else rows[picked]])
-            final = begin + CHUNK >= len(order)
-            at = 0
-            for stop in _cuts(lengths[held], batch_size, max_tokens):
-                if stop == len(held) and not final:
-                    break
-                yield held[at:stop]
-                at = stop
-            held = held[at:]
-
-    def _by_length(
-        self,
-        order: Order,
-        rows: np.ndarray | None,
-        lengths: np.ndarray,
-        batch_size: int | None,
-        max_tokens: int | None,
-        pool: int,
-        key: tuple[int, int],
-    ) -> Iterator[np.ndarray]:
-        for number, begin in enumerate(range(0, len(order), pool)):
-            picked = order(begin, min(begin + pool, len(order)))
-            held = picked if rows is None else rows[picked]
-            held = held[np.argsort(lengths[held], kind="stable")]
-            stops = list(_cuts(lengths[held], batch_size, max_tokens))
-            pieces = [held[low:high] for low, high in zip([0, *stops], stops, strict=False)]
-            mixed = Order(len(pieces), key[0] + 1_000_003 * number, key[1], order.shuffle)
-            for place in mixed(0, len(pieces)):
-                yield pieces[place]
+            events = int(lengths[longest])
+            if batching.max_len is not None:
+                events = min(events, batching.max_len)
+            if events > most:
+                raise ValueError(
+                    f"max_tokens={most}: user {self.users[longest]} alone has {events} events; raise it or pass"
+                    f" max_len <= {most}"
+                )
+        return batching.rows(lengths, epoch, start)
 
     def _narrow(self, start: int | None, end: int | None) -> View:
         low = self.start if start is None else start if self.start is None else max(start, self.start)
@@ -368,56 +285,6 @@ class View:
         return ids
 
 
-class Gather:
-    """Takes events out of a store: a call with positions [T] and lengths [B] gives a Jagged of the chosen fields."""
-
-    def __init__(self, store: Store, fields: Sequence[str] | None = None) -> None:
-        self.store = store
-        self.fields = list(store.fields if fields is None else fields)
-        for name in self.fields:
-            if name != "timestamp":
-                store.entry(name)
-
-    def __call__(self, positions: np.ndarray, lengths: np.ndarray) -> Jagged:
-        offsets = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        return Jagged(self.values(positions), offsets)
-
-    def values(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """{field: [T, ...]} at positions [T] of the store's columns."""
-        store = self.store
-        values: dict[str, np.ndarray] = {}
-        keys: dict[str, np.ndarray] = {}
-        for name in self.fields:
-            if name == "timestamp":
-                continue
-            if name in store.schema["fields"]:
-                if name not in keys:
-                    keys[name] = store.take(name, positions)
-                values[name] = keys[name]
-            else:
-                field, column = store.item_columns[name]
-                if field not in keys:
-                    keys[field] = store.take(field, positions)
-                values[name] = store.item_column(field, column)[keys[field]]
-        values["timestamp"] = store.time[positions] // 1_000_000
-        return values
-
-
-def _cuts(lengths: np.ndarray, batch_size: int | None, max_tokens: int | None) -> Iterator[int]:
-    """Ends of successive batches that hold as many sequences as fit."""
-    ends = np.cumsum(lengths)
-    at = 0
-    while at < len(lengths):
-        stop = len(lengths)
-        if max_tokens is not None:
-            stop = int(np.searchsorted(ends, (ends[at - 1] if at else 0) + max_tokens, "right"))
-        if batch_size is not None:
-            stop = min(stop, at + batch_size)
-        yield stop
-        at = stop
-
-
 def _bisect(time: np.ndarray, low: np.ndarray, high: np.ndarray, limit: int, kept: np.ndarray | None) -> np.ndarray:
     """For every range low:high of sorted times the first position with time >= limit."""
     low, high = np.array(low), np.array(high)
@@ -429,13 +296,3 @@ def _bisect(time: np.ndarray, low: np.ndarray, high: np.ndarray, limit: int, kep
         high[active[~before]] = middle[~before]
         active = active[low[active] < high[active]]
     return low
-
-
-def _positive(**arguments: int | None) -> None:
-    for name, value in arguments.items():
-        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-            raise ValueError(f"{name}={value!r}: needs an integer >= 1")
-
-
-def _tensor(array: Any) -> Any:
-    return to_tensor(array) if isinstance(array, np.ndarray) else array

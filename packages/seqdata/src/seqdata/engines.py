@@ -1,15 +1,38 @@
-"""The steps of a build on other processes or machines: Dask workers, or whatever can map a function over numbers."""
+"""Who runs the steps of a build: this process, Dask workers, or whatever can map a function over numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from seqdata.build import Mapper, check_not_empty
 from seqdata.job import Job
 from seqdata.progress import Progress
 
 Step = Callable[[int], dict[str, Any]]
+Mapper = Callable[[Step, Sequence[int]], Iterable[dict[str, Any]]]
+
+
+def run_local(job: Job, progress: bool) -> dict[str, Any]:
+    """All steps of a job, one after the other; returns its schema."""
+    plan = job.plan
+    sizes = [part.rows for _, part in plan.parts]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    bar = Progress("read", total, "rows", progress)
+    parts, done = [], 0
+    for number in range(len(plan.parts)):
+        parts.append(job.ingest(number, bar.after(done)))
+        done += parts[-1]["rows_in"]
+    bar.close(done)
+    _check_not_empty(parts)
+    described = job.fit(parts)
+    rows = sum(sum(map(sum, part["rows"])) for part in parts)
+    bar = Progress("sort", rows, "events", progress)
+    shards, done = [], 0
+    for shard in range(plan.shards):
+        shards.append(job.sort(shard, parts, described, bar.after(done)))
+        done += shards[-1]["events"]
+    bar.close(done)
+    return job.schema(parts, described, shards)
 
 
 def run_mapped(job: Job, mapper: Mapper) -> dict[str, Any]:
@@ -27,7 +50,7 @@ def run_mapped(job: Job, mapper: Mapper) -> dict[str, Any]:
     remote = Job(plan.without(here), job.folder)
     read = {i: job.ingest(i) for i in here} | dict(zip(away, mapper(remote.ingest, away), strict=True))
     parts = [read[i] for i in range(len(plan.parts))]
-    check_not_empty(parts)
+    _check_not_empty(parts)
     described = job.fit(parts)
     shards = list(mapper(_Sort(remote, parts, described), range(plan.shards)))
     return job.schema(parts, described, shards)
@@ -55,6 +78,13 @@ def run_dask(job: Job, scheduler: str | None, progress: bool) -> dict[str, Any]:
 
     with Client(scheduler) if scheduler else Client(dashboard_address=":0", threads_per_worker=1) as client:
         return run_mapped(job, mapper)
+
+
+def _check_not_empty(parts: list[dict[str, Any]]) -> None:
+    """Refuses a log without events."""
+    read, dropped = sum(part["rows_in"] for part in parts), sum(part["dropped"] for part in parts)
+    if read == dropped:
+        raise ValueError(f"the log is empty: {read:,} rows read{', all dropped for a null user' if dropped else ''}")
 
 
 class _Sort:
