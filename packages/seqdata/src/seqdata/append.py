@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from seqdata import layout
+from seqdata.checksums import seal
 from seqdata.engines import run_local
 from seqdata.fields import Categorical, Field, Hashed, ItemTable, Numeric, Vector
 from seqdata.index import write_index
@@ -175,7 +176,7 @@ def _switch(store: Path, fitted: Path, schema: dict[str, Any]) -> None:
     shutil.rmtree(target, ignore_errors=True)
     fitted.rename(target)
     # from here on readers see the new state; the generation before it stays for those that have it open
-    layout.write_json(store / "schema.json", schema)
+    seal(store, schema, schema["generation"] - 1)
     for path in (store / "fitted").iterdir():
         if int(path.name) < schema["generation"] - 1:
             shutil.rmtree(path, ignore_errors=True)

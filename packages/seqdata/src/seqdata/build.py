@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seqdata import layout
+from seqdata.checksums import seal
 from seqdata.engines import Mapper, run_dask, run_local, run_mapped
 from seqdata.fields import ItemTable
 from seqdata.index import write_index
@@ -112,6 +113,6 @@ def build(
 
 
 def finish(folder: Any, schema: dict[str, Any]) -> None:
-    """Drops the working files and writes schema.json, which makes the folder a store."""
+    """Drops the working files and writes checksums and schema.json, which makes the folder a store."""
     shutil.rmtree(folder / "work")
-    layout.write_json(folder / "schema.json", schema)
+    seal(folder, schema)

@@ -6,6 +6,7 @@ STORE/shards/00000/users.npy      sorted user ids, int64 (text ids: users.arrow)
                    time.npy       int64 microseconds UTC [events]
                    <column>.npy   one raw column each [events]
 STORE/fitted/00000/               what an append replaces, numbered by generation
+                   schema.json, checksums.json   schema.json as of this generation; size and crc32 of its files
                    vocabularies/<field>.arrow    value, count, in the order of the ids
                    vectors/<field>.npy           [distinct + 1, width], row 0 zeros
                    items/<field>.<column>.npy    one row per id of the field
@@ -23,7 +24,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,14 @@ def raise_if_full(error: BaseException, doing: str) -> None:
 def fitted(store: Path, generation: int) -> Path:
     """Folder of what a generation of a store was fitted to."""
     return store / "fitted" / f"{generation:05d}"
+
+
+def inside(name: str) -> PurePosixPath:
+    """A path that a file of a store names, below the store; one that leads out of it is a StoreError."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise StoreError(f"the store names a file {name!r}; needs a path inside the store")
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqdata import layout
+from seqdata.checksums import damage
 from seqdata.view import View
 from seqdata.vocabulary import Vocabulary
 
@@ -169,6 +170,10 @@ class Store:
     def as_of(self, cutoff: Any) -> View:
         """Every user's events before `cutoff`: a datetime, ISO text or integer microseconds; UTC unless it says."""
         return self.all().as_of(cutoff)
+
+    def verify(self) -> list[str]:
+        """Reads every file; a sentence for each that is missing or not as it was written, none if all is well."""
+        return list(damage(self.path, self.schema["generation"]))
 
     def _pieces(self, name: str) -> list[np.ndarray]:
         if name not in self._columns:
