@@ -29,7 +29,7 @@ ALLOWED = {
     ),
     "stu_tokens": ({"torch", "numpy"}, {"faiss"}),
     "runkit": (
-        {"jsonargparse", "yaml", "tqdm", "numpy", "filelock"},
+        {"jsonargparse", "docstring_parser", "yaml", "tqdm", "numpy", "filelock"},
         {"lightning", "torch", "fastapi", "uvicorn", "matplotlib"},
     ),
     "synthlogs": ({"numpy", "pyarrow", "tqdm"}, set()),
