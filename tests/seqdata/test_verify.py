@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import seqdata
+from seqdata import checksums, layout
 
 KEYS = {"user": "user", "time": "time", "time_unit": "s", "progress": False}
 
@@ -51,5 +52,6 @@ def test_an_append_blesses_no_damage(store, oracle):
 
 def test_checksums_that_lead_outside_are_not_followed(store):
     path = store.path / "fitted" / "00001" / "checksums.json"
-    path.write_text('{"../../secret": {"bytes": 1, "crc32": "00000000"}}')
+    files = {"../../secret": {"bytes": 1, "crc32": "00000000"}}
+    path.write_text(layout.to_json(checksums._signed(files)))
     assert "checksums.json is missing or damaged" in store.verify()[0]

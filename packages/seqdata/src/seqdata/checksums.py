@@ -1,7 +1,8 @@
 """Sizes and checksums of the files of a store, and what differs from them.
 
-STORE/fitted/00000/checksums.json has {"shards/00000/time.npy": {"bytes": 136, "crc32": "0f1e2d3c"}, ...}: every file of
-a generation, its schema.json among them, by its path below the store.
+STORE/fitted/00000/checksums.json has {"crc32": ..., "files": {"shards/00000/time.npy": {"bytes": 136, "crc32":
+"0f1e2d3c"}, ...}}: every file of a generation, its schema.json among them, by its path below the store. The first
+checksum is that of the rest, so that damage of this file is not taken for damage of the others.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def seal(store: Path, schema: dict[str, Any], previous: int | None = None) -> No
     for path in sorted([*shards, *fitted]):
         name = path.relative_to(store).as_posix()
         files[name] = known.get(name) or _measure(path)
-    layout.write_json(home / "checksums.json", files)
+    layout.write_json(home / "checksums.json", _signed(files))
     layout.write_json(store / "schema.json", schema)
 
 
@@ -63,12 +64,19 @@ def _path(store: Path, generation: int) -> Path:
 
 def _read(store: Path, generation: int) -> dict[str, Any] | None:
     try:
-        files = json.loads(_path(store, generation).read_text(encoding="utf-8"))
-        return {
-            str(layout.inside(name)): {"bytes": int(one["bytes"]), "crc32": one["crc32"]} for name, one in files.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        text = _path(store, generation).read_text(encoding="utf-8")
+        files = json.loads(text)["files"]
+        if text != layout.to_json(_signed(files)):
+            return None
+        for name in files:
+            layout.inside(name)
+        return files
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _signed(files: dict[str, Any]) -> dict[str, Any]:
+    return {"crc32": f"{zlib.crc32(json.dumps(files, sort_keys=True).encode()):08x}", "files": files}
 
 
 def _measure(path: Path) -> dict[str, Any]:

@@ -101,12 +101,16 @@ def inside(name: str) -> PurePosixPath:
     return path
 
 
+def to_json(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """JSON written whole: to a temporary name, flushed, renamed."""
     temporary = path.with_name(path.name + ".part")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, default=_plain)
-        file.write("\n")
+        file.write(to_json(value))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
