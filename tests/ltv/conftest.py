@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+
 from ltv.cli import main
-from ltv.config import GenerateConfig
-from ltv.generate import generate
+from synthlogs.ads import AdsConfig, generate
 
 SETTINGS = """\
 data:
@@ -26,7 +26,7 @@ models:
 def advertising_log(tmp_path_factory) -> Path:
     """24 labelled hours with 6,000 rows, 3 hours to predict with 700; a tenth of the rows buys."""
     root = tmp_path_factory.mktemp("advertising") / "raw"
-    config = GenerateConfig(rows=6000, hours=24, test_rows=700, test_hours=3, gap_hours=2, buyer_rate=0.1, seed=5)
+    config = AdsConfig(rows=6000, hours=24, test_rows=700, test_hours=3, gap_hours=2, buyer_rate=0.1, seed=5)
     generate(root, config)
     return root
 

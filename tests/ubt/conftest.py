@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from synthlogs.shop import generate
 from ubt.config import (
     Config,
     FeaturesConfig,
@@ -18,7 +19,6 @@ from ubt.config import (
     ScoreConfig,
     TrainConfig,
 )
-from ubt.generate import generate
 from ubt.prepare import Prepared, open_prepared, prepare
 
 TINY = GenerateConfig(clients=6000, relevant_share=0.1, target_categories=8, target_skus=5, target_new_skus=3)
@@ -35,7 +35,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def raw_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate(tmp_path_factory.mktemp("log") / "data", TINY)
+    folder = tmp_path_factory.mktemp("log") / "data"
+    generate(folder, TINY)
+    return folder
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from synthlogs.shop import generate
 from ubt.blocks import BASELINE, check_entry, open_entry, parse_blocks, write_blocks
 from ubt.cf import collaborative
 from ubt.config import Config, FeaturesConfig, GenerateConfig
 from ubt.features import official_features
-from ubt.generate import generate
 from ubt.prepare import Prepared
 
 

@@ -155,7 +155,7 @@ def test_a_split_directory_is_read_as_it_is(
 ) -> None:
     import shutil
 
-    from ubt.generate import TABLES
+    from synthlogs.shop import TABLES
 
     split = tmp_path / "split"
     shutil.copytree(raw_log / "input", split / "input")

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from synthlogs.shop import TABLES
 from ubt.features import aggregates, official_features
-from ubt.generate import TABLES
 from ubt.prepare import Prepared
 
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
+from synthlogs.shop import TABLES
 from ubt.blocks import BASELINE, write_blocks
 from ubt.config import Config
 from ubt.embed import embed
-from ubt.generate import TABLES
 from ubt.prepare import Prepared
 from ubt.train import train
 

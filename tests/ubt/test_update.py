@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import ubt.update
+from synthlogs.shop import TABLES
 from ubt.config import Config, EmbedConfig, UpdateConfig
 from ubt.embed import cache_writer, check_made_of, embed, embed_users
-from ubt.generate import TABLES
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
 from ubt.train import load, train

@@ -15,7 +15,8 @@ import yaml
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ltv.config import Comparison, Config, GenerateConfig, ImportConfig, Slice, Submission
+from ltv.config import Comparison, Config, ImportConfig, Slice, Submission
+from synthlogs.settings import AdsConfig
 
 HELP = """\
 Predict what a user will spend: in 1, 7, 14 and 28 days, in order, with intervals.
@@ -112,14 +113,16 @@ class _Help(DefaultHelpFormatter):
 
 
 def _generate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=str, default="data/raw", help="folder to write; must be empty or missing")
-    _add_fields(parser, GenerateConfig)
+    parser.add_argument(
+        "--data-dir", type=str, default="data/raw", help="folder to write; only a log written here before is replaced"
+    )
+    _add_fields(parser, AdsConfig)
 
 
 def _generate(given: Namespace) -> None:
-    from ltv.generate import generate
+    from synthlogs.ads import generate
 
-    result = generate(given.data_dir, _built(GenerateConfig, given))
+    result = generate(given.data_dir, _built(AdsConfig, given))
     for key, value in result.items():
         print(f"{key:20} {value:.6g}")
 

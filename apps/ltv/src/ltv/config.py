@@ -15,49 +15,6 @@ Split = Literal["train", "val", "test"]
 
 
 @dataclass
-class GenerateConfig:
-    """Size, drift and seed of a generated log.
-
-    Args:
-        rows: rows of the train split, all hours together
-        hours: hourly partitions of the train split
-        start: first hour, as YYYY-MM-DD-HH-MM
-        test_rows: rows of the test split
-        test_hours: hourly partitions of the test split
-        gap_hours: hours between the last train hour and the first test hour
-        buyer_rate: share of rows that buy within 7 days, without drift
-        drift: 0 = the same population all the time, 1 = the full drift of ltv.population by the end of the test split
-        seed: seed of everything drawn
-    """
-
-    rows: int = 200_000
-    hours: int = 144
-    start: str = "2025-10-01-00-00"
-    test_rows: int = 50_000
-    test_hours: int = 96
-    gap_hours: int = 24
-    buyer_rate: float = 0.033
-    drift: float = 0.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise ValueError for a log that cannot be drawn."""
-        if self.rows < self.hours or self.hours < 1:
-            raise ValueError(f"rows, hours: got {self.rows} rows in {self.hours} hours, needs at least a row an hour")
-        if self.test_hours < 0 or self.test_rows < self.test_hours:
-            raise ValueError(
-                f"test_rows, test_hours: got {self.test_rows} rows in {self.test_hours} hours, needs a row an hour"
-            )
-        if self.gap_hours < 0:
-            raise ValueError(f"gap_hours: got {self.gap_hours}, needs 0 or more")
-        if not 0 < self.buyer_rate < 0.5:
-            raise ValueError(f"buyer_rate: got {self.buyer_rate}, needs a share in (0, 0.5)")
-        if not 0 <= self.drift <= 1:
-            raise ValueError(f"drift: got {self.drift}, needs a number in [0, 1]")
-        partition_time(self.start, "start")
-
-
-@dataclass
 class ImportConfig:
     """How a file of transactions becomes rows: what a customer did first, and what came after.
 

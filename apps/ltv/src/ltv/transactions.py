@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv.config import PARTITION, ImportConfig
-from ltv.ragged import Ragged
 from ltv.rundir import temporary_directory
+from synthlogs.ragged import Ragged
 
 COLUMNS = ("customer", "time", "item", "quantity", "amount", "country")
 DAY = pd.Timedelta(days=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
+
+from synthlogs.settings import ShopConfig
 
 TASKS = ("churn", "category_propensity", "product_propensity", "price", "name")
 WEIGHTINGS = ("static", "uncertainty", "dwa", "gradnorm")
@@ -12,44 +13,21 @@ BLOCKS = ("hstu", "aggregates", "cf")
 
 
 @dataclass
-class GenerateConfig:
-    """Size and seed of a generated log.
+class GenerateConfig(ShopConfig):
+    """Size and seed of a generated log, and whether `ubt run` writes one.
 
     Args:
-        clients: number of clients in the log
-        relevant_share: share of the clients that are asked for, i.e. embedded and scored
-        days: length of the log in days; the last 27-28 of them are the two label windows
-        end: last second of the log, UTC
-        target_categories: number of categories in target/propensity_category.npy
-        target_skus: number of skus in target/propensity_sku.npy
-        target_new_skus: number of skus in target/propensity_new_sku.npy, none of which is seen before train_start
-        log_seed: seed of everything drawn
         if_missing: `ubt run` writes the log itself where data_dir holds none, or one with other settings
     """
 
-    clients: int = 200_000
-    relevant_share: float = 0.0535
-    days: int = 160
-    end: str = "2022-11-09 23:59:59"
-    target_categories: int = 100
-    target_skus: int = 100
-    target_new_skus: int = 20
-    log_seed: int = 0
     if_missing: bool = False
 
     def check(self) -> None:
         """Raise ValueError for a log without clients, history or targets."""
-        if self.clients < 100:
-            raise ValueError(f"generate.clients: got {self.clients}, needs at least 100")
-        for name in ("target_categories", "target_skus", "target_new_skus"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"generate.{name}: got {getattr(self, name)}, needs at least 2")
-        if self.days < 60:
-            raise ValueError(f"generate.days: got {self.days}, needs at least 60 (28 of them are label windows)")
-        if not 0 < self.relevant_share <= 1:
-            raise ValueError(f"generate.relevant_share: got {self.relevant_share}, needs a share in (0, 1]")
-        _at_least("generate", self, log_seed=0)
-        datetime.fromisoformat(self.end)
+        try:
+            super().check()
+        except ValueError as error:
+            raise ValueError(f"generate.{error}") from None
 
 
 @dataclass

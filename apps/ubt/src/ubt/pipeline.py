@@ -63,14 +63,15 @@ def _share(config: Config) -> None:
 
 
 def _generate(config: Config, whole_run: bool) -> tuple[str, dict]:
-    from ubt.generate import MARK, generate, settings_of
+    from synthlogs.folder import MARK
+    from synthlogs.shop import generate, settings_of
 
     folder = Path(config.data_dir)
     if whole_run and folder.exists() and any(folder.iterdir()):
         found = read_json(folder / MARK)
         if not found or found == settings_of(config.generate):
             return f"{folder} is there already", {}
-    generate(folder, config.generate)
+    generate(folder, config.generate, bar=config.progress)
     return f"{config.generate.clients:,} clients over {config.generate.days} days in {folder}", {}
 
 

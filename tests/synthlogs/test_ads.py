@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from ltv.config import GenerateConfig
-from ltv.generate import generate
-from ltv.schema import LABELS, LISTS, NULLS, STRUCT_LISTS, labelled_schema, unlabelled_schema
 from sklearn.metrics import roc_auc_score
 
-SMALL = GenerateConfig(rows=40_000, hours=24, test_rows=2_000, test_hours=3, gap_hours=5, seed=3)
+from synthlogs.ads import AdsConfig, generate
+from synthlogs.ads.schema import LABELS, LISTS, NULLS, STRUCT_LISTS, labelled_schema, unlabelled_schema
+
+SMALL = AdsConfig(rows=40_000, hours=24, test_rows=2_000, test_hours=3, gap_hours=5, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_layout_is_the_published_one(log):
 
 
 def test_hours_of_one_row_have_the_same_types(tmp_path):
-    generate(tmp_path / "raw", GenerateConfig(rows=30, hours=30, test_rows=2, test_hours=2))
+    generate(tmp_path / "raw", AdsConfig(rows=30, hours=30, test_rows=2, test_hours=2))
 
     def plain(kind):
         if pa.types.is_map(kind):
@@ -155,7 +155,7 @@ def digest(folder):
 def test_the_same_seed_gives_the_same_bytes_and_another_one_other_rows(tmp_path):
     config = {"rows": 300, "hours": 2, "test_rows": 50, "test_hours": 1}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        generate(tmp_path / name, GenerateConfig(**config, seed=seed))
+        generate(tmp_path / name, AdsConfig(**config, seed=seed))
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     same = set(digest(tmp_path / "a")) & set(digest(tmp_path / "c"))
     assert not same
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_other_rows(tmp_path)
 def test_drift_moves_the_population_and_its_absence_does_not(tmp_path):
     def rates(drift):
         folder = tmp_path / str(drift)
-        generate(folder, GenerateConfig(rows=24_000, hours=48, test_rows=1, test_hours=1, gap_hours=0, drift=drift))
+        generate(folder, AdsConfig(rows=24_000, hours=48, test_rows=1, test_hours=1, gap_hours=0, drift=drift))
         parts = [
             ds.dataset(sorted((folder / "train" / "train").iterdir())[h]).to_table(columns=["country", "buyer_d7"])
             for h in range(48)
@@ -194,12 +194,5 @@ def test_drift_moves_the_population_and_its_absence_does_not(tmp_path):
 )
 def test_a_log_that_cannot_be_is_refused_by_name(tmp_path, change, name):
     with pytest.raises(ValueError, match=name):
-        generate(tmp_path / "x", GenerateConfig(**change))
+        generate(tmp_path / "x", AdsConfig(**change))
     assert not (tmp_path / "x").exists()
-
-
-def test_a_folder_with_files_is_never_overwritten(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="not empty"):
-        generate(tmp_path, SMALL)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]

@@ -13,8 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ubt.config import GenerateConfig
-from ubt.generate import TABLES, generate, time_text, vector_text
+from synthlogs.shop import TABLES, ShopConfig, generate
+from synthlogs.text import time_text, vector_text
+
+TINY = ShopConfig(clients=6000, relevant_share=0.1, target_categories=8, target_skus=5, target_new_skus=3)
+
+
+@pytest.fixture(scope="module")
+def raw_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log") / "data"
+    generate(folder, TINY)
+    return folder
 
 
 def test_files_and_schemas_are_those_of_the_challenge(raw_log: Path) -> None:
@@ -80,7 +89,8 @@ def test_users_and_targets_come_from_the_history_only(raw_log: Path) -> None:
 
 
 def test_statistics_are_those_published(tmp_path: Path) -> None:
-    folder = generate(tmp_path / "data", GenerateConfig(clients=60_000))
+    folder = tmp_path / "data"
+    generate(folder, ShopConfig(clients=60_000))
     tables = {table: pd.read_parquet(folder / f"{table}.parquet") for table in TABLES}
     total = sum(len(table) for table in tables.values())
     published = {
@@ -107,24 +117,20 @@ def test_statistics_are_those_published(tmp_path: Path) -> None:
     assert share == pytest.approx(0.51, abs=0.03)
 
 
-def test_the_seed_decides_every_byte(tmp_path: Path, raw_log: Path) -> None:
-    config = GenerateConfig(clients=2000, target_categories=4, target_skus=4)
-    hashes = [
-        {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-        for folder in (
-            generate(tmp_path / "a", config),
-            generate(tmp_path / "b", config),
-            generate(tmp_path / "c", replace(config, log_seed=1)),
-        )
-    ]
-    assert hashes[0] == hashes[1] != hashes[2]
+def test_the_seed_decides_every_byte_and_the_counts_are_those_written(tmp_path: Path) -> None:
+    config = ShopConfig(clients=2000, target_categories=4, target_skus=4)
 
+    def written(name: str, config: ShopConfig) -> dict[str, str]:
+        counts = generate(tmp_path / name, config)
+        for table in TABLES:
+            assert counts[table] == pq.read_metadata(tmp_path / name / f"{table}.parquet").num_rows
+        files = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="left alone"):
-        generate(tmp_path, GenerateConfig(clients=200))
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    first = written("a", config)
+    assert first == written("b", config)
+    # What this generator wrote, it replaces.
+    assert first != written("a", replace(config, log_seed=1))
 
 
 @pytest.mark.parametrize(
@@ -134,16 +140,19 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
         ({"clients": 5}, "clients: got 5"),
         ({"days": 20}, "days: got 20"),
         ({"relevant_share": 0.0}, "relevant_share"),
+        ({"end": "9 November"}, "end: got '9 November'"),
+        ({"log_seed": -1}, "log_seed: got -1"),
     ],
 )
 def test_settings_without_sense_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        generate(tmp_path / "data", replace(GenerateConfig(), **settings))
+        generate(tmp_path / "data", replace(ShopConfig(), **settings))
     assert not (tmp_path / "data").exists()
 
 
 def test_new_skus_are_not_seen_before_the_label_windows_and_sell_in_both(tmp_path: Path) -> None:
-    raw = generate(tmp_path / "data", GenerateConfig(clients=20_000))
+    raw = tmp_path / "data"
+    generate(raw, ShopConfig(clients=20_000))
     new = np.load(raw / "target/propensity_new_sku.npy")
     assert len(new) == len(np.unique(new)) == 20
     assert set(new) <= set(pd.read_parquet(raw / "product_properties.parquet")["sku"])

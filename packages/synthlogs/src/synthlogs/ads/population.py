@@ -22,14 +22,13 @@ neighbour's, and amounts grow by 0.25 in the logarithm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
-from ltv.catalogue import BUNDLES, COUNTRIES, MODELS, Catalogue
-from ltv.ragged import Ragged
+from synthlogs.ads.catalogue import BUNDLES, COUNTRIES, MODELS, Catalogue
+from synthlogs.draws import quantile, root, sigmoid
+from synthlogs.ragged import Ragged
 
 DAY = 86400
 SIGMA = 1.45
@@ -85,9 +84,7 @@ def solve(catalogue: Catalogue, buyer_rate: float, drift: float, rng: np.random.
     # Noon is not the mean of the day: take its share of the daily cycle out.
     odds -= _hour_effect(12)
     shares = np.array([_hour_effect(hour) for hour in range(24)])
-    intercept = brentq(
-        lambda x: np.mean([sigmoid(odds + s + x).mean() for s in shares]) - buyer_rate, -15.0, 5.0, xtol=1e-6
-    )
+    intercept = root(lambda x: np.mean([sigmoid(odds + s + x).mean() for s in shares]) - buyer_rate, -15.0, 5.0)
     weight = sigmoid(odds + intercept)
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(15)
     grid = people.log_amount[:, None] + SIGMA * nodes
@@ -95,7 +92,7 @@ def solve(catalogue: Catalogue, buyer_rate: float, drift: float, rng: np.random.
     def mean_log1p(level: float) -> float:
         return float(np.average(np.log1p(np.exp(grid + level)) @ (node_weights / node_weights.sum()), weights=weight))
 
-    return World(intercept, brentq(lambda level: mean_log1p(level) - BUYER_LOG_MEAN, -6.0, 6.0, xtol=1e-6), drift)
+    return World(intercept, root(lambda level: mean_log1p(level) - BUYER_LOG_MEAN, -6.0, 6.0), drift)
 
 
 def draw(
@@ -193,16 +190,6 @@ def labels(people: Population, rng: np.random.Generator) -> dict[str, NDArray]:
     out |= {"retention_d1_to_d7": week, "retention_d3_to_d7": day["3"] | day["7"]}
     out["retention_d7_to_d14"] = rng.random(number) < returns * 0.4
     return out | {"retention_d1": day["1"], "retention_d3": day["3"], "retentiond7": day["7"]}
-
-
-def quantile(share: float) -> float:
-    """Return the standard normal's quantile: a score above it belongs to the highest ``1 - share``."""
-    return NormalDist().inv_cdf(share)
-
-
-def sigmoid(x: NDArray) -> NDArray[np.float64]:
-    """Return the logistic function."""
-    return 1.0 / (1.0 + np.exp(-x))
 
 
 def _paid_bundles(catalogue: Catalogue, paid: Ragged, advertiser: NDArray, rng: np.random.Generator) -> NDArray:

@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ltv.catalogue import ACTIONS, BOTTOMS, CATEGORIES, FORMATS, Catalogue
-from ltv.population import DAY, Population, quantile, sigmoid
-from ltv.ragged import Ragged, texts, uuids
-from ltv.schema import NULLS
+from synthlogs.ads.catalogue import ACTIONS, BOTTOMS, CATEGORIES, FORMATS, Catalogue
+from synthlogs.ads.population import DAY, Population
+from synthlogs.ads.schema import NULLS
+from synthlogs.draws import quantile, sigmoid
+from synthlogs.ragged import Ragged, texts
+from synthlogs.text import uuids
 
 # Share of map entries that repeat a key of their row, as counted in the published log.
 REPEATED_KEYS = 0.0008

@@ -1,15 +1,13 @@
-"""Write a log in the published 84-column layout, of any size, with signal planted in it and the truth beside it.
+"""Write a generated advertising log, hour by hour.
 
-``catalogue.py`` draws what is the same in every hour, ``population.py`` who asks and what they will buy (its first
-lines state the planted law), ``columns.py`` the 67 feature columns. Every chunk has its own random stream, named by
-split, hour and chunk, and is written before the next one is drawn: memory does not grow with the log.
+Every chunk has its own random stream, named by split, hour and chunk, and is written before the next one is drawn:
+memory does not grow with the log.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,15 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv.catalogue import Catalogue
-from ltv.columns import feature_columns
-from ltv.config import GenerateConfig
-from ltv.population import World, draw, labels, solve
-from ltv.rundir import temporary_directory
-from ltv.schema import label_types, labelled_schema, unlabelled_schema
+from synthlogs.ads.catalogue import Catalogue
+from synthlogs.ads.columns import feature_columns
+from synthlogs.ads.population import World, draw, labels, solve
+from synthlogs.ads.schema import label_types, labelled_schema, unlabelled_schema
+from synthlogs.folder import progress, whole_folder, write_mark
+from synthlogs.settings import AdsConfig
 
 PARTITION = "%Y-%m-%d-%H-%M"
 CHUNK_ROWS = 65_536
+FILES = tuple(
+    f"{split}/datetime=*/part-*.parquet" for split in ("train/train", "test/test", "truth/train", "truth/test")
+)
 
 
 @dataclass(frozen=True)
@@ -40,28 +41,33 @@ class Part:
     progress: float
 
 
-def generate(data_dir: str | Path, config: GenerateConfig) -> dict[str, float]:
+def generate(folder: str | Path, config: AdsConfig, *, bar: bool = True) -> dict[str, float]:
     """Write ``train/train/datetime=*/part-*.parquet`` (84 columns), ``test/test/...`` (67, no labels) and ``truth/``.
 
     The folder ``truth`` has the same partitions with row_id, the labels (of the test split too) and the best possible
     predictions given the latents; ``generated.json`` records the config and what came out. The same config gives the
-    same rows. `data_dir` appears in one step, when it is complete.
+    same bytes. The folder appears in one step, when it is complete.
+
+    Args:
+        bar: show a progress bar where stderr is a terminal
+
+    Returns:
+        Rows, partitions, buyers and their money.
 
     Raises:
         ValueError: if a size, rate or date of the config cannot be.
-        FileExistsError: if `data_dir` exists and is not empty.
+        FileExistsError: if `folder` holds something that this function did not write.
     """
     config.check()
-    data_dir = Path(data_dir)
-    if data_dir.exists() and any(data_dir.iterdir()):
-        raise FileExistsError(f"data_dir: {data_dir} is not empty; remove it or name another folder")
-    catalogue = Catalogue.draw(np.random.default_rng([config.seed, 0]))
-    world = solve(catalogue, config.buyer_rate, config.drift, np.random.default_rng([config.seed, 1]))
     totals = dict.fromkeys(("train_rows", "train_buyers_d7", "test_rows", "partitions", "train_revenue_d7"), 0.0)
-    with temporary_directory(data_dir) as folder:
+    rows = config.rows + config.test_rows
+    with whole_folder(folder, FILES) as new, progress(rows, "generate", "row", bar) as shown:
+        catalogue = Catalogue.draw(np.random.default_rng([config.seed, 0]))
+        world = solve(catalogue, config.buyer_rate, config.drift, np.random.default_rng([config.seed, 1]))
         for part in _parts(config):
             features, truth, tags = _chunk(catalogue, world, part, config.seed)
-            _write(folder, part, features, truth, tags)
+            _write(new, part, features, truth, tags)
+            shown.update(part.rows)
             totals["partitions"] += part.number == 0
             totals[f"{part.split}_rows"] += part.rows
             if part.split == "train":
@@ -69,12 +75,12 @@ def generate(data_dir: str | Path, config: GenerateConfig) -> dict[str, float]:
                 totals["train_revenue_d7"] += float(tags["iap_revenue_d7"].sum())
         totals["buyer_rate_d7"] = totals["train_buyers_d7"] / totals["train_rows"]
         totals["mean_revenue_d7"] = totals["train_revenue_d7"] / totals["train_rows"]
-        report = {"config": asdict(config), "world": asdict(world), "result": totals}
-        (folder / "generated.json").write_text(json.dumps(report, indent=2) + "\n")
+        settings = {one.name: getattr(config, one.name) for one in fields(AdsConfig)}
+        write_mark(new, {"config": settings, "world": asdict(world), "result": totals})
     return totals
 
 
-def _parts(config: GenerateConfig) -> Iterator[Part]:
+def _parts(config: AdsConfig) -> Iterator[Part]:
     """Spread the rows over the hours, fewer at night, and cut hours that are too long for one chunk."""
     first = datetime.strptime(config.start, PARTITION).replace(tzinfo=timezone.utc)
     test_first = first + timedelta(hours=config.hours + config.gap_hours)

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ltv.ragged import hexadecimal
+from synthlogs.draws import Choice, Tree, zipf
+from synthlogs.text import hexadecimal
 
 # Sizes of the published vocabularies; bundles beyond the advertised ones exist on the phones only.
 CATEGORIES, SUBCATEGORIES, BOTTOMS, BUNDLES, ADVERTISERS = 21, 56, 82, 6000, 520
@@ -18,42 +19,6 @@ ACTIONS, ADVERTISER_ACTIONS = 12, 58
 FORMATS = ("b", "i", "r")
 GENRES = ("Puzzle", "Casino", "Arcade", "Strategy", "Racing", "Sports", "Word", "Trivia", "Simulation", "Card", "Board")
 KINDS = ("Bubble", "Match", "Merge", "Idle", "Tower", "Solitaire", "Bingo", "Farm", "Empire", "Runner", "Quiz", "Blast")
-
-
-@dataclass(frozen=True)
-class Popularity:
-    """Draws numbers 0 .. n-1, small ones more often: probability proportional to 1 / (rank + 3) ** power."""
-
-    cumulated: NDArray[np.float64]
-
-    @classmethod
-    def zipf(cls, number: int, power: float) -> Popularity:
-        weight = 1.0 / (np.arange(number) + 3.0) ** power
-        return cls(np.cumsum(weight) / weight.sum())
-
-    def draw(self, number: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return `number` draws."""
-        return np.searchsorted(self.cumulated[:-1], rng.random(number), side="right")
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Children of numbered parents; the children of one parent are contiguous."""
-
-    parent: NDArray[np.int64]
-    first: NDArray[np.int64]
-    size: NDArray[np.int64]
-
-    @classmethod
-    def grow(cls, parents: int, children: int, rng: np.random.Generator) -> Tree:
-        """Give every parent one child and the rest at random."""
-        parent = np.sort(np.r_[np.arange(parents), rng.integers(0, parents, children - parents)])
-        size = np.bincount(parent, minlength=parents)
-        return cls(parent, np.r_[0, np.cumsum(size)[:-1]], size)
-
-    def draw(self, parent: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return one child of every parent [n], the first ones more often."""
-        return self.first[parent] + (rng.random(len(parent)) ** 2 * self.size[parent]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -77,7 +42,7 @@ class Catalogue:
     model_release: NDArray[np.int64]
     make_system: NDArray[np.int64]
     version: Tree
-    popularity: dict[str, Popularity]
+    popularity: dict[str, Choice]
     names: dict[str, pa.Array]
 
     @classmethod
@@ -96,13 +61,13 @@ class Catalogue:
         advertiser_bundle = rng.permutation(BUNDLES)[:ADVERTISERS]
         appeal = category_appeal[bundle_category[advertiser_bundle]] + 0.55 * rng.normal(size=ADVERTISERS)
         popularity = {
-            "advertiser": Popularity.zipf(ADVERTISERS, 1.1),
-            "bundle": Popularity.zipf(BUNDLES, 0.9),
-            "country": Popularity.zipf(COUNTRIES, 1.2),
-            "city": Popularity.zipf(CITIES, 1.0),
-            "language": Popularity.zipf(LANGUAGES, 1.6),
-            "action": Popularity.zipf(ACTIONS, 0.8),
-            "advertiser_action": Popularity.zipf(ADVERTISER_ACTIONS, 0.8),
+            "advertiser": _popularity(ADVERTISERS, 1.1),
+            "bundle": _popularity(BUNDLES, 0.9),
+            "country": _popularity(COUNTRIES, 1.2),
+            "city": _popularity(CITIES, 1.0),
+            "language": _popularity(LANGUAGES, 1.6),
+            "action": _popularity(ACTIONS, 0.8),
+            "advertiser_action": _popularity(ADVERTISER_ACTIONS, 0.8),
         }
         release = np.arange(RELEASES)
         names = {
@@ -146,6 +111,10 @@ class Catalogue:
             popularity=popularity,
             names=names,
         )
+
+
+def _popularity(number: int, power: float) -> Choice:
+    return Choice.among(zipf(np.arange(number), power, shift=3.0))
 
 
 def _titles(number: int, first: tuple[str, ...], second: tuple[str, ...]) -> pa.Array:

@@ -52,18 +52,3 @@ class Ragged:
 def texts(codes: NDArray, names: pa.Array, missing: NDArray | None = None) -> pa.Array:
     """Return the names of `codes` [n] as a dictionary-encoded string column, null where `missing` [n]."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32), mask=missing), names)
-
-
-def hexadecimal(digits: int, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return `number` random strings of `digits` hexadecimal letters as bytes [number, digits]."""
-    return np.frombuffer(b"0123456789abcdef", np.uint8)[rng.integers(0, 16, (number, digits), np.uint8)]
-
-
-def uuids(number: int, rng: np.random.Generator) -> pa.Array:
-    """Return random row ids in the layout of a version-4 UUID."""
-    letters = hexadecimal(36, number, rng)
-    letters[:, [8, 13, 18, 23]] = ord("-")
-    letters[:, 14] = ord("4")
-    letters[:, 19] = np.frombuffer(b"89ab", np.uint8)[rng.integers(0, 4, number)]
-    offsets = np.arange(number + 1, dtype=np.int32) * 36
-    return pa.StringArray.from_buffers(number, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(letters)))

@@ -1,0 +1,98 @@
+"""Size, seed and strength of each generated log, in dataclasses that the command line and Python callers share.
+
+Nothing heavy is imported here, so that a program may read its settings before it loads numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass
+class ShopConfig:
+    """Size and seed of a shop's log in the RecSys Challenge 2025 layout.
+
+    Args:
+        clients: number of clients in the log
+        relevant_share: share of the clients that are asked for, i.e. embedded and scored
+        days: length of the log in days; the last 27-28 of them are the two label windows
+        end: last second of the log, UTC
+        target_categories: number of categories in target/propensity_category.npy
+        target_skus: number of skus in target/propensity_sku.npy
+        target_new_skus: number of skus in target/propensity_new_sku.npy, none of which is seen before train_start
+        log_seed: seed of everything drawn
+    """
+
+    clients: int = 200_000
+    relevant_share: float = 0.0535
+    days: int = 160
+    end: str = "2022-11-09 23:59:59"
+    target_categories: int = 100
+    target_skus: int = 100
+    target_new_skus: int = 20
+    log_seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError for a log without clients, history or targets."""
+        _at_least(self, clients=100, target_categories=2, target_skus=2, target_new_skus=2, log_seed=0)
+        if not self.days >= 60:
+            raise ValueError(f"days: got {self.days}, needs at least 60 (28 of them are label windows)")
+        if not 0 < self.relevant_share <= 1:
+            raise ValueError(f"relevant_share: got {self.relevant_share}, needs a share in (0, 1]")
+        try:
+            datetime.fromisoformat(self.end + "+00:00")
+        except ValueError:
+            raise ValueError(f"end: got {self.end!r}, needs a time in UTC as YYYY-MM-DD HH:MM:SS") from None
+
+
+@dataclass
+class AdsConfig:
+    """Size, drift and seed of an advertising log of 84 columns in hourly partitions.
+
+    Args:
+        rows: rows of the train split, all hours together
+        hours: hourly partitions of the train split
+        start: first hour, as YYYY-MM-DD-HH-MM
+        test_rows: rows of the test split
+        test_hours: hourly partitions of the test split
+        gap_hours: hours between the last train hour and the first test hour
+        buyer_rate: share of rows that buy within 7 days, without drift
+        drift: 0 = the same population all the time, 1 = the whole drift of the planted law by the end of the test split
+        seed: seed of everything drawn
+    """
+
+    rows: int = 200_000
+    hours: int = 144
+    start: str = "2025-10-01-00-00"
+    test_rows: int = 50_000
+    test_hours: int = 96
+    gap_hours: int = 24
+    buyer_rate: float = 0.033
+    drift: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError for a log that cannot be drawn."""
+        if self.rows < self.hours or self.hours < 1:
+            raise ValueError(f"rows, hours: got {self.rows} rows in {self.hours} hours, needs at least a row an hour")
+        if self.test_hours < 0 or self.test_rows < self.test_hours:
+            raise ValueError(
+                f"test_rows, test_hours: got {self.test_rows} rows in {self.test_hours} hours, needs a row an hour"
+            )
+        _at_least(self, gap_hours=0, seed=0)
+        if not 0 < self.buyer_rate < 0.5:
+            raise ValueError(f"buyer_rate: got {self.buyer_rate}, needs a share in (0, 0.5)")
+        if not 0 <= self.drift <= 1:
+            raise ValueError(f"drift: got {self.drift}, needs a number in [0, 1]")
+        try:
+            datetime.strptime(self.start, "%Y-%m-%d-%H-%M")
+        except ValueError:
+            raise ValueError(f"start: got {self.start!r}, needs YYYY-MM-DD-HH-MM, e.g. 2025-10-01-00-00") from None
+
+
+def _at_least(settings: object, **least: int) -> None:
+    for name, number in least.items():
+        # Written so that NaN is refused.
+        if not getattr(settings, name) >= number:
+            raise ValueError(f"{name}: got {getattr(settings, name)}, needs at least {number}")
