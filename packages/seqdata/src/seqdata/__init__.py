@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from seqdata import labels
+from seqdata import aggregates, labels
 from seqdata.append import append, compact
 from seqdata.audit import Report, audit
 from seqdata.build import build
 from seqdata.clock import log_bucket, time_features
 from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Vector
 from seqdata.jagged import Jagged
+from seqdata.join import positions_of
 from seqdata.layout import StoreError
 from seqdata.negatives import Negatives
 from seqdata.sources import Sql
@@ -37,6 +38,7 @@ __all__ = [
     "Vector",
     "View",
     "Vocabulary",
+    "aggregates",
     "append",
     "audit",
     "build",
@@ -44,6 +46,7 @@ __all__ = [
     "labels",
     "log_bucket",
     "open_store",
+    "positions_of",
     "time_features",
 ]
 

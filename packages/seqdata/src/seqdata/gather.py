@@ -101,5 +101,20 @@ class Gather:
         return values
 
 
+def ids_of(store: Events, field: str, values: Iterable[Any]) -> np.ndarray:
+    """Stored values of given values of a field or item property; one that the vocabulary lacks is a KeyError."""
+    wanted = list(values)
+    entry = store.entry(field)
+    if entry["kind"] == "numeric":
+        # as the column holds them: 0.1 is another number in float32
+        return np.asarray(wanted, entry["dtype"])
+    vocabulary = store.vocabulary(field)
+    ids = vocabulary.encode(wanted)
+    if vocabulary.hashed is None and (ids < vocabulary.first_value).any():
+        unknown = wanted[int(np.argmax(ids < vocabulary.first_value))]
+        raise KeyError(f"{field!r} has no value {unknown!r} in its vocabulary")
+    return ids
+
+
 def _tensor(array: Any) -> Any:
     return to_tensor(array) if isinstance(array, np.ndarray) else array

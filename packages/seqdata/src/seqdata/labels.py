@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from seqdata.fields import MISSING
+from seqdata.gather import ids_of
 from seqdata.jagged import Jagged
+from seqdata.join import positions_of
 from seqdata.times import parse_cutoff, parse_span
 from seqdata.view import View
 
@@ -39,14 +41,12 @@ def multi_hot(future: View, field: str, values: Iterable[Any]) -> np.ndarray:
 
     With the list of the hundred categories or items to predict, the propensity targets of the RecSys Challenge 2025.
     """
-    ids = future.ids_of(field, values)
-    found = future.gather([field])
-    order = np.argsort(ids, kind="stable")
-    at = np.minimum(np.searchsorted(ids, found[field], sorter=order), len(ids) - 1)
-    hit = ids[order[at]] == found[field]
-    out = np.zeros((len(future), len(ids)), bool)
-    out[_rows(future)[hit], order[at][hit]] = True
-    return out
+    ids = ids_of(future.store, field, values)
+    distinct, column = np.unique(ids, return_inverse=True)
+    place = positions_of(future.gather([field])[field], distinct)
+    out = np.zeros((len(future), len(distinct)), bool)
+    out[_rows(future)[place >= 0], place[place >= 0]] = True
+    return out[:, column]
 
 
 def counts(view: View, start: Any, horizons: Sequence[Any]) -> np.ndarray:

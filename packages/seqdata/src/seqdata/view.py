@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from seqdata.batching import Batching
-from seqdata.gather import Batch, Events, Gather
+from seqdata.gather import Batch, Events, Gather, ids_of
 from seqdata.jagged import Jagged
+from seqdata.join import positions_of
 from seqdata.times import parse_cutoff, parse_span
 
 
@@ -54,9 +55,10 @@ class View:
         return self._narrow(None, parse_cutoff(cutoff))
 
     def window(self, start: Any, end: Any) -> View:
-        """Only events with start <= time < end."""
-        low, high = parse_cutoff(start, "start"), parse_cutoff(end, "end")
-        if high < low:
+        """Only events with start <= time < end; None leaves a side open. All users of the view stay."""
+        low = None if start is None else parse_cutoff(start, "start")
+        high = None if end is None else parse_cutoff(end, "end")
+        if low is not None and high is not None and high < low:
             raise ValueError(f"window: start {start!r} is after end {end!r}")
         return self._narrow(low, high)
 
@@ -65,12 +67,9 @@ class View:
         index = self.store.index_of(users)
         if self._rows is None:
             return self.at(index)
-        order = np.argsort(self._rows, kind="stable")
-        place = np.minimum(np.searchsorted(self._rows, index, sorter=order), len(order) - 1)
-        rows = order[place] if len(order) else np.zeros(len(index), np.int64)
-        wrong = self._rows[rows] != index if len(order) else np.ones(len(index), bool)
-        if wrong.any():
-            raise KeyError(f"user id {self.store.users[index[np.argmax(wrong)]]!r} is not in this view")
+        rows = positions_of(index, self._rows)
+        if (rows < 0).any():
+            raise KeyError(f"user id {self.store.users[index[np.argmax(rows < 0)]]!r} is not in this view")
         return self.at(rows)
 
     def at(self, rows: np.ndarray) -> View:
@@ -85,7 +84,7 @@ class View:
 
     def where(self, field: str, values: Iterable[Any]) -> View:
         """Only events whose field, or item property "field.column", has one of these values."""
-        ids = self.ids_of(field, values)
+        ids = ids_of(self.store, field, values)
         gather = Gather(self.store, [field])
         return self._masked(np.isin(gather.values(self.positions())[field], ids))
 
@@ -271,18 +270,6 @@ class View:
         counts = np.bincount(np.repeat(np.arange(len(self)), lengths)[mask], minlength=len(self)).astype(np.int64)
         ends = np.cumsum(counts)
         return View(self.store, self.start, self.end, self._rows, (ends - counts, ends), positions[mask])
-
-    def ids_of(self, field: str, values: Iterable[Any]) -> np.ndarray:
-        """Stored values of given values of a field or item property; one that the vocabulary lacks is a KeyError."""
-        wanted = list(values)
-        if self.store.entry(field)["kind"] == "numeric":
-            return np.asarray(wanted)
-        vocabulary = self.store.vocabulary(field)
-        ids = vocabulary.encode(wanted)
-        if vocabulary.hashed is None and (ids < vocabulary.first_value).any():
-            unknown = wanted[int(np.argmax(ids < vocabulary.first_value))]
-            raise KeyError(f"{field!r} has no value {unknown!r} in its vocabulary")
-        return ids
 
 
 def _bisect(time: np.ndarray, low: np.ndarray, high: np.ndarray, limit: int, kept: np.ndarray | None) -> np.ndarray:
