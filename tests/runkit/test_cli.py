@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from runkit.cli import App, Command
+from runkit.errors import SettingError
 from runkit.progress import progress
 from runkit.run import Run
-from runkit.settings import SettingError
 
 
 @dataclass

@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from runkit.errors import SettingError
 from runkit.files import yaml_text
 from runkit.progress import show_progress
-from runkit.settings import Setting, SettingError, build, read, settings_of
+from runkit.settings import Setting, build, read, settings_of
 
 HINTS = """\
 A setting has one name everywhere: a key of the YAML file, an option here. An option may be shortened to its last part

@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from runkit.errors import SettingError
 from runkit.files import read_json, write_json, write_yaml
 
 log = logging.getLogger("runkit")
@@ -156,6 +157,18 @@ class Run:
 def is_helper() -> bool:
     """Return whether this process only helps another one to train, as torchrun and lightning start them."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) > 0
+
+
+def share_processes(asked: int, default: int = 1, setting: str = "train.processes") -> int:
+    """Return how many processes train together: what torchrun started, else what is asked for.
+
+    Raises:
+        SettingError: if something else than what torchrun started is asked for
+    """
+    started = int(os.environ.get("WORLD_SIZE", asked))
+    if asked not in (started, default):
+        raise SettingError(f"{setting}: got {asked}, needs {started}, the processes that were started (WORLD_SIZE)")
+    return started
 
 
 def peak_memory() -> float | None:

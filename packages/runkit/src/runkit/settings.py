@@ -15,6 +15,8 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, get_loader
 
+from runkit.errors import SettingError
+
 NEEDS = {
     int: "a whole number",
     float: "a number",
@@ -27,10 +29,6 @@ NEEDS = {
     dict: "settings such as {key: value}",
     Path: "a path",
 }
-
-
-class SettingError(ValueError):
-    """A setting that is unknown, missing, or not what it needs to be."""
 
 
 @dataclass(frozen=True)
