@@ -4,6 +4,10 @@
 built module or compiles one into a cache. Nothing here needs torch: the kernels take pointers, so one build serves
 every torch version.
 
+The same text in every kernel package: an edit belongs into ``kernels/`` of the repository, and
+``python kernels/native.py --sync`` copies what is shared into the packages. Copies and no links: archives, Windows
+checkouts and single folders turn a link into a text.
+
 Sources live in ``<package>/csrc``: ``*_cpu.cpp`` is compiled once per instruction set with ``-DFOOTFALL_ISA=<name>``,
 ``*_cuda.cu`` by nvcc, and ``bind_cpu.cpp`` / ``bind_cuda.cpp`` hold the only lines that know Python.
 """
@@ -18,9 +22,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 X86_FLAGS = {
     "portable": [],
@@ -46,7 +53,18 @@ NVCC_FLAGS = [
     *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES),
     f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}",
 ]
+# macOS links a module only when told that Python's own symbols come later.
+LINK_FLAGS = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+_OPENMP_PROBE = "#include <omp.h>\nint main() { return omp_get_max_threads() == 0; }\n"
+_OPENMP_HELP = "Install g++, or libomp beside clang (Debian, Ubuntu: apt install libomp-dev), and install again."
+# What lies in kernels/ and is copied: below a project, its import package or its C++ sources.
+SHARED = {
+    "hatch_build.py": "{project}/hatch_build.py",
+    "native.py": "{project}/src/{package}/native.py",
+    "dispatch.py": "{project}/src/{package}/dispatch.py",
+    "simd.h": "{project}/src/{package}/csrc/simd.h",
+}
 
 
 class BuildError(RuntimeError):
@@ -113,12 +131,19 @@ def load(package: Path, module: str) -> ModuleType:
         )
         path = cache / path.name
         if not path.exists():
+            print(f"{name} is compiled once into {cache}; that takes a minute or so.", file=sys.stderr)
+            begin = time.monotonic()
             build(package, module, out=cache, work=cache / f"build{module}")
+            print(f"{name} is compiled, after {time.monotonic() - begin:.0f} seconds.", file=sys.stderr)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     sys.modules[name] = loaded
+    if not getattr(loaded, "openmp", True):
+        warnings.warn(
+            f"{name} runs on one thread: it was compiled without OpenMP. {_OPENMP_HELP}", RuntimeWarning, stacklevel=2
+        )
     return loaded
 
 
@@ -148,13 +173,30 @@ def install_time_modules(package: Path, policy: str) -> list[Path]:
     return built
 
 
-def _main() -> None:
-    """Build every kernel package beside this file in place; for developers, after a change of a C++ source.
+def shared_files(kernels: Path) -> list[tuple[Path, Path]]:
+    """Return master and copy of every file that the packages of this folder share."""
+    packages = [csrc.parent for csrc in sorted(kernels.glob("*/src/*/csrc"))]
+    return [
+        (kernels / name, Path(place.format(project=package.parents[1], package=package.name)))
+        for package in packages
+        for name, place in SHARED.items()
+    ]
 
-    The CPU modules only, since nvcc takes minutes; ``FOOTFALL_BUILD`` names another of the install-time policies.
+
+def _main() -> None:
+    """Copy what is shared (``--sync``: nothing else), then build every kernel package beside this file in place.
+
+    For developers, after a change of a C++ source. The CPU modules only, since nvcc takes minutes; ``FOOTFALL_BUILD``
+    names another of the install-time policies.
     """
-    for csrc in sorted(Path(__file__).resolve().parent.glob("*/src/*/csrc")):
-        print(*install_time_modules(csrc.parent, os.environ.get("FOOTFALL_BUILD", "cpu")), sep="\n")
+    kernels = Path(__file__).resolve().parent
+    for master, copy in shared_files(kernels):
+        if not copy.is_file() or copy.read_bytes() != master.read_bytes():
+            copy.write_bytes(master.read_bytes())
+            print(copy)
+    if "--sync" not in sys.argv[1:]:
+        for csrc in sorted(kernels.glob("*/src/*/csrc")):
+            print(*install_time_modules(csrc.parent, os.environ.get("FOOTFALL_BUILD", "cpu")), sep="\n")
 
 
 def _compilers(module: str) -> dict[str, str]:
@@ -164,7 +206,7 @@ def _compilers(module: str) -> dict[str, str]:
         raise BuildError(
             f"no C++ compiler found (looked for {'$CXX=' + named if named else 'c++, g++, clang++ on PATH'}). "
             "Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) "
-            "and install again."
+            "and install again, with pip's --no-cache-dir."
         )
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         raise BuildError(
@@ -207,7 +249,11 @@ def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]
     if not binder.exists():
         raise BuildError(f"{binder} does not exist: this package has no {module} module")
     cxx = compilers["cxx"]
-    openmp = ["-fopenmp"] if _accepts(cxx, ["-fopenmp"]) else []
+    openmp = ["-fopenmp"] if _accepts(cxx, ["-fopenmp"], _OPENMP_PROBE) else []
+    if not openmp:
+        print(
+            f"{cxx} has no OpenMP: {csrc.parent.name}.{module} will run on one thread. {_OPENMP_HELP}", file=sys.stderr
+        )
     variants = _isa_variants(cxx) if module == "_cpu" else {}
     flags = [*CXX_FLAGS, *openmp, *(f"-DFOOTFALL_HAS_{name.upper()}=1" for name in variants)]
     includes = [f"-I{_pybind11_include()}", f"-I{sysconfig.get_path('include')}", f"-I{csrc}"]
@@ -224,7 +270,7 @@ def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]
             objects.append(f"{source.stem}.{isa}.o")
             source_flags = [*flags, *isa_flags, f"-DFOOTFALL_ISA={isa}", f"-I{csrc}"]
             lines.append(f"build {objects[-1]}: cxx {_escape(source)}\n  flags = {' '.join(source_flags)}")
-    libraries = list(openmp)
+    libraries = [*LINK_FLAGS, *openmp]
     if module == "_cuda":
         lines.append(
             "rule nvcc\n  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
@@ -247,10 +293,10 @@ def _isa_variants(cxx: str) -> dict[str, list[str]]:
     return {name: flags for name, flags in X86_FLAGS.items() if _accepts(cxx, flags)}
 
 
-def _accepts(cxx: str, flags: list[str]) -> bool:
+def _accepts(cxx: str, flags: list[str], source_text: str = "int main() { return 0; }\n") -> bool:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
-        source.write_text("int main() { return 0; }\n")
+        source.write_text(source_text)
         command = [*cxx.split(), *flags, str(source), "-o", str(Path(folder, "probe"))]
         return subprocess.run(command, capture_output=True).returncode == 0
 
@@ -307,12 +353,26 @@ def _escape(path: Path) -> str:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with open(folder / ".lock", "a+b") as handle:
+        _take_lock(handle)
         yield
+
+
+def _take_lock(handle: IO[bytes]) -> None:
+    """Wait for the lock of an open file, which the system gives back when the file is closed."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return
+    import msvcrt
+
+    # Ten tries a second apart are all that LK_LOCK makes.
+    while True:
+        with contextlib.suppress(OSError):
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
+            return
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The import rules of the house, read from the code: which room may import what, and downwards only."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,19 +102,40 @@ import {room}
     assert done.returncode == 0, done.stderr
 
 
+def backends_of(impl: Path) -> set[str]:
+    """A backend is a file or, where it has several, a folder."""
+    names = {path.stem for path in impl.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    return names - {"__init__"}
+
+
 @pytest.mark.parametrize("room", sorted({room for room, _ in modules()} & KERNELS))
 def test_backends_mirror_each_other_and_never_meet(room: str):
-    impl = ROOT / "kernels" / room.replace("_", "-") / "src" / room / "impl"
-    backends = {path.stem for path in impl.glob("*.py")} - {"__init__"}
-    assert "reference" in backends
-    for path in impl.glob("*.py"):
+    package = ROOT / "kernels" / room.replace("_", "-") / "src" / room
+    impl = package / "impl"
+    backends = backends_of(impl)
+    assert backends == {"reference", "cpu", "triton", "cuda"}
+    assert (impl / "triton").is_dir()
+    for path in impl.rglob("*.py"):
+        own = path.relative_to(impl).parts[0].removesuffix(".py")
         for name, line in imports(path):
-            met = (backends - {path.stem}) & set(name.strip(".").split("."))
-            assert not (met and top(name) in ("", room)), f"{path.name}:{line} imports {name}"
-    for name, line in imports(impl.parent / "ops.py"):
-        assert "impl" not in name.split("."), f"ops.py:{line} imports a backend ({name})"
+            met = (backends - {own}) & set(name.strip(".").split("."))
+            assert not (met and top(name) in ("", room)), f"{path.relative_to(impl)}:{line} imports {name}"
+    for path in sorted((package / "ops").glob("*.py")):
+        for name, line in imports(path):
+            assert "impl" not in name.split("."), f"{path.name}:{line} imports a backend ({name})"
 
 
-def test_the_recipe_is_one_file():
-    for link in ROOT.glob("kernels/*/src/*/native.py"):
-        assert link.is_symlink() and link.resolve() == ROOT / "kernels" / "native.py"
+def test_what_the_kernel_packages_share_is_copied_and_the_same():
+    spec = importlib.util.spec_from_file_location("native", ROOT / "kernels" / "native.py")
+    assert spec is not None and spec.loader is not None
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    shared = native.shared_files(ROOT / "kernels")
+    assert {copy.relative_to(ROOT / "kernels").parts[0] for _, copy in shared} == {"hstu-kernels", "mamba-scan"}
+    assert {master.name for master, _ in shared} == {path.name for path in (ROOT / "kernels").glob("[!.]*.*")}
+    for master, copy in shared:
+        assert not copy.is_symlink(), f"{copy.relative_to(ROOT)} is a link, which archives turn into a text"
+        same = copy.read_bytes() == master.read_bytes()
+        assert same, (
+            f"{copy.relative_to(ROOT)} differs from {master.relative_to(ROOT)}: python kernels/native.py --sync"
+        )

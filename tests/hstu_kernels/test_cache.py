@@ -106,7 +106,7 @@ def test_one_layer_takes_a_cache_too():
 
 def test_wrong_use_is_named():
     x, offsets = torch.randn(3, WIDTH, dtype=torch.float64), torch.tensor([0, 3])
-    with pytest.raises(ValueError, match="offsets: got 1 sequences, need one for each of the 2"):
+    with pytest.raises(ValueError, match="offsets: got 1 sequences, needs one for each of the 2"):
         model()(x, offsets, cache=RaggedKVCache(2))
     with pytest.raises(ValueError, match="time_shift=0"):
         model(time_shift=1)(x, offsets, cache=RaggedKVCache(1))
@@ -114,15 +114,15 @@ def test_wrong_use_is_named():
     model()(x, offsets, timestamps=torch.arange(3), cache=cache)
     with pytest.raises(ValueError, match="timestamps"):
         model()(x, offsets, cache=cache)
-    for users, message in (([1], "got 1, need 0 to 0"), ([0, 0], "twice")):
+    for users, message in (([1], "got 1, needs 0 to 0"), ([0, 0], "twice")):
         with pytest.raises(ValueError, match=message):
             cache.select(users)
     with pytest.raises(ValueError, match="page_size"):
         RaggedKVCache(page_size=0)
-    for wrong, message in (([0, 2], "got 2 as last element, need the number of rows of x, 3"), ([0, 4, 3], "a fall")):
+    for wrong, message in (([0, 2], "got 2 as last element, needs the number of rows of x, 3"), ([0, 4, 3], "a fall")):
         cache = RaggedKVCache(len(wrong) - 1, page_size=2)
         with pytest.raises(ValueError, match=message):
             model()(x, torch.tensor(wrong), cache=cache)
         assert cache.lengths == [0] * (len(wrong) - 1)
-    with pytest.raises(ValueError, match=r"timestamps: got shape \[2\], need \[3\]"):
+    with pytest.raises(ValueError, match=r"timestamps: got shape \[2\], needs \[3\]"):
         model()(x, offsets, timestamps=torch.arange(2), cache=RaggedKVCache(1))

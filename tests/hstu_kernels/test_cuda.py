@@ -44,7 +44,7 @@ def test_wide_heads_and_several_chunks_equal_reference(cuda_on_host, dtype, widt
 
 def test_the_launcher_names_what_it_cannot_take(cuda_on_host):
     offsets, x = torch.tensor([0, 2]), torch.zeros(2, 1, 4)
-    with pytest.raises(ValueError, match="width_qk: got 300, need 1 to 256"):
+    with pytest.raises(ValueError, match="width_qk: got 300, needs 1 to 256"):
         hstu_attention(torch.zeros(2, 1, 300), torch.zeros(2, 1, 300), x, offsets, 2, backend="cuda")
     with pytest.raises(ValueError, match="dtype: got code 1"):
         cuda._DTYPE_CODES[torch.float64] = 1
@@ -54,7 +54,7 @@ def test_the_launcher_names_what_it_cannot_take(cuda_on_host):
             del cuda._DTYPE_CODES[torch.float64]
     wide = torch.zeros(1, 9000, requires_grad=True)
     out = hstu_attention(x, x, x, offsets, 2, timestamps=offsets, time_weight=wide, backend="cuda")
-    with pytest.raises(ValueError, match="time_weight: got width 9000, need at most 4096 for a gradient"):
+    with pytest.raises(ValueError, match="time_weight: got width 9000, needs at most 4096 for a gradient"):
         out.sum().backward()
 
 

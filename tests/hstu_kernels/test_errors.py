@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hstu_kernels import available_backends, hstu_attention, native, ops
+from hstu_kernels import available_backends, dispatch, hstu_attention, native
 from hstu_kernels.impl import cpu
 
 
@@ -24,27 +24,27 @@ def good():
 
 BAD = {
     "falling offsets": ({"offsets": torch.tensor([0, 4, 3, 6])}, "offsets: got a fall from 4 to 3 at index 2"),
-    "offsets from 1": ({"offsets": torch.tensor([1, 6])}, "offsets: got 1 as first element, need 0"),
-    "offsets too short": ({"offsets": torch.tensor([0, 4])}, "offsets: got 4 as last element, need .* 6"),
-    "float offsets": ({"offsets": torch.tensor([0.0, 6.0])}, "offsets: got dtype torch.float32, need int32 or int64"),
+    "offsets from 1": ({"offsets": torch.tensor([1, 6])}, "offsets: got 1 as first element, needs 0"),
+    "offsets too short": ({"offsets": torch.tensor([0, 4])}, "offsets: got 4 as last element, needs .* 6"),
+    "float offsets": ({"offsets": torch.tensor([0.0, 6.0])}, "offsets: got dtype torch.float32, needs int32 or int64"),
     "offsets of two dimensions": ({"offsets": torch.tensor([[0, 6]])}, "offsets: got shape"),
     "no offsets": ({"offsets": torch.empty(0, dtype=torch.int64)}, "offsets: got no element"),
-    "sequence too long": ({"max_seqlen": 3}, "sequence 1 has length 4, need at most max_seqlen, 3"),
-    "dtypes mixed": ({"k": torch.randn(6, 2, 4).double()}, "k: got dtype torch.float64, need the dtype of q"),
+    "sequence too long": ({"max_seqlen": 3}, "sequence 1 has length 4, needs at most max_seqlen, 3"),
+    "dtypes mixed": ({"k": torch.randn(6, 2, 4).double()}, "k: got dtype torch.float64, needs the dtype of q"),
     "integer q": ({"q": torch.ones(6, 2, 4, dtype=torch.int64)}, "q: got dtype torch.int64"),
-    "other device": ({"v": torch.randn(6, 2, 3, device="meta")}, "v: got device meta, need the device of q, cpu"),
+    "other device": ({"v": torch.randn(6, 2, 3, device="meta")}, "v: got device meta, needs the device of q, cpu"),
     "heads differ": ({"v": torch.randn(6, 1, 3)}, "v: got 1 heads"),
-    "widths differ": ({"k": torch.randn(6, 2, 5)}, "k: got width 5, need the width of q, 4"),
+    "widths differ": ({"k": torch.randn(6, 2, 5)}, "k: got width 5, needs the width of q, 4"),
     "rows differ": ({"v": torch.randn(5, 2, 3)}, "v: got 5 rows"),
-    "q of fewer rows": ({"q": torch.randn(5, 2, 4)}, "q: got 5 rows, need as many as k, 6, or q_offsets"),
+    "q of fewer rows": ({"q": torch.randn(5, 2, 4)}, "q: got 5 rows, needs as many as k, 6, or q_offsets"),
     "two dimensions": ({"q": torch.randn(6, 4)}, "q: got shape"),
     "new rows exceed old": (
         {"q": torch.randn(4, 2, 4), "q_offsets": torch.tensor([0, 3, 4])},
-        "q_offsets: sequence 0 has 3 rows of q, need at most its 2 rows of k",
+        "q_offsets: sequence 0 has 3 rows of q, needs at most its 2 rows of k",
     ),
-    "q_offsets too short": ({"q_offsets": torch.tensor([0, 6])}, "q_offsets: got 2 elements, need 3"),
+    "q_offsets too short": ({"q_offsets": torch.tensor([0, 6])}, "q_offsets: got 2 elements, needs 3"),
     "too many targets": ({"num_targets": torch.tensor([3, 0])}, "num_targets: got 3 for sequence 0"),
-    "targets too few": ({"num_targets": torch.tensor([1])}, "num_targets: got 1 elements, need 2"),
+    "targets too few": ({"num_targets": torch.tensor([1])}, "num_targets: got 1 elements, needs 2"),
     "negative contextual": ({"num_contextual": -1}, "num_contextual: got -1"),
     "negative contextual tensor": ({"num_contextual": torch.tensor([0, -2])}, "num_contextual: got -2"),
     "table too small": ({"position_weight": torch.randn(1, 5)}, "position_weight: got width 5, .* at least 7"),
@@ -55,29 +55,29 @@ BAD = {
     "no timestamps": ({"time_weight": torch.randn(1, 9)}, "timestamps: got None"),
     "float timestamps": (
         {"time_weight": torch.randn(1, 9), "timestamps": torch.zeros(6)},
-        "timestamps: got dtype torch.float32, need int64",
+        "timestamps: got dtype torch.float32, needs int64",
     ),
     "too few timestamps": (
         {"time_weight": torch.randn(1, 9), "timestamps": torch.zeros(5, dtype=torch.int64)},
-        r"timestamps: got shape \[5\], need \[6\]",
+        r"timestamps: got shape \[5\], needs \[6\]",
     ),
     "empty time table": (
         {"time_weight": torch.randn(1, 0), "timestamps": torch.zeros(6, dtype=torch.int64)},
         "time_weight: got width 0",
     ),
-    "time shift": ({"time_shift": 2}, "time_shift: got 2, need 0 or 1"),
+    "time shift": ({"time_shift": 2}, "time_shift: got 2, needs 0 or 1"),
     "dropout of 1": ({"dropout": 1.0}, "dropout: got 1.0"),
     "divisor 0": ({"divisor": 0.0}, "divisor: got 0"),
-    "divisor shape": ({"divisor": torch.ones(5)}, r"divisor: got shape \[5\], need \[6\]"),
+    "divisor shape": ({"divisor": torch.ones(5)}, r"divisor: got shape \[5\], needs \[6\]"),
     "divisor with grad": ({"divisor": torch.ones(6, requires_grad=True)}, "divisor: got a tensor that requires grad"),
     "negative window": ({"max_attn_len": -1}, "max_attn_len: got -1"),
-    "no heads": ({"q": torch.randn(6, 0, 4)}, r"q: got shape \[6, 0, 4\], need a head or more"),
-    "offsets as a list": ({"offsets": [0, 2, 6]}, "offsets: got a list, need a tensor"),
-    "fractional max_seqlen": ({"max_seqlen": 7.0}, "max_seqlen: got 7.0, need an integer"),
+    "no heads": ({"q": torch.randn(6, 0, 4)}, r"q: got shape \[6, 0, 4\], needs a head or more"),
+    "offsets as a list": ({"offsets": [0, 2, 6]}, "offsets: got a list, needs a tensor"),
+    "fractional max_seqlen": ({"max_seqlen": 7.0}, "max_seqlen: got 7.0, needs an integer"),
     "divisor of nan": ({"divisor": float("nan")}, "divisor: got nan"),
     "seed too large": ({"seed": 2**63, "dropout": 0.5}, "seed: got 9223372036854775808"),
     "fractional seed": ({"seed": torch.tensor(1.5), "dropout": 0.5}, "seed: got dtype torch.float32"),
-    "unknown backend": ({"backend": "gpu"}, "backend: got 'gpu', need None or one of 'reference', 'cpu', 'triton'"),
+    "unknown backend": ({"backend": "gpu"}, "backend: got 'gpu', needs None or one of 'reference', 'cpu', 'triton'"),
 }
 
 
@@ -140,7 +140,7 @@ def test_without_the_native_module_the_reference_runs_and_says_so_once(monkeypat
 
     monkeypatch.setattr(native, "load", fail)
     cpu._load.cache_clear()
-    ops._warn_once.cache_clear()
+    dispatch._warn_once.cache_clear()
     try:
         assert available_backends()["cpu"] == "no C++ compiler found"
         with pytest.warns(RuntimeWarning, match="slow reference path.*no C\\+\\+ compiler found") as caught:
@@ -152,7 +152,7 @@ def test_without_the_native_module_the_reference_runs_and_says_so_once(monkeypat
             hstu_attention(**good(), backend="cpu")
     finally:
         cpu._load.cache_clear()
-        ops._warn_once.cache_clear()
+        dispatch._warn_once.cache_clear()
 
 
 def test_import_needs_neither_compiler_nor_triton():
@@ -168,11 +168,11 @@ def test_import_needs_neither_compiler_nor_triton():
 def test_triton_refuses_float64():
     pytest.importorskip("triton")
     arguments = {name: x.double() if name in "qkv" else x for name, x in good().items()}
-    with pytest.raises(ValueError, match="need float32, bfloat16 or float16"):
+    with pytest.raises(ValueError, match="needs float32, bfloat16 or float16"):
         hstu_attention(**arguments, backend="triton")
 
 
 def test_unknown_instruction_set(monkeypatch):
     monkeypatch.setenv("FOOTFALL_ISA", "sse9")
-    with pytest.raises(RuntimeError, match="FOOTFALL_ISA=sse9 cannot run here, need one of portable"):
+    with pytest.raises(RuntimeError, match="FOOTFALL_ISA=sse9 cannot run here, needs one of portable"):
         hstu_attention(**good(), backend="cpu")

@@ -106,7 +106,7 @@ def test_compile_and_state_dict():
 
 def test_too_long_a_sequence_is_named():
     layer = HSTULayer(10, 2, 3, 5, max_seqlen=8)
-    with pytest.raises(ValueError, match="sequence 3 has length 9, need at most max_seqlen, 8"):
+    with pytest.raises(ValueError, match="sequence 3 has length 9, needs at most max_seqlen, 8"):
         layer(*batch()[:2])
 
 

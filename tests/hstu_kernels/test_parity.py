@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hstu_kernels import available_backends, hstu_attention, ops
+from hstu_kernels import available_backends, dispatch, hstu_attention
 from hstu_kernels.impl import reference
 
 OUT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -344,8 +344,10 @@ def test_mutants_are_noticed(name, monkeypatch):
     assert right in source
     mutant = ModuleType("mutant")
     exec(compile(source.replace(right, wrong), "mutant", "exec"), mutant.__dict__)
-    implementation = ops._implementation
-    monkeypatch.setattr(ops, "_implementation", lambda backend: mutant if backend == "cpu" else implementation(backend))
+    implementation = dispatch.implementation
+    monkeypatch.setattr(
+        dispatch, "implementation", lambda backend: mutant if backend == "cpu" else implementation(backend)
+    )
 
     @settings(drawn(150), phases=[Phase.generate])
     @given(config=configurations(longest=20, max_batch=3))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hstu_kernels import HSTU, ops
+from hstu_kernels import HSTU, dispatch, ops
 
 # On a CPU torch's own LayerNorm adds up the gradient of its weight in half precision, in as many parts as threads.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -130,9 +130,9 @@ def test_strided_parameters_are_read_as_they_are_and_wrong_shapes_named(backend)
     gate = torch.randn_like(x)
     expected = F.layer_norm(x, x.shape[1:], weight, bias, 1e-6) * gate
     torch.testing.assert_close(ops.norm_gate(x, gate, *wide, 1e-6, backend), expected)
-    with pytest.raises(ValueError, match=r"weight of the norm: got shape \[7\], need \[8\]"):
+    with pytest.raises(ValueError, match=r"weight of the norm: got shape \[7\], needs \[8\]"):
         ops.norm_project_silu(x, weight[:7], bias, matrix, 1e-6, backend)
-    with pytest.raises(ValueError, match=r"weight: got shape \[12, 7\], need \[W, 8\]"):
+    with pytest.raises(ValueError, match=r"weight: got shape \[12, 7\], needs \[W, 8\]"):
         ops.norm_project_silu(x, weight, bias, matrix[:, :7], 1e-6, backend)
     with pytest.raises(ValueError, match=r"gate: got shape \[9, 7\]"):
         ops.norm_gate(x, gate[:, :7], weight, bias, 1e-6, backend)
@@ -182,8 +182,8 @@ def test_recomputation_changes_memory_and_nothing_else(monkeypatch):
     x, offsets, stamps = torch.randn(60, 16), torch.tensor([0, 40, 60]), torch.arange(60)
     plain, kept = gradients(model(False), x, offsets, stamps)
     # The attention itself must not run again.
-    calls, implementation = [], ops._implementation("cpu").forward
-    monkeypatch.setattr(ops._implementation("cpu"), "forward", lambda p: calls.append(1) or implementation(p))
+    calls, implementation = [], dispatch.implementation("cpu").forward
+    monkeypatch.setattr(dispatch.implementation("cpu"), "forward", lambda p: calls.append(1) or implementation(p))
     again, kept_again = gradients(model(True), x, offsets, stamps)
     for a, b in zip(plain, again, strict=True):
         assert torch.equal(a, b)

@@ -166,5 +166,5 @@ def test_opcheck(backend):
     ],
 )
 def test_a_broken_argument_is_named(name, change):
-    with pytest.raises(ValueError, match=rf"^{name}: got .*, need "):
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, needs "):
         causal_conv1d(**{"x": torch.ones(2, 3, 4), "weight": torch.ones(3, 4)} | change)

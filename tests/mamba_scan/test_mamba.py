@@ -135,7 +135,7 @@ def test_one_compilation_serves_all_lengths(make):
 
 
 def test_opcheck_of_the_inside():
-    from mamba_scan.fused import InnerProblem
+    from mamba_scan.ops import InnerProblem
 
     def normal(*shape):
         return torch.randn(*shape).requires_grad_()
@@ -161,7 +161,7 @@ def test_a_broken_argument_is_named(name):
         state = state._replace(conv=state.conv[:, :, 1:])
     else:
         state = state._replace(ssm=state.ssm[:1])
-    with pytest.raises(ValueError, match=rf"^{name}: got .*, need "):
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, needs "):
         m(x, offsets, state)
 
 
@@ -209,5 +209,5 @@ def test_state_updates_through_indices_touch_only_their_rows():
     alone = before[index].clone()
     assert torch.equal(out, selective_state_update(alone, x, dt, A, B, B)) and torch.equal(pool[index], alone)
     assert torch.equal(pool[[1, 2, 4]], before[[1, 2, 4]])
-    with pytest.raises(ValueError, match=r"^state: got \[5, 3, 4\], need \[2, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"^state: got \[5, 3, 4\], needs \[2, 3, 4\]"):
         selective_state_update(pool, x, dt, A, B, B)

@@ -83,7 +83,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("name", "how"), [(k, i) for k, v in BROKEN.items() for i in range(len(v))])
 def test_a_broken_argument_is_named(name, how):
-    with pytest.raises(ValueError, match=rf"^{name}: got .*, need "):
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, needs "):
         selective_scan(**BROKEN[name][how](arguments()))
 
 
@@ -103,7 +103,7 @@ def test_broken_offsets_are_explained(offsets, message):
 
 
 def test_devices_may_not_mix():
-    with pytest.raises(ValueError, match=r"^A: got a tensor on meta, need cpu"):
+    with pytest.raises(ValueError, match=r"^A: got a tensor on meta, needs cpu"):
         selective_scan(**arguments() | {"A": torch.empty(6, 4, device="meta")})
 
 

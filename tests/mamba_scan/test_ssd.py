@@ -172,7 +172,7 @@ def test_opcheck(backend):
 )
 def test_a_broken_argument_is_named(name, change):
     args = {"x": torch.ones(2, 3, 4, 2), "dt": torch.ones(2, 3, 4), "A": -torch.ones(4), "B": torch.ones(2, 3, 1, 5)}
-    with pytest.raises(ValueError, match=rf"^{name}: got .*, need "):
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, needs "):
         ssd_scan(**args | {"C": torch.ones(2, 3, 1, 5)} | change)
 
 

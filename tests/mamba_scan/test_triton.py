@@ -143,8 +143,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-import mamba_scan.impl.triton as kernels
-import mamba_scan.triton_ssd as ssd
+from mamba_scan.impl.triton import conv, scan, ssd
 
 def compile(kernel, pointers, constants):
     signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
@@ -159,19 +158,19 @@ floats = ("out last saved u delta z A B C D bias initial dout dlast du ddelta dz
 pointers = {n: "*fp32" for n in floats} | {"u": "*bf16", "delta": "*bf16", "x": "*bf16"}
 pointers |= {"offsets": "*i64", "begin": "*i64", "end": "*i64", "segment": "*i32", "documents": "*i32"}
 for full in (True, False):
-    scan = dict(GROUPS=1, PER_GROUP=4, SOFTPLUS=full, CHUNK=64, PACKED=full, ROWS_B=True, ROWS_C=full)
-    scan |= dict(BLOCK_D=32, BLOCK_N=16) if full else dict(BLOCK_D=2, BLOCK_N=256)
-    conv = dict(WIDTH=4, SILU=full, BLOCK_R=32, BLOCK_D=32)
+    scan_sizes = dict(GROUPS=1, PER_GROUP=4, SOFTPLUS=full, CHUNK=64, PACKED=full, ROWS_B=True, ROWS_C=full)
+    scan_sizes |= dict(BLOCK_D=32, BLOCK_N=16) if full else dict(BLOCK_D=2, BLOCK_N=256)
+    conv_sizes = dict(WIDTH=4, SILU=full, BLOCK_R=32, BLOCK_D=32)
     if not full:
-        scan |= {n: None for n in ("offsets", "z", "dz", "D", "bias", "initial", "dlast")}
-        conv |= {n: None for n in ("bias", "initial", "documents")}
+        scan_sizes |= {n: None for n in ("offsets", "z", "dz", "D", "bias", "initial", "dlast")}
+        conv_sizes |= {n: None for n in ("bias", "initial", "documents")}
     # "parts" is a number to the scan, a tensor to the convolution.
     numbers = {n: kind for n, kind in pointers.items() if n != "parts"}
-    compile(kernels._scan_forward_kernel, numbers, scan | {"SAVE": full})
-    compile(kernels._scan_backward_kernel, numbers, scan | ({} if full else {"out": None}))
-    compile(kernels._conv_kernel, pointers, conv | {"BACKWARD": False, "parts": None})
-    compile(kernels._conv_kernel, pointers, conv | {"BACKWARD": True})
-    compile(kernels._conv_input_kernel, pointers, conv | {"parts": None})
+    compile(scan._scan_forward_kernel, numbers, scan_sizes | {"SAVE": full})
+    compile(scan._scan_backward_kernel, numbers, scan_sizes | ({} if full else {"out": None}))
+    compile(conv._conv_kernel, pointers, conv_sizes | {"BACKWARD": False, "parts": None})
+    compile(conv._conv_kernel, pointers, conv_sizes | {"BACKWARD": True})
+    compile(conv._conv_input_kernel, pointers, conv_sizes | {"parts": None})
     # "first" is a tensor to the convolution only, "start" may be absent.
     chunks = {n: "*fp32" for n in "states totals start final ends dy dx y ddt dA dB dC dt A".split()}
     chunks |= {n: "*bf16" for n in "x B C".split()} | {n: "*i64" for n in "firsts sizes first_of chunks_of".split()}

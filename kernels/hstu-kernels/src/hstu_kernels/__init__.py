@@ -1,7 +1,8 @@
 """Jagged HSTU attention with fused relative position and time bias; see ``hstu_attention``."""
 
-from hstu_kernels.api import available_backends, hstu_attention
+from hstu_kernels.api import hstu_attention
 from hstu_kernels.cache import RaggedKVCache
+from hstu_kernels.dispatch import available_backends
 from hstu_kernels.layer import HSTU, HSTULayer
 
 __all__ = ["HSTU", "HSTULayer", "RaggedKVCache", "available_backends", "hstu_attention"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hstu_kernels import ops
+from hstu_kernels.dispatch import check_backend
 from hstu_kernels.problem import Problem, check_static
 
 
@@ -71,11 +72,10 @@ def hstu_attention(
 
     Source: Zhai et al., "Actions Speak Louder than Words" (2024), eq. 2 and 3; masks as in generative-recommenders.
     """
-    if backend is not None and backend not in ops.BACKENDS:
-        raise ValueError(f"backend: got {backend!r}, need None or one of {', '.join(map(repr, ops.BACKENDS))}")
+    check_backend(backend)
     if isinstance(num_contextual, int):
         if num_contextual < 0:
-            raise ValueError(f"num_contextual: got {num_contextual}, need 0 or more")
+            raise ValueError(f"num_contextual: got {num_contextual}, needs 0 or more")
         contextual = offsets.new_full((max(offsets.shape[0] - 1, 0),), num_contextual) if num_contextual else None
     else:
         contextual = num_contextual
@@ -83,9 +83,9 @@ def hstu_attention(
         try:
             max_seqlen = operator.index(max_seqlen)
         except TypeError:
-            raise ValueError(f"max_seqlen: got {max_seqlen!r}, need an integer") from None
+            raise ValueError(f"max_seqlen: got {max_seqlen!r}, needs an integer") from None
     if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed: got {seed}, need 64 bits with a sign")
+        raise ValueError(f"seed: got {seed}, needs 64 bits with a sign")
     if dropout == 0.0:
         seed = None
     elif seed is None:
@@ -118,8 +118,3 @@ def hstu_attention(
     )
     check_static(problem)
     return ops.attention(problem, backend)
-
-
-def available_backends() -> dict[str, str]:
-    """Return ``{name: "ok" or the reason why not}`` for every backend; builds the native module where it is missing."""
-    return {name: ops.backend_status(name) for name in ops.BACKENDS}

@@ -23,7 +23,7 @@ class RaggedKVCache:
 
     def __init__(self, num_users: int = 0, *, page_size: int | None = None) -> None:
         if page_size is not None and page_size < 1:
-            raise ValueError(f"page_size: got {page_size}, need None or 1 and more")
+            raise ValueError(f"page_size: got {page_size}, needs None or 1 and more")
         self.page_size = page_size
         self._lengths = [0] * num_users
         self._timestamps: Tensor | None = None
@@ -55,9 +55,9 @@ class RaggedKVCache:
         users = [int(u) for u in users]
         for u in users:
             if not 0 <= u < self.num_users:
-                raise ValueError(f"users: got {u}, need 0 to {self.num_users - 1}")
+                raise ValueError(f"users: got {u}, needs 0 to {self.num_users - 1}")
         if len(set(users)) != len(users):
-            raise ValueError("users: got a user twice, need each at most once")
+            raise ValueError("users: got a user twice, needs each at most once")
         starts = _starts(self._lengths)
         rows = torch.tensor([r for u in users for r in range(starts[u], starts[u + 1])], dtype=torch.int64)
         if self._timestamps is not None:
@@ -81,16 +81,16 @@ class RaggedKVCache:
         """
         check_integers("offsets", offsets, x.device)
         if not len(offsets):
-            raise ValueError("offsets: got no element, need batch + 1 elements")
+            raise ValueError("offsets: got no element, needs batch + 1 elements")
         new = check_offsets("offsets", offsets.tolist(), len(x), "x")
         if timestamps is not None:
             check_timestamps(timestamps, len(x), x.device)
         if len(new) != self.num_users:
             raise ValueError(
-                f"offsets: got {len(new)} sequences, need one for each of the {self.num_users} cached users"
+                f"offsets: got {len(new)} sequences, needs one for each of the {self.num_users} cached users"
             )
         if sum(self._lengths) and (timestamps is None) != (self._timestamps is None):
-            raise ValueError("timestamps: got them in some steps only, need them in all steps or in none")
+            raise ValueError("timestamps: got them in some steps only, needs them in all steps or in none")
         return CacheStep(self, offsets, new, timestamps)
 
 

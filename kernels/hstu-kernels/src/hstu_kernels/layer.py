@@ -160,7 +160,7 @@ def _run(
     if cache is not None:
         if any(layer.time_shift for layer in layers):
             raise ValueError(
-                "cache: got one with time_shift=1, need time_shift=0 (a row would change with the next one)"
+                "cache: got one with time_shift=1, needs time_shift=0 (a row would change with the next one)"
             )
         step = cache.begin(x, offsets, timestamps)
     for at, layer in enumerate(layers):

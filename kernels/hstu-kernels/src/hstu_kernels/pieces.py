@@ -11,10 +11,10 @@ def check_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
         ValueError: names the argument, what it got and what it needs.
     """
     if x.dim() != 2:
-        raise ValueError(f"x: got shape {list(x.shape)}, need two dimensions [rows, width]")
+        raise ValueError(f"x: got shape {list(x.shape)}, needs two dimensions [rows, width]")
     for name, vector in (("weight of the norm", weight), ("bias of the norm", bias)):
         if vector.dim() != 1 or vector.shape[0] != x.shape[1]:
-            raise ValueError(f"{name}: got shape {list(vector.shape)}, need [{x.shape[1]}], the width of x")
+            raise ValueError(f"{name}: got shape {list(vector.shape)}, needs [{x.shape[1]}], the width of x")
 
 
 def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

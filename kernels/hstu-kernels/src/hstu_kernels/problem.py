@@ -37,6 +37,14 @@ class Problem:
     dropout: float
 
     @property
+    def device(self) -> torch.device:
+        return self.q.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.q.dtype
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """float64 for float64 inputs, float32 for all others."""
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
@@ -50,42 +58,42 @@ def check_static(p: Problem) -> None:
     """
     _check_rank("q", p.q)
     rows, heads, width = p.q.shape
-    _need(p.q.dtype in DTYPES, lambda: f"q: got dtype {p.q.dtype}, need float32, float64, bfloat16 or float16")
-    _need(heads >= 1 and width >= 1, lambda: f"q: got shape {list(p.q.shape)}, need a head or more, a column or more")
+    _need(p.q.dtype in DTYPES, lambda: f"q: got dtype {p.q.dtype}, needs float32, float64, bfloat16 or float16")
+    _need(heads >= 1 and width >= 1, lambda: f"q: got shape {list(p.q.shape)}, needs a head or more, a column or more")
     _check_like_q("k", p.k, p.q)
     _check_like_q("v", p.v, p.q)
-    _need(p.k.shape[2] == width, lambda: f"k: got width {p.k.shape[2]}, need the width of q, {width}")
-    _need(p.v.shape[0] == p.k.shape[0], lambda: f"v: got {p.v.shape[0]} rows, need as many rows as k, {p.k.shape[0]}")
+    _need(p.k.shape[2] == width, lambda: f"k: got width {p.k.shape[2]}, needs the width of q, {width}")
+    _need(p.v.shape[0] == p.k.shape[0], lambda: f"v: got {p.v.shape[0]} rows, needs as many rows as k, {p.k.shape[0]}")
     check_integers("offsets", p.offsets, p.q.device)
-    _need(p.offsets.shape[0] >= 1, lambda: "offsets: got no element, need batch + 1 elements")
+    _need(p.offsets.shape[0] >= 1, lambda: "offsets: got no element, needs batch + 1 elements")
     batch = p.offsets.shape[0] - 1
     if p.q_offsets is None:
-        _need(rows == p.k.shape[0], lambda: f"q: got {rows} rows, need as many as k, {p.k.shape[0]}, or q_offsets")
+        _need(rows == p.k.shape[0], lambda: f"q: got {rows} rows, needs as many as k, {p.k.shape[0]}, or q_offsets")
     else:
         check_integers("q_offsets", p.q_offsets, p.q.device, batch + 1)
     if p.num_targets is not None:
         check_integers("num_targets", p.num_targets, p.q.device, batch)
     if p.num_contextual is not None:
         check_integers("num_contextual", p.num_contextual, p.q.device, batch)
-    _need(p.max_seqlen >= 0, lambda: f"max_seqlen: got {p.max_seqlen}, need a length of at least 0")
-    _need(p.max_attn_len >= 0, lambda: f"max_attn_len: got {p.max_attn_len}, need 0 (no window) or more")
-    _need(p.min_full_attn_len >= 0, lambda: f"min_full_attn_len: got {p.min_full_attn_len}, need 0 or more")
-    _need(p.time_shift in (0, 1), lambda: f"time_shift: got {p.time_shift}, need 0 or 1")
-    _need(0.0 <= p.dropout < 1.0, lambda: f"dropout: got {p.dropout}, need a probability in [0, 1)")
-    _need(0.0 < abs(p.divisor) < math.inf, lambda: f"divisor: got {p.divisor:g}, need a finite number other than 0")
+    _need(p.max_seqlen >= 0, lambda: f"max_seqlen: got {p.max_seqlen}, needs a length of at least 0")
+    _need(p.max_attn_len >= 0, lambda: f"max_attn_len: got {p.max_attn_len}, needs 0 (no window) or more")
+    _need(p.min_full_attn_len >= 0, lambda: f"min_full_attn_len: got {p.min_full_attn_len}, needs 0 or more")
+    _need(p.time_shift in (0, 1), lambda: f"time_shift: got {p.time_shift}, needs 0 or 1")
+    _need(0.0 <= p.dropout < 1.0, lambda: f"dropout: got {p.dropout}, needs a probability in [0, 1)")
+    _need(0.0 < abs(p.divisor) < math.inf, lambda: f"divisor: got {p.divisor:g}, needs a finite number other than 0")
     if p.seed is not None:
         kind = p.seed.dtype
-        _need(kind == torch.int64, lambda: f"seed: got dtype {kind}, need an integer (int64)")
+        _need(kind == torch.int64, lambda: f"seed: got dtype {kind}, needs an integer (int64)")
     if p.row_divisor is not None:
         found = p.row_divisor
-        _need(found.device == p.q.device, lambda: f"divisor: got device {found.device}, need that of q, {p.q.device}")
+        _need(found.device == p.q.device, lambda: f"divisor: got device {found.device}, needs that of q, {p.q.device}")
         _need(
             found.dim() == 1 and found.shape[0] == rows,
-            lambda: f"divisor: got shape {list(found.shape)}, need [{rows}], the rows of q",
+            lambda: f"divisor: got shape {list(found.shape)}, needs [{rows}], the rows of q",
         )
         _need(
             not found.requires_grad,
-            lambda: "divisor: got a tensor that requires grad, need a constant tensor (detach it)",
+            lambda: "divisor: got a tensor that requires grad, needs a constant tensor (detach it)",
         )
     if p.position_weight is not None:
         _check_table(p, "position_weight", p.position_weight)
@@ -93,15 +101,15 @@ def check_static(p: Problem) -> None:
         _need(
             size % 2 == 1 and size >= 2 * p.max_seqlen - 1,
             lambda: (
-                f"position_weight: got width {size}, need an odd width 2*N-1 with N >= max_seqlen ({p.max_seqlen}), "
+                f"position_weight: got width {size}, needs an odd width 2*N-1 with N >= max_seqlen ({p.max_seqlen}), "
                 f"so at least {max(2 * p.max_seqlen - 1, 1)}"
             ),
         )
     if p.time_weight is not None:
         _check_table(p, "time_weight", p.time_weight)
-        _need(p.time_weight.shape[1] >= 1, lambda: "time_weight: got width 0, need width K+1 with K >= 0")
+        _need(p.time_weight.shape[1] >= 1, lambda: "time_weight: got width 0, needs width K+1 with K >= 0")
         if p.timestamps is None:
-            raise ValueError("timestamps: got None, need int64 seconds [T] because time_weight is given")
+            raise ValueError("timestamps: got None, needs int64 seconds [T] because time_weight is given")
     if p.timestamps is not None:
         check_timestamps(p.timestamps, p.k.shape[0], p.q.device)
 
@@ -112,12 +120,12 @@ def check_timestamps(x: Tensor, rows: int, device: torch.device) -> None:
     Raises:
         ValueError: names the argument, what it got and what it needs.
     """
-    _need(x.dtype == torch.int64, lambda: f"timestamps: got dtype {x.dtype}, need int64 seconds")
+    _need(x.dtype == torch.int64, lambda: f"timestamps: got dtype {x.dtype}, needs int64 seconds")
     _need(
         x.dim() == 1 and x.shape[0] == rows,
-        lambda: f"timestamps: got shape {list(x.shape)}, need [{rows}], the rows of k",
+        lambda: f"timestamps: got shape {list(x.shape)}, needs [{rows}], the rows of k",
     )
-    _need(x.device == device, lambda: f"timestamps: got device {x.device}, need the device of q, {device}")
+    _need(x.device == device, lambda: f"timestamps: got device {x.device}, needs the device of q, {device}")
 
 
 def check_contents(p: Problem) -> None:
@@ -130,18 +138,18 @@ def check_contents(p: Problem) -> None:
     lengths = check_offsets("offsets", offsets, p.k.shape[0], "k and v")
     if lengths and max(lengths) > p.max_seqlen:
         b = lengths.index(max(lengths))
-        raise ValueError(f"offsets: sequence {b} has length {lengths[b]}, need at most max_seqlen, {p.max_seqlen}")
+        raise ValueError(f"offsets: sequence {b} has length {lengths[b]}, needs at most max_seqlen, {p.max_seqlen}")
     if p.q_offsets is not None:
         new = check_offsets("q_offsets", p.q_offsets.tolist(), p.q.shape[0], "q")
         for b, (rows, length) in enumerate(zip(new, lengths, strict=True)):
             if rows > length:
-                raise ValueError(f"q_offsets: sequence {b} has {rows} rows of q, need at most its {length} rows of k")
+                raise ValueError(f"q_offsets: sequence {b} has {rows} rows of q, needs at most its {length} rows of k")
     if p.num_targets is not None:
         for b, (count, length) in enumerate(zip(p.num_targets.tolist(), lengths, strict=True)):
             if not 0 <= count <= length:
-                raise ValueError(f"num_targets: got {count} for sequence {b}, need between 0 and its length {length}")
+                raise ValueError(f"num_targets: got {count} for sequence {b}, needs between 0 and its length {length}")
     if p.num_contextual is not None and p.num_contextual.numel() and int(p.num_contextual.min()) < 0:
-        raise ValueError(f"num_contextual: got {int(p.num_contextual.min())}, need 0 or more")
+        raise ValueError(f"num_contextual: got {int(p.num_contextual.min())}, needs 0 or more")
 
 
 def check_offsets(name: str, offsets: list[int], total: int, of: str) -> list[int]:
@@ -151,14 +159,14 @@ def check_offsets(name: str, offsets: list[int], total: int, of: str) -> list[in
         ValueError: the offsets do not start at 0, fall, or do not end at the number of rows.
     """
     if offsets[0] != 0:
-        raise ValueError(f"{name}: got {offsets[0]} as first element, need 0")
+        raise ValueError(f"{name}: got {offsets[0]} as first element, needs 0")
     lengths = [after - before for before, after in pairwise(offsets)]
     for b, length in enumerate(lengths):
         if length < 0:
             fall = f"a fall from {offsets[b]} to {offsets[b + 1]} at index {b + 1}"
-            raise ValueError(f"{name}: got {fall}, need a sequence that never falls")
+            raise ValueError(f"{name}: got {fall}, needs a sequence that never falls")
     if offsets[-1] != total:
-        raise ValueError(f"{name}: got {offsets[-1]} as last element, need the number of rows of {of}, {total}")
+        raise ValueError(f"{name}: got {offsets[-1]} as last element, needs the number of rows of {of}, {total}")
     return lengths
 
 
@@ -168,39 +176,39 @@ def check_integers(name: str, x: Tensor, device: torch.device, length: int | Non
     Raises:
         ValueError: names the argument, what it got and what it needs.
     """
-    _need(isinstance(x, Tensor), lambda: f"{name}: got a {type(x).__name__}, need a tensor of int32 or int64")
-    _need(x.dtype in (torch.int32, torch.int64), lambda: f"{name}: got dtype {x.dtype}, need int32 or int64")
-    _need(x.dim() == 1, lambda: f"{name}: got shape {list(x.shape)}, need one dimension")
-    _need(x.device == device, lambda: f"{name}: got device {x.device}, need the device of q, {device}")
+    _need(isinstance(x, Tensor), lambda: f"{name}: got a {type(x).__name__}, needs a tensor of int32 or int64")
+    _need(x.dtype in (torch.int32, torch.int64), lambda: f"{name}: got dtype {x.dtype}, needs int32 or int64")
+    _need(x.dim() == 1, lambda: f"{name}: got shape {list(x.shape)}, needs one dimension")
+    _need(x.device == device, lambda: f"{name}: got device {x.device}, needs the device of q, {device}")
     if length is not None:
         _need(
             x.shape[0] == length,
-            lambda: f"{name}: got {x.shape[0]} elements, need {length}, given the length of offsets",
+            lambda: f"{name}: got {x.shape[0]} elements, needs {length}, given the length of offsets",
         )
 
 
 def _check_rank(name: str, x: Tensor) -> None:
-    _need(x.dim() == 3, lambda: f"{name}: got shape {list(x.shape)}, need three dimensions [rows, heads, width]")
+    _need(x.dim() == 3, lambda: f"{name}: got shape {list(x.shape)}, needs three dimensions [rows, heads, width]")
 
 
 def _check_like_q(name: str, x: Tensor, q: Tensor) -> None:
     _check_rank(name, x)
     heads = q.shape[1]
-    _need(x.dtype == q.dtype, lambda: f"{name}: got dtype {x.dtype}, need the dtype of q, {q.dtype}")
-    _need(x.shape[1] == heads, lambda: f"{name}: got {x.shape[1]} heads, need as many heads as q, {heads}")
-    _need(x.device == q.device, lambda: f"{name}: got device {x.device}, need the device of q, {q.device}")
+    _need(x.dtype == q.dtype, lambda: f"{name}: got dtype {x.dtype}, needs the dtype of q, {q.dtype}")
+    _need(x.shape[1] == heads, lambda: f"{name}: got {x.shape[1]} heads, needs as many heads as q, {heads}")
+    _need(x.device == q.device, lambda: f"{name}: got device {x.device}, needs the device of q, {q.device}")
 
 
 def _check_table(p: Problem, name: str, table: Tensor) -> None:
     heads = p.q.shape[1]
-    _need(table.device == p.q.device, lambda: f"{name}: got device {table.device}, need that of q, {p.q.device}")
+    _need(table.device == p.q.device, lambda: f"{name}: got device {table.device}, needs that of q, {p.q.device}")
     _need(
         table.dim() == 2 and table.shape[0] in (1, heads),
-        lambda: f"{name}: got shape {list(table.shape)}, need [1, width] or [{heads}, width]",
+        lambda: f"{name}: got shape {list(table.shape)}, needs [1, width] or [{heads}, width]",
     )
     _need(
         table.dtype in (p.q.dtype, p.compute_dtype),
-        lambda: f"{name}: got dtype {table.dtype}, need {p.q.dtype} (as q) or {p.compute_dtype}",
+        lambda: f"{name}: got dtype {table.dtype}, needs {p.q.dtype} (as q) or {p.compute_dtype}",
     )
 
 

@@ -1,7 +1,6 @@
 """Selective scan (Mamba) that trains anywhere: packed sequences, states with gradients; see ``selective_scan``."""
 
 from mamba_scan.api import (
-    available_backends,
     causal_conv1d,
     causal_conv1d_fn,
     causal_conv1d_update,
@@ -10,6 +9,7 @@ from mamba_scan.api import (
     selective_state_update,
     ssd_scan,
 )
+from mamba_scan.dispatch import available_backends
 from mamba_scan.layer import Mamba, Mamba2, MambaState
 
 __all__ = [

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mamba_scan import ops
+from mamba_scan.dispatch import check_backend
 from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem, canonical, require
 
 
@@ -54,7 +55,7 @@ def selective_scan(
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), algorithm 2.
     """
-    _check_backend(backend)
+    check_backend(backend)
     p = canonical(
         ScanProblem(u, delta, A, B, C, D, z, delta_bias, initial_state, offsets, delta_softplus=bool(delta_softplus))
     )
@@ -106,7 +107,7 @@ def selective_state_update(
         ValueError: an argument breaks its contract.
         RuntimeError: the backend asked for cannot run on this machine.
     """
-    _check_backend(backend)
+    check_backend(backend)
     right = state.dim() in (3, 4) and state.is_floating_point()
     require(right, "state", f"{state.dtype} {list(state.shape)}", "real [b, d, n] or [b, h, p, n]")
     heads = state.dim() == 4
@@ -188,7 +189,7 @@ def causal_conv1d(
         ValueError: an argument breaks its contract.
         RuntimeError: the backend asked for cannot run on this machine.
     """
-    _check_backend(backend)
+    check_backend(backend)
     require(activation in (None, "silu", "swish"), "activation", repr(activation), 'None, "silu" or "swish"')
     p = ConvProblem(x, weight, bias, seq_idx, initial_states, offsets, silu=activation is not None)
     p.check()
@@ -319,19 +320,9 @@ def ssd_scan(
 
     Source: Dao and Gu, "Transformers are SSMs" (2024), section 6.
     """
-    _check_backend(backend)
+    check_backend(backend)
     low, high = (float(limit) for limit in dt_limit)
     p = SSDProblem(x, dt, A, B, C, D, z, dt_bias, initial_states, offsets, bool(dt_softplus), low, high, chunk_size)
     p.check()
     out, final = ops.ssd(p, backend)
     return (out, final) if return_final_states else out
-
-
-def available_backends() -> dict[str, str]:
-    """Return ``{name: "ok" or the reason why not}`` for every backend; builds the native module where it is missing."""
-    return {name: ops.backend_status(name) for name in ops.BACKENDS}
-
-
-def _check_backend(backend: str | None) -> None:
-    known = ", ".join(map(repr, ops.BACKENDS))
-    require(backend is None or backend in ops.BACKENDS, "backend", repr(backend), f"None or one of {known}")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_scan.api import causal_conv1d, causal_conv1d_update, selective_state_update, ssd_scan
-from mamba_scan.fused import InnerProblem, inner
+from mamba_scan.ops import InnerProblem, inner
 from mamba_scan.problem import check_device, check_offsets, require
 
 

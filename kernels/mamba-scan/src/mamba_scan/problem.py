@@ -334,7 +334,7 @@ def check_offset_values(offsets: Tensor | None, rows: int) -> None:
         at = int(falls.nonzero()[0])
         raise ValueError(
             f"offsets: got {int(offsets[at + 1])} after {int(offsets[at])} at position {at + 1}, "
-            "need offsets that never fall"
+            "needs offsets that never fall"
         )
 
 
@@ -344,10 +344,10 @@ def check_device(u: Tensor, **others: Tensor | None) -> None:
         require(x is None or x.device == u.device, name, f"a tensor on {x is not None and x.device}", f"{u.device}")
 
 
-def require(condition: bool, name: str, got: str, need: str) -> None:
+def require(condition: bool, name: str, got: str, needs: str) -> None:
     """Raise the ValueError every check of the package raises: argument, what it got, what it needs."""
     if not condition:
-        raise ValueError(f"{name}: got {got}, need {need}")
+        raise ValueError(f"{name}: got {got}, needs {needs}")
 
 
 def _computed_in(x: Tensor) -> torch.dtype:
@@ -378,8 +378,8 @@ def _coefficient(p: ScanProblem, name: str) -> Tensor:
         pairs = p.A.is_complex() and not x.is_complex()
         want = 2 * length if pairs else length
         right = x.dim() in (3, 4) and x.shape[0] == batch and x.shape[-2] == n and x.shape[-1] == want
-        need = f"[b, n, l] or [b, g, n, l] with b = {batch}, n = {n}, last size {want}"
-        require(right, name, _got(x), need + (" (real and imaginary parts alternate)" if pairs else ""))
+        needs = f"[b, n, l] or [b, g, n, l] with b = {batch}, n = {n}, last size {want}"
+        require(right, name, _got(x), needs + (" (real and imaginary parts alternate)" if pairs else ""))
         x = x.unsqueeze(1) if x.dim() == 3 else x
         if pairs:
             x = torch.view_as_complex(x.to(p.dtype).unflatten(-1, (length, 2)))

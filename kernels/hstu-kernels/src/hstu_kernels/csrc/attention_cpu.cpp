@@ -1,13 +1,10 @@
-// Jagged HSTU attention, forward and backward, for one instruction set. A piece of work walks over tiles of 64 keys; scores live in a few
-// rows of registers or in one tile, never in a matrix of the whole sequence.
-#include "hstu_cpu.h"
-#include "simd_cpu.h"
-#include "pairs_cpu.h"
-
+// Jagged HSTU attention, forward and backward, for one instruction set. A piece of work walks over tiles of 64 keys;
+// scores live in a few rows of registers or in one tile, never in a matrix of the whole sequence.
 #include <stdlib.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+
+#include "hstu_cpu.h"
+#include "math_cpu.h"
+#include "pairs_cpu.h"
 
 namespace hstu {
 namespace FOOTFALL_ISA {
@@ -101,8 +98,8 @@ Group group_of(const Span* spans, int rows) {
 // Buckets of a strip of rows that the heads of one sequence share.
 constexpr int64_t kStripBytes = 1 << 21;
 
-// Time bias of one sequence. Where its time span fits 31 bits, buckets come from a float logarithm, and the few that lie near an edge
-// are settled by the integer edges; else the edges decide alone.
+// Time bias of one sequence. Where its time span fits 31 bits, buckets come from a float logarithm, and the few that
+// lie near an edge are settled by the integer edges; else the edges decide alone.
 struct Clock {
   const Problem* p;
   const int64_t* ts;
@@ -175,7 +172,8 @@ struct Clock {
     uint8_t* const to = shared ? strip + (at - first_row) * strip_stride + (tile - first_tile) : narrow;
     const int64_t stride = shared ? strip_stride : kKeys;
     if (!(shared && filled))
-      for (int r = 0; r < height; ++r) narrow_row(relative[row_time(at + r)], relative + tile, begin, end, to + r * stride);
+      for (int r = 0; r < height; ++r)
+        narrow_row(relative[row_time(at + r)], relative + tile, begin, end, to + r * stride);
     return {to, nullptr, stride};
   }
 
@@ -190,8 +188,9 @@ struct Clock {
 
   // ln |dt| / 0.301 = log2 |dt| * (ln 2 / 0.301); log2 of the mantissa is a polynomial, off by less than 2e-5.
   static constexpr float kScale = 2.3028146863453f, kUnsure = 1e-4f;
-  static constexpr float kLog2[7] = {-0.025123486819730995f, 0.043929099810229265f, -0.07058958707028791f, 0.1417180408864134f,
-                                     -0.3206323393495808f,   0.9618212338349935f,   0.584962765399147f};
+  static constexpr float kLog2[7] = {-0.025123486819730995f, 0.043929099810229265f, -0.07058958707028791f,
+                                     0.1417180408864134f,    -0.3206323393495808f,  0.9618212338349935f,
+                                     0.584962765399147f};
 
 #if defined(__AVX512F__)
   void narrow_row(int32_t now, const int32_t* then, int begin, int end, uint8_t* to) const {
@@ -209,7 +208,8 @@ struct Clock {
       const __m512i b = _mm512_cvttps_epi32(scaled);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c), _mm512_cvtepi32_epi8(_mm512_min_epi32(b, last)));
       // Distance from the middle of the bucket.
-      const __m512 off = _mm512_abs_ps(_mm512_sub_ps(_mm512_sub_ps(scaled, _mm512_cvtepi32_ps(b)), _mm512_set1_ps(0.5f)));
+      const __m512 off =
+          _mm512_abs_ps(_mm512_sub_ps(_mm512_sub_ps(scaled, _mm512_cvtepi32_ps(b)), _mm512_set1_ps(0.5f)));
       uint32_t unsure = _mm512_mask_cmp_ps_mask(more, off, _mm512_set1_ps(0.5f - kUnsure), _CMP_GT_OQ);
       for (; __builtin_expect(unsure != 0, 0); unsure &= unsure - 1) {
         const int l = __builtin_ctz(unsure), d = now - then[c + l];
@@ -218,7 +218,8 @@ struct Clock {
     }
   }
 #else
-  inline __attribute__((always_inline)) void narrow_row(int32_t now, const int32_t* then, int begin, int end, uint8_t* to) const {
+  inline __attribute__((always_inline)) void narrow_row(int32_t now, const int32_t* then, int begin, int end,
+                                                        uint8_t* to) const {
     typedef Simd<float>::V V;
     typedef Simd<float>::I I;
     typedef int32_t LooseI __attribute__((vector_size(kBytes), aligned(4), may_alias));
@@ -275,7 +276,8 @@ inline Simd<float>::V look_up<float, uint8_t>(const float* table, const uint8_t*
 }
 #endif
 
-// Everything that turns the rows of a group from alpha * q·k into scores and weights. Row r of the group reads position - r.
+// Everything that turns the rows of a group from alpha * q·k into scores and weights. Row r of the group reads position
+// - r.
 template <class F>
 struct Terms {
   typedef Simd<F> S;
@@ -294,7 +296,8 @@ struct Terms {
     if (Position) x += load(position - r + c);
     if (Time) {
       const int64_t at = r * buckets.stride + c;
-      x += buckets.narrow ? look_up<F, uint8_t>(time, buckets.narrow + at) : look_up<F, int32_t>(time, buckets.wide + at);
+      x += buckets.narrow ? look_up<F, uint8_t>(time, buckets.narrow + at)
+                          : look_up<F, int32_t>(time, buckets.wide + at);
     }
     return x;
   }
@@ -327,7 +330,8 @@ struct Terms {
     }
   }
 
-  // q·k -> weights, d_weights -> d_scores, both divided by the row's divisor; adds d_scores to the position table's gradient.
+  // q·k -> weights, d_weights -> d_scores, both divided by the row's divisor; adds d_scores to the position table's
+  // gradient.
   void weigh_back(F* rows, F* d_rows, int height, int begin, int end, const F* inverse, F* d_position) const {
     if (position)
       time ? weigh_back_as<true, true>(rows, d_rows, height, begin, end, inverse, d_position)
@@ -459,8 +463,8 @@ struct Forward {
 
   // scores = q·k for rows r0.. and the keys [begin, begin + vectors).
   void multiply_keys(const Problem& p, int64_t r0, int height, int begin, int vectors) {
-    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys, int(p.width_qk),
-                              scores + begin, kKeys);
+    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys,
+                              int(p.width_qk), scores + begin, kKeys);
   }
 
   // sums += weights * v over the keys [begin, end).
@@ -499,7 +503,8 @@ void walk_forward(Pass& pass, const Problem& p, const Piece& piece, bool again) 
     }
   }
   for (int64_t r = 0; r < rows; ++r)
-    write_row<F, In>(p.out, row0 + r, piece.head, p.width_v, 1 / divisor_of<F>(p, row0 + r), pass.sums + r * pass.padded_v);
+    write_row<F, In>(p.out, row0 + r, piece.head, p.width_v, 1 / divisor_of<F>(p, row0 + r),
+                     pass.sums + r * pass.padded_v);
 }
 
 template <class F, class In>
@@ -511,7 +516,9 @@ struct Backward {
   Clock clock;
 
   Backward(const Problem& p, const Plan& plan, Arena& arena)
-      : padded_qk(round_up(p.width_qk, lanes)), padded_v(round_up(p.width_v, lanes)), partial(static_cast<F*>(plan.partial)) {
+      : padded_qk(round_up(p.width_qk, lanes)),
+        padded_v(round_up(p.width_v, lanes)),
+        partial(static_cast<F*>(plan.partial)) {
     queries = arena.take<F>(kQueries * padded_qk);
     grads = arena.take<F>(kQueries * padded_v);
     key_rows = arena.take<F>(kKeys * padded_qk);
@@ -547,30 +554,30 @@ struct Backward {
 
   // Rows r0.. of weights = q·k and d_scores = grad·v.
   void multiply_keys(const Problem& p, int r0, int height, int begin, int vectors) {
-    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys, int(p.width_qk),
-                              weights + r0 * kKeys + begin, kKeys);
+    multiply<F, false, false>(height, vectors, queries + r0 * padded_qk, padded_qk, keys + begin, kKeys,
+                              int(p.width_qk), weights + r0 * kKeys + begin, kKeys);
     multiply<F, false, false>(height, vectors, grads + r0 * padded_v, padded_v, values + begin, kKeys, int(p.width_v),
                               d_scores + r0 * kKeys + begin, kKeys);
   }
 
   void multiply_dq(int r0, int height, int begin, int end, F* dq) {
-    multiply<F, false, true>(height, int(padded_qk / lanes), d_scores + r0 * kKeys + begin, kKeys, key_rows + begin * padded_qk,
-                             padded_qk, end - begin, dq, padded_qk);
+    multiply<F, false, true>(height, int(padded_qk / lanes), d_scores + r0 * kKeys + begin, kKeys,
+                             key_rows + begin * padded_qk, padded_qk, end - begin, dq, padded_qk);
   }
 
   void finish_rows(int height) {}
 
   // dv and dk of `some` keys from c on, over the rows [begin, end) of the tile.
   void multiply_dkv(int c, int some, int begin, int end) {
-    multiply<F, true, true>(some, int(padded_v / lanes), weights + begin * kKeys + c, kKeys, grads + begin * padded_v, padded_v,
-                            end - begin, dv + c * padded_v, padded_v);
-    multiply<F, true, true>(some, int(padded_qk / lanes), d_scores + begin * kKeys + c, kKeys, queries + begin * padded_qk,
-                            padded_qk, end - begin, dk + c * padded_qk, padded_qk);
+    multiply<F, true, true>(some, int(padded_v / lanes), weights + begin * kKeys + c, kKeys, grads + begin * padded_v,
+                            padded_v, end - begin, dv + c * padded_v, padded_v);
+    multiply<F, true, true>(some, int(padded_qk / lanes), d_scores + begin * kKeys + c, kKeys,
+                            queries + begin * padded_qk, padded_qk, end - begin, dk + c * padded_qk, padded_qk);
   }
 };
 
-// Each lane has its own copy of the time table's gradient, so that keys which share a bucket, as neighbours often do, do not wait for
-// each other's sum. begin and end are multiples of the lanes.
+// Each lane has its own copy of the time table's gradient, so that keys which share a bucket, as neighbours often do,
+// do not wait for each other's sum. begin and end are multiples of the lanes.
 template <class F>
 void spread(const int32_t* buckets, const F* d_row, int begin, int end, F* d_time) {
   constexpr int lanes = Simd<F>::lanes;
@@ -611,8 +618,8 @@ void spread(const uint8_t* buckets, const F* d_row, int begin, int end, F* d_tim
 
 // Fills rows r0.. of the weights and d_scores tiles, zeros included, and adds to dq and the tables.
 template <class F, class Pass>
-void back_through_scores(Pass& pass, const Problem& p, const HeadTerms<F>& head, const Span* spans, int r0, int height, int64_t row,
-                         int64_t at, int64_t tile, F* dq, F* d_position) {
+void back_through_scores(Pass& pass, const Problem& p, const HeadTerms<F>& head, const Span* spans, int r0, int height,
+                         int64_t row, int64_t at, int64_t tile, F* dq, F* d_position) {
   constexpr int lanes = Simd<F>::lanes;
   F* const w = pass.weights + r0 * kKeys;
   F* const d = pass.d_scores + r0 * kKeys;
@@ -717,7 +724,8 @@ void walk_backward(Pass& pass, const Problem& p, const Piece& piece, bool again)
 }
 
 #if defined(__AVX512F__)
-// The same passes with products of bfloat16 pairs, for chips that have them. A word holds two neighbours along the summed axis.
+// The same passes with products of bfloat16 pairs, for chips that have them. A word holds two neighbours along the
+// summed axis.
 struct PairForward {
   static constexpr int lanes = 16;
   int64_t padded_v, words_qk, padded_words;
@@ -750,23 +758,24 @@ struct PairForward {
   }
 
   void multiply_keys(const Problem& p, int64_t r0, int height, int begin, int vectors) {
-    multiply_pairs<false, false>(height, vectors, queries + r0 * padded_words, padded_words, keys + begin, kKeys, int(words_qk),
-                                 scores + begin, kKeys);
+    multiply_pairs<false, false>(height, vectors, queries + r0 * padded_words, padded_words, keys + begin, kKeys,
+                                 int(words_qk), scores + begin, kKeys);
   }
 
   void multiply_values(int64_t r0, int height, int begin, int end) {
     const int first = begin / lanes * lanes, last = int(round_up(end, lanes));
     for (int r = 0; r < height; ++r) narrow_row(scores + r * kKeys, first, last, pairs + r * kKeys / 2);
     begin /= 2;
-    multiply_pairs<false, true>(height, int(padded_v / lanes), pairs + begin, kKeys / 2, values + begin * padded_v, padded_v,
-                                (end + 1) / 2 - begin, sums + r0 * padded_v, padded_v);
+    multiply_pairs<false, true>(height, int(padded_v / lanes), pairs + begin, kKeys / 2, values + begin * padded_v,
+                                padded_v, (end + 1) / 2 - begin, sums + r0 * padded_v, padded_v);
   }
 };
 
 struct PairBackward {
   static constexpr int lanes = 16;
   int64_t padded_qk, padded_v, words_qk, words_v, padded_words_qk, padded_words_v;
-  uint32_t *queries, *grads, *query_pairs, *grad_pairs, *word_rows, *keys, *values, *key_pairs, *d_words, *w_pairs, *d_pairs;
+  uint32_t *queries, *grads, *query_pairs, *grad_pairs, *word_rows, *keys, *values, *key_pairs, *d_words, *w_pairs,
+      *d_pairs;
   float *weights, *d_scores, *dk, *dv, *own_dq, *d_time, *kept;
   float* partial;
   Clock clock;
@@ -826,8 +835,8 @@ struct PairBackward {
     const int first = begin / lanes * lanes, last = int(round_up(end, lanes));
     for (int r = 0; r < height; ++r) narrow_row(d_scores + (r0 + r) * kKeys, first, last, d_words + r * kKeys / 2);
     begin /= 2;
-    multiply_pairs<false, true>(height, int(padded_qk / lanes), d_words + begin, kKeys / 2, key_pairs + begin * padded_qk,
-                                padded_qk, (end + 1) / 2 - begin, dq, padded_qk);
+    multiply_pairs<false, true>(height, int(padded_qk / lanes), d_words + begin, kKeys / 2,
+                                key_pairs + begin * padded_qk, padded_qk, (end + 1) / 2 - begin, dq, padded_qk);
   }
 
   void finish_rows(int height) {
@@ -844,10 +853,10 @@ struct PairBackward {
   void multiply_dkv(int c, int some, int begin, int end) {
     begin /= 2;
     const int depth = (end + 1) / 2 - begin;
-    multiply_pairs<true, true>(some, int(padded_v / lanes), w_pairs + begin * kKeys + c, kKeys, grad_pairs + begin * padded_v,
-                               padded_v, depth, dv + c * padded_v, padded_v);
-    multiply_pairs<true, true>(some, int(padded_qk / lanes), d_pairs + begin * kKeys + c, kKeys, query_pairs + begin * padded_qk,
-                               padded_qk, depth, dk + c * padded_qk, padded_qk);
+    multiply_pairs<true, true>(some, int(padded_v / lanes), w_pairs + begin * kKeys + c, kKeys,
+                               grad_pairs + begin * padded_v, padded_v, depth, dv + c * padded_v, padded_v);
+    multiply_pairs<true, true>(some, int(padded_qk / lanes), d_pairs + begin * kKeys + c, kKeys,
+                               query_pairs + begin * padded_qk, padded_qk, depth, dk + c * padded_qk, padded_qk);
   }
 };
 #endif

@@ -1,5 +1,6 @@
 // The Python face of the CPU kernels: masks as intervals, the list of pieces, the choice of instruction set.
-#include "hstu_cpu.h"
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -11,8 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "hstu_cpu.h"
 
 namespace py = pybind11;
 
@@ -55,8 +55,7 @@ std::vector<Isa> supported() {
 #endif
 #ifdef FOOTFALL_HAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-  {
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
     found.push_back({"avx512", hstu::avx512::forward, hstu::avx512::backward});
     if (__builtin_cpu_supports("avx512bf16"))
       found.push_back({"avx512_bf16", hstu::avx512::forward, hstu::avx512::backward, true});
@@ -75,35 +74,40 @@ const Isa& chosen() {
     if (wanted == std::string(isa.name)) return isa;
     names += std::string(names.empty() ? "" : ", ") + isa.name;
   }
-  throw std::runtime_error("FOOTFALL_ISA=" + std::string(wanted) + " cannot run here, need one of " + names);
+  throw std::runtime_error("FOOTFALL_ISA=" + std::string(wanted) + " cannot run here, needs one of " + names);
 }
 
 int64_t clamp(int64_t x, int64_t low, int64_t high) { return std::min(std::max(x, low), high); }
 
-// The masks of the op, one interval a row. Ids: contextual rows share 0, targets share last_id, the history counts up between them, so
-// that "id in [a, b]" is an interval of positions.
+// The masks of the op, one interval a row. Ids: contextual rows share 0, targets share last_id, the history counts up
+// between them, so that "id in [a, b]" is an interval of positions.
 void intervals(const Problem& p, const Masks& masks, std::vector<int32_t>* lo, std::vector<int32_t>* hi) {
   const int64_t total = p.q_offsets[p.batch];
   lo->resize(total);
   hi->resize(total);
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t n = p.offsets[b + 1] - p.offsets[b], m = p.q_offsets[b + 1] - p.q_offsets[b];
-    const int64_t contextual = masks.contextual ? masks.contextual[b] : 0, targets = masks.targets ? masks.targets[b] : 0;
+    const int64_t contextual = masks.contextual ? masks.contextual[b] : 0,
+                  targets = masks.targets ? masks.targets[b] : 0;
     const int64_t first = std::max<int64_t>(contextual - 1, 0), last_id = n - first - targets;
     // Least position with id >= x.
-    const auto begin_of = [&](int64_t x) { return x <= std::min<int64_t>(0, last_id) ? 0 : (x > last_id ? n : std::min(x + first, n)); };
+    const auto begin_of = [&](int64_t x) {
+      return x <= std::min<int64_t>(0, last_id) ? 0 : (x > last_id ? n : std::min(x + first, n));
+    };
     for (int64_t r = 0; r < m; ++r) {
       const int64_t i = n - m + r, id = std::min(std::max<int64_t>(i - first, 0), last_id);
-      const bool windowed = masks.max_attn_len > 0 &&
-                            !(masks.min_full_attn_len > 0 && id >= last_id - masks.min_full_attn_len);
+      const bool windowed =
+          masks.max_attn_len > 0 && !(masks.min_full_attn_len > 0 && id >= last_id - masks.min_full_attn_len);
       int64_t low = windowed ? begin_of(id - masks.max_attn_len) : 0, high = begin_of(id);
       if (!masks.causal) {
         const int64_t history = begin_of(last_id);
         const int64_t above = windowed ? std::min(begin_of(id + masks.max_attn_len + 1), history) : history;
         // A history row sees both sides, contextual rows have nothing on their left, targets nothing on their right.
         const int64_t next = begin_of(id + 1);
-        if (next == i + 1 && high == i) high = std::max(above, next);
-        else if (high <= low) low = next, high = above;
+        if (next == i + 1 && high == i)
+          high = std::max(above, next);
+        else if (high <= low)
+          low = next, high = above;
       }
       if (contextual > 0 && id == 0) {
         const int64_t history = begin_of(last_id);
@@ -125,7 +129,8 @@ struct Pieces {
   std::vector<int64_t> merges;
   int64_t max_rows = 0, max_keys = 0, max_strip = 0, partial = 0;
 
-  // Heads share the buckets of the time bias, so one thread takes several of them, where there are tasks enough for all threads.
+  // Heads share the buckets of the time bias, so one thread takes several of them, where there are tasks enough for all
+  // threads.
   void add_tasks(const Piece& piece, int64_t first, int64_t step, int64_t heads, double work, int64_t together) {
     for (int64_t h = 0; h < heads; h += together) {
       tasks.push_back({first + h * step, step, std::min(together, heads - h)});
@@ -223,7 +228,8 @@ Pieces backward_pieces(const Problem& p, int threads, bool position, bool time) 
     for (int64_t c = 0; c < count; ++c) {
       const int64_t begin = tile;
       const double before = done;
-      while (tile < tiles && (tile == begin || c == count - 1 || done < total * double(c + 1) / double(count))) done += tile_work[tile++];
+      while (tile < tiles && (tile == begin || c == count - 1 || done < total * double(c + 1) / double(count)))
+        done += tile_work[tile++];
       if (tile == begin) break;
       Piece piece{int32_t(b), 0, m, 0, begin * hstu::kKeys, std::min(tile * hstu::kKeys, n), -1, -1, -1};
       for (int64_t r = 0; r < m; ++r) {
@@ -294,8 +300,8 @@ hstu::Table padded_table(const py::kwargs& a, const char* name, size_t element, 
   const int64_t stride = width + kTablePadding;
   copy->assign(size_t(heads * stride) * element, 0);
   for (int64_t h = 0; h < heads; ++h)
-    std::memcpy(copy->data() + size_t(h * stride) * element, reinterpret_cast<const char*>(data) + size_t(h * width) * element,
-                size_t(width) * element);
+    std::memcpy(copy->data() + size_t(h * stride) * element,
+                reinterpret_cast<const char*>(data) + size_t(h * width) * element, size_t(width) * element);
   return {copy->data(), heads, width, stride};
 }
 
@@ -406,4 +412,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("isa", [] { return chosen().name; });
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
 }

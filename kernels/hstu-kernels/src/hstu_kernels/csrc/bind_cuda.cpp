@@ -1,12 +1,12 @@
 // The Python face of the CUDA kernels: pointers as integers, sizes, the stream.
-#include "hstu_cuda.h"
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "hstu_cuda.h"
 
 namespace py = pybind11;
 
@@ -66,14 +66,14 @@ Problem problem_of(const py::kwargs& a) {
   p.k = view(a, "k");
   p.v = view(a, "v");
   need(p.dtype == hstu_cuda::kFloat32 || p.dtype == hstu_cuda::kBFloat16 || p.dtype == hstu_cuda::kFloat16,
-       "dtype: got code " + std::to_string(p.dtype) + ", need 0 (float32), 2 (bfloat16) or 3 (float16)");
+       "dtype: got code " + std::to_string(p.dtype) + ", needs 0 (float32), 2 (bfloat16) or 3 (float16)");
   for (const auto& [name, width] : {std::make_pair("width_qk", p.width_qk), std::make_pair("width_v", p.width_v)})
-    need(width >= 1 && width <= hstu_cuda::kWidestHead, std::string(name) + ": got " + std::to_string(width) + ", need 1 to " +
-                                                            std::to_string(hstu_cuda::kWidestHead));
-  need(p.offsets && p.q_offsets, "offsets, q_offsets: got a null pointer, need arrays on the device");
+    need(width >= 1 && width <= hstu_cuda::kWidestHead, std::string(name) + ": got " + std::to_string(width) +
+                                                            ", needs 1 to " + std::to_string(hstu_cuda::kWidestHead));
+  need(p.offsets && p.q_offsets, "offsets, q_offsets: got a null pointer, needs arrays on the device");
   need(!p.time.data || (p.timestamps && p.time.width >= 1 && (p.edges || p.time.width == 1)),
-       "time: got a table without timestamps or edges, need both");
-  need(p.max_seqlen >= 1, "max_seqlen: got " + std::to_string(p.max_seqlen) + ", need 1 or more");
+       "time: got a table without timestamps or edges, needs both");
+  need(p.max_seqlen >= 1, "max_seqlen: got " + std::to_string(p.max_seqlen) + ", needs 1 or more");
   return p;
 }
 
@@ -99,10 +99,10 @@ void backward(const py::kwargs& arguments) {
   p.time_parts = pointer<float>(arguments, "time_parts");
   p.chunks = arguments["chunks"].cast<int>();
   need(!p.d_time || p.time.width <= hstu_cuda::kWidestTimeTable,
-       "time_weight: got width " + std::to_string(p.time.width) + ", need at most " + std::to_string(hstu_cuda::kWidestTimeTable) +
-           " for a gradient");
+       "time_weight: got width " + std::to_string(p.time.width) + ", needs at most " +
+           std::to_string(hstu_cuda::kWidestTimeTable) + " for a gradient");
   need(p.chunks >= 1 && (!p.d_position || p.position_parts) && (!p.d_time || p.time_parts),
-       "chunks, position_parts, time_parts: got none, need memory for each table's parts");
+       "chunks, position_parts, time_parts: got none, needs memory for each table's parts");
   raise(hstu_cuda::backward(p, pointer<void>(arguments, "stream")));
 }
 

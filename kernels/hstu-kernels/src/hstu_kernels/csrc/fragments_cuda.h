@@ -1,8 +1,9 @@
-// Products of 16-row strips on tensor cores (mma.sync m16n8k16, float32 sums) and, for float32, by plain multiply-adds in the same layout.
+// Products of 16-row strips on tensor cores (mma.sync m16n8k16, float32 sums) and, for float32, by plain multiply-adds
+// in the same layout.
 //
-// A strip's sums live in registers: of the tile of 8 columns j, lane 4 * g + t holds rows g (two numbers) and g + 8 (two), columns
-// 8 * j + 2 * t and the next. The instructions themselves are at the top; a host compiler takes a scalar stand-in for them, with which
-// the tests run these kernels without a card.
+// A strip's sums live in registers: of the tile of 8 columns j, lane 4 * g + t holds rows g (two numbers) and g + 8
+// (two), columns 8 * j + 2 * t and the next. The instructions themselves are at the top; a host compiler takes a scalar
+// stand-in for them, with which the tests run these kernels without a card.
 #pragma once
 #include <cstdint>
 
@@ -122,7 +123,8 @@ __device__ inline void multiply_rows(float (*sums)[4], const E* a, const E* b) {
   }
 }
 
-// sums[16, D] += w[16, N] * b[N, D]; w in registers, b in shared memory. `strip` is [16, N + 1] numbers of this warp, for float32 only.
+// sums[16, D] += w[16, N] * b[N, D]; w in registers, b in shared memory. `strip` is [16, N + 1] numbers of this warp,
+// for float32 only.
 template <class E, int D, int N>
 __device__ inline void multiply_weights(float (*sums)[4], const float (*w)[4], const E* b, float* strip) {
   constexpr int line = kLine<E, D>;
@@ -131,7 +133,8 @@ __device__ inline void multiply_weights(float (*sums)[4], const float (*w)[4], c
 #pragma unroll
     for (int k = 0; k < N / 16; ++k) {
       const uint32_t left[4] = {pack(E{}, w[2 * k][0], w[2 * k][1]), pack(E{}, w[2 * k][2], w[2 * k][3]),
-                                pack(E{}, w[2 * k + 1][0], w[2 * k + 1][1]), pack(E{}, w[2 * k + 1][2], w[2 * k + 1][3])};
+                                pack(E{}, w[2 * k + 1][0], w[2 * k + 1][1]),
+                                pack(E{}, w[2 * k + 1][2], w[2 * k + 1][3])};
 #pragma unroll
       for (int d = 0; d < D / 16; ++d) {
         uint32_t right[4];
@@ -168,7 +171,8 @@ __device__ inline void write(E* to, float x) {
 
 // Rows [first, first + Rows) of a matrix with `limit` rows of `width` numbers into a tile, zeros around them.
 template <class E, int D, int Rows>
-__device__ inline void copy_tile(E* tile, const E* from, int64_t stride, int first, int limit, int width, bool aligned) {
+__device__ inline void copy_tile(E* tile, const E* from, int64_t stride, int first, int limit, int width,
+                                 bool aligned) {
   constexpr int unit = 16 / int(sizeof(E));
   for (int at = threadIdx.x; at < Rows * (D / unit); at += blockDim.x) {
     const int r = at / (D / unit), c = at % (D / unit) * unit;

@@ -37,8 +37,9 @@ struct Problem {
   void *d_position, *d_time;
 };
 
-// A piece of one sequence and head. Forward: query rows [row_begin, row_end). Backward: keys [key_begin, key_end) with all query rows
-// that see any of them. The *_at fields are element offsets into the partial results, -1 where the piece writes the result itself.
+// A piece of one sequence and head. Forward: query rows [row_begin, row_end). Backward: keys [key_begin, key_end) with
+// all query rows that see any of them. The *_at fields are element offsets into the partial results, -1 where the piece
+// writes the result itself.
 struct Piece {
   int32_t sequence, head;
   int64_t row_begin, row_end, key_begin, key_end;
@@ -66,12 +67,12 @@ struct Plan {
 
 }  // namespace hstu
 
-#define HSTU_DECLARE(ISA)                                 \
-  namespace hstu {                                        \
-  namespace ISA {                                         \
-  bool forward(const Problem& problem, const Plan& plan); \
+#define HSTU_DECLARE(ISA)                                  \
+  namespace hstu {                                         \
+  namespace ISA {                                          \
+  bool forward(const Problem& problem, const Plan& plan);  \
   bool backward(const Problem& problem, const Plan& plan); \
-  }                                                       \
+  }                                                        \
   }
 
 HSTU_DECLARE(portable)

@@ -30,8 +30,8 @@ struct Problem {
   bool dropout;
   uint32_t keep_threshold, seed_key;
   View q, k, v, out, grad, dq, dk, dv;
-  // Gradients of the tables, null where nobody asks, and the memory for their parts: `chunks` blocks share the rows of a sequence and
-  // head, each writes [2 * max_seqlen - 1] and [time.width] numbers.
+  // Gradients of the tables, null where nobody asks, and the memory for their parts: `chunks` blocks share the rows of
+  // a sequence and head, each writes [2 * max_seqlen - 1] and [time.width] numbers.
   float *d_position, *d_time, *position_parts, *time_parts;
   int chunks;
   // Widths, strides and addresses allow copies of 16 bytes.

@@ -1,8 +1,8 @@
-// Products of bfloat16 pairs (AVX512-BF16). These functions alone are compiled for that extension; the caller asks the chip first.
-// A word holds two neighbours along the summed axis, the first in its low half.
+// Products of bfloat16 pairs (AVX512-BF16). These functions alone are compiled for that extension; the caller asks the
+// chip first. A word holds two neighbours along the summed axis, the first in its low half.
 #pragma once
 #include "hstu_cpu.h"
-#include "simd_cpu.h"
+#include "math_cpu.h"
 
 #if defined(__AVX512F__)
 namespace hstu {
@@ -13,7 +13,8 @@ namespace {
 
 // c[rows, vectors] (+)= a * b; a is [rows, depth] words with row stride lda, or [depth, rows] when Transposed.
 template <int Rows, int Vectors, bool Transposed, bool Add>
-HSTU_PAIRS void pair_block(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int depth, float* c, int64_t ldc) {
+HSTU_PAIRS void pair_block(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int depth, float* c,
+                           int64_t ldc) {
   __m512 sum[Rows][Vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
@@ -39,7 +40,8 @@ HSTU_PAIRS void pair_block(const uint32_t* a, int64_t lda, const uint32_t* b, in
 }
 
 template <int Vectors, bool Transposed, bool Add>
-void pair_rows(int rows, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int depth, float* c, int64_t ldc) {
+void pair_rows(int rows, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int depth, float* c,
+               int64_t ldc) {
   switch (rows) {
 #define HSTU_ROWS(R) \
   case R:            \
@@ -55,9 +57,10 @@ void pair_rows(int rows, const uint32_t* a, int64_t lda, const uint32_t* b, int6
 }
 
 template <bool Transposed, bool Add>
-void multiply_pairs(int rows, int vectors, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int depth, float* c,
-                    int64_t ldc) {
-  for (; vectors >= 4; vectors -= 4, b += 64, c += 64) pair_rows<4, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
+void multiply_pairs(int rows, int vectors, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int depth,
+                    float* c, int64_t ldc) {
+  for (; vectors >= 4; vectors -= 4, b += 64, c += 64)
+    pair_rows<4, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
   if (vectors == 3) return pair_rows<3, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
   if (vectors == 2) return pair_rows<2, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
   if (vectors == 1) pair_rows<1, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
@@ -68,7 +71,8 @@ inline const uint16_t* row_at(const View& view, int64_t row, int64_t head) {
 }
 
 // Rows as words along their width, padded with zeros.
-inline void read_words(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded, uint32_t* to) {
+inline void read_words(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded,
+                       uint32_t* to) {
   for (int64_t r = 0; r < count; ++r) {
     char* line = reinterpret_cast<char*>(to + r * padded);
     memcpy(line, row_at(view, row + r, head), size_t(width) * 2);
@@ -86,7 +90,8 @@ inline void read_transposed_words(const View& view, int64_t row, int count, int6
 }
 
 // Words of row pairs: to[pair, d] = (row 2 * pair, row 2 * pair + 1), padded with zeros.
-inline void read_row_pairs(const View& view, int64_t row, int count, int64_t head, int64_t width, int64_t padded, uint32_t* to) {
+inline void read_row_pairs(const View& view, int64_t row, int count, int64_t head, int64_t width, int64_t padded,
+                           uint32_t* to) {
   for (int r = 0; r < count; r += 2) {
     const uint16_t* low = row_at(view, row + r, head);
     uint32_t* line = to + r / 2 * padded;

@@ -12,8 +12,10 @@ int backward_float16(const Problem& problem, void* stream);
 
 namespace {
 
-// One thread an entry; parts [batch, heads, chunks, count] are added in their order. Entry x of the table is entry x - shift of a part.
-__global__ void sum_parts(const float* parts, int batch, int heads, int chunks, int count, int shift, int width, float* table) {
+// One thread an entry; parts [batch, heads, chunks, count] are added in their order. Entry x of the table is entry x -
+// shift of a part.
+__global__ void sum_parts(const float* parts, int batch, int heads, int chunks, int count, int shift, int width,
+                          float* table) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, entry = x - shift;
   if (x >= width) return;
   const bool shared = gridDim.y == 1;
@@ -42,8 +44,8 @@ int backward(const Problem& p, void* stream) {
               : p.dtype == kFloat16 ? backward_float16(p, stream)
                                     : backward_float32(p, stream);
   if (error == 0 && p.d_position)
-    error = sum_table(p, p.position, p.position_parts, 2 * p.max_seqlen - 1, p.position.width / 2 - (p.max_seqlen - 1), p.d_position,
-                      stream);
+    error = sum_table(p, p.position, p.position_parts, 2 * p.max_seqlen - 1, p.position.width / 2 - (p.max_seqlen - 1),
+                      p.d_position, stream);
   if (error == 0 && p.d_time) error = sum_table(p, p.time, p.time_parts, p.time.width, 0, p.d_time, stream);
   return error;
 }

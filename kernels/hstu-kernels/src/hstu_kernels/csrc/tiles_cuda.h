@@ -1,5 +1,5 @@
-// Jagged HSTU attention in tiles: one kernel for the output, one for dq and the tables' gradients, one for dk and dv. No kernel adds
-// into memory that another block writes, so that every result is the same in every run.
+// Jagged HSTU attention in tiles: one kernel for the output, one for dq and the tables' gradients, one for dk and dv.
+// No kernel adds into memory that another block writes, so that every result is the same in every run.
 #pragma once
 #include "fragments_cuda.h"
 #include "hstu_cuda.h"
@@ -61,7 +61,8 @@ __device__ inline Sequence sequence_of(const Problem& p) {
 
 // The keys [lo, hi) that a row sees besides itself; ids make every condition of the mask an interval of positions.
 __device__ inline void interval_of(const Problem& p, const Sequence& s, Row* row) {
-  const int counted = row->at > s.before_ids ? row->at - s.before_ids : 0, id = counted < s.last_id ? counted : s.last_id;
+  const int counted = row->at > s.before_ids ? row->at - s.before_ids : 0,
+            id = counted < s.last_id ? counted : s.last_id;
   const bool windowed = p.max_attn_len > 0 && !(p.min_full_attn_len > 0 && id >= s.last_id - p.min_full_attn_len);
   int lo = windowed ? s.begin_of(id - p.max_attn_len) : 0, hi = s.begin_of(id);
   if (!p.causal) {
@@ -162,8 +163,8 @@ struct Memory {
 
 // The strip of this warp, rows [first, ...) below `limit`, to memory.
 template <class E, int D>
-__device__ inline void write_strip(const View& view, int64_t row0, int first, int limit, int head, int width, float scale,
-                                   const float (*sums)[4]) {
+__device__ inline void write_strip(const View& view, int64_t row0, int first, int limit, int head, int width,
+                                   float scale, const float (*sums)[4]) {
   const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
   for (int j = 0; j < D / 8; ++j)
@@ -208,7 +209,8 @@ __global__ void forward_kernel(const Problem p) {
   const auto fetch = [&](int tile, int stage) {
     const int at = stage * Z::walked * Z::line;
     copy_tile<E, D, Z::walked>(keys + at, start_of<E>(p.k, s.first, s.head), p.k.row, tile, s.n, p.width_qk, p.aligned);
-    copy_tile<E, D, Z::walked>(values + at, start_of<E>(p.v, s.first, s.head), p.v.row, tile, s.n, p.width_v, p.aligned);
+    copy_tile<E, D, Z::walked>(values + at, start_of<E>(p.v, s.first, s.head), p.v.row, tile, s.n, p.width_v,
+                               p.aligned);
   };
   float sums[D / 8][4];
   clear<D / 8>(sums);
@@ -268,15 +270,18 @@ __global__ void rows_kernel(const Problem p, int copies) {
   for (int start = blockIdx.y * Z::own; start < s.m; start += gridDim.y * Z::own) {
     for (int r = threadIdx.x; r < Z::own; r += blockDim.x) rows[r] = row_of(p, s, start + r);
     copy_tile<E, D, Z::own>(queries, start_of<E>(p.q, s.first_q, s.head), p.q.row, start, s.m, p.width_qk, p.aligned);
-    copy_tile<E, D, Z::own>(grads, start_of<E>(p.grad, s.first_q, s.head), p.grad.row, start, s.m, p.width_v, p.aligned);
+    copy_tile<E, D, Z::own>(grads, start_of<E>(p.grad, s.first_q, s.head), p.grad.row, start, s.m, p.width_v,
+                            p.aligned);
     __syncthreads();
     int begin, end;
     key_range(rows, Z::own, &begin, &end);
     begin = begin / Z::walked * Z::walked;
     const auto fetch = [&](int tile, int stage) {
       const int at = stage * Z::walked * Z::line;
-      copy_tile<E, D, Z::walked>(keys + at, start_of<E>(p.k, s.first, s.head), p.k.row, tile, s.n, p.width_qk, p.aligned);
-      copy_tile<E, D, Z::walked>(values + at, start_of<E>(p.v, s.first, s.head), p.v.row, tile, s.n, p.width_v, p.aligned);
+      copy_tile<E, D, Z::walked>(keys + at, start_of<E>(p.k, s.first, s.head), p.k.row, tile, s.n, p.width_qk,
+                                 p.aligned);
+      copy_tile<E, D, Z::walked>(values + at, start_of<E>(p.v, s.first, s.head), p.v.row, tile, s.n, p.width_v,
+                                 p.aligned);
     };
     float sums[D / 8][4];
     clear<D / 8>(sums);
@@ -319,7 +324,8 @@ __global__ void rows_kernel(const Problem p, int copies) {
         for (int i = threadIdx.x; i < Z::own + Z::walked - 1; i += blockDim.x) {
           const int off = i - (Z::own - 1), entry = tile - (s.n - s.m + start) + off + p.max_seqlen - 1;
           float sum = 0.f;
-          for (int r = off < 0 ? -off : 0; r < Z::own && r + off < Z::walked; ++r) sum += d_tile[r * (Z::walked + 1) + r + off];
+          for (int r = off < 0 ? -off : 0; r < Z::own && r + off < Z::walked; ++r)
+            sum += d_tile[r * (Z::walked + 1) + r + off];
           if (entry >= 0 && entry < positions) d_position[entry] += sum;
         }
       if (p.d_time && int(threadIdx.x) < copies)
@@ -364,7 +370,8 @@ __global__ void keys_kernel(const Problem p) {
       for (int r = threadIdx.x; r < Z::walked; r += blockDim.x) {
         const Row row = row_of(p, s, tile + r);
         rows[stage * Z::walked + r] = row;
-        any |= (row.lo < row.hi && row.lo < start + Z::own && row.hi > start) || (row.at >= start && row.at < start + Z::own);
+        any |= (row.lo < row.hi && row.lo < start + Z::own && row.hi > start) ||
+               (row.at >= start && row.at < start + Z::own);
       }
       if (__syncthreads_or(any)) break;
     }
@@ -372,8 +379,10 @@ __global__ void keys_kernel(const Problem p) {
   };
   const auto fetch = [&](int tile, int stage) {
     const int at = stage * Z::walked * Z::line;
-    copy_tile<E, D, Z::walked>(queries + at, start_of<E>(p.q, s.first_q, s.head), p.q.row, tile, s.m, p.width_qk, p.aligned);
-    copy_tile<E, D, Z::walked>(grads + at, start_of<E>(p.grad, s.first_q, s.head), p.grad.row, tile, s.m, p.width_v, p.aligned);
+    copy_tile<E, D, Z::walked>(queries + at, start_of<E>(p.q, s.first_q, s.head), p.q.row, tile, s.m, p.width_qk,
+                               p.aligned);
+    copy_tile<E, D, Z::walked>(grads + at, start_of<E>(p.grad, s.first_q, s.head), p.grad.row, tile, s.m, p.width_v,
+                               p.aligned);
   };
   float dk[D / 8][4], dv[D / 8][4];
   clear<D / 8>(dk);
@@ -437,7 +446,8 @@ int bytes_of(int own, int walked, int rows) {
 template <class... Arguments>
 int launch(void (*kernel)(Arguments...), dim3 grid, int threads, int bytes, void* stream, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0) return 0;
-  cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaError_t error =
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return int(error);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;

@@ -22,9 +22,9 @@ def unavailable() -> str | None:
     return _load()[1]
 
 
-def supports(x: Tensor) -> str | None:
-    """Return why this backend cannot take tensors like x, or None."""
-    return None if x.device.type == "cpu" else f"they are on {x.device}, need cpu"
+def supports(p: Problem | Tensor) -> str | None:
+    """Return why this backend cannot take the problem, or the rows of a layer's piece, or None."""
+    return None if p.device.type == "cpu" else f"they are on {p.device}, needs cpu"
 
 
 def forward(p: Problem) -> Tensor:

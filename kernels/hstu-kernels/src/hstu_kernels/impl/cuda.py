@@ -28,14 +28,14 @@ def unavailable() -> str | None:
     return _load()[1]
 
 
-def supports(x: Tensor) -> str | None:
-    """Return why this backend cannot take tensors like x, or None."""
-    if x.dtype not in _DTYPE_CODES:
-        return f"they are {x.dtype}, need float32, bfloat16 or float16"
-    if x.device.type != "cuda":
-        return f"they are on {x.device}, need cuda"
-    if x.dim() == 3 and x.shape[-1] > _WIDEST_HEAD:
-        return f"their heads are {x.shape[-1]} wide, need at most {_WIDEST_HEAD}"
+def supports(p: Problem | Tensor) -> str | None:
+    """Return why this backend cannot take the problem, or the rows of a layer's piece, or None."""
+    if p.dtype not in _DTYPE_CODES:
+        return f"they are {p.dtype}, needs float32, bfloat16 or float16"
+    if p.device.type != "cuda":
+        return f"they are on {p.device}, needs cuda"
+    if isinstance(p, Problem) and (widest := max(p.q.shape[2], p.v.shape[2])) > _WIDEST_HEAD:
+        return f"their heads are {widest} wide, needs at most {_WIDEST_HEAD}"
     return None
 
 

@@ -15,8 +15,8 @@ def unavailable() -> str | None:
     return None
 
 
-def supports(x: Tensor) -> str | None:
-    """Return why this backend cannot take tensors like x, or None."""
+def supports(p: Problem | Tensor) -> str | None:
+    """Return why this backend cannot take the problem, or the rows of a layer's piece, or None."""
     return None
 
 

@@ -9,13 +9,13 @@
 #define HOST_DEVICE __host__ __device__
 #define SHARED_FLOATS(name) extern __shared__ float name[]
 #define LAUNCH(kernel, grid, threads, shared, stream, ...) \
-    kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 
 namespace scan {
 // The message of the last launch that failed, or null.
 inline const char* launch_error() {
-    const cudaError_t error = cudaGetLastError();
-    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 }  // namespace scan
 

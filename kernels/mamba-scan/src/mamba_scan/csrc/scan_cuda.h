@@ -8,10 +8,10 @@ namespace scan {
 
 // Sums of the backward pass in parts, for the caller to add in order.
 struct ScanParts {
-    int64_t count;          // segments s with the same s % count make a part
-    float *row_B, *row_C;   // [blocks, rows, groups, states] where variable: over the channels of a block
-    float* states;          // [3, count, channels, states]: A, and B and C where constant
-    float* channels;        // [2, count, channels]: D and the bias
+  int64_t count;         // segments s with the same s % count make a part
+  float *row_B, *row_C;  // [blocks, rows, groups, states] where variable: over the channels of a block
+  float* states;         // [3, count, channels, states]: A, and B and C where constant
+  float* channels;       // [2, count, channels]: D and the bias
 };
 
 // Blocks of channels in a group: the first size of row_B and row_C.

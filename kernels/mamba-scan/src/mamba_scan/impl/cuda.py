@@ -34,11 +34,11 @@ def supports(p: ScanProblem | ConvProblem | SSDProblem) -> str | None:
     if p.device.type != "cuda":
         return f"they are on {p.device}, the CUDA kernels need cuda"
     if p.dtype == torch.float64:
-        return "they are float64, need float32, bfloat16 or float16"
+        return "they are float64, needs float32, bfloat16 or float16"
     if isinstance(p, ScanProblem) and p.A.is_complex():
-        return "A is complex, need a real A"
+        return "A is complex, needs a real A"
     if isinstance(p, ScanProblem) and p.states > 256:
-        return f"there are {p.states} states, need at most 256"
+        return f"there are {p.states} states, needs at most 256"
     return None
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamba_scan import ops
+from mamba_scan.dispatch import choose
+from mamba_scan.ops.scan import saved_states
 from mamba_scan.problem import ConvProblem, ScanProblem, check_offset_values
 
 
@@ -78,12 +79,12 @@ def _inner(*args: Any) -> tuple[Tensor, ...]:
     p, (save, backend) = InnerProblem(*args[: len(_NAMES)]), args[len(_NAMES) :]
     check_offset_values(p.offsets, p.xz.shape[0])
     conv = p.conv()
-    backend_module: ModuleType = ops.choose(backend, conv)
+    backend_module: ModuleType = choose(backend, conv)
     u, final = backend_module.conv_forward(conv)
     projected = p.columns(u) @ p.x_proj_weight.T
     scan = p.scan(u, projected)
-    saved = ops.saved_states(scan, save)
-    y, last = ops.choose(backend, scan).scan_forward(scan, saved)
+    saved = saved_states(scan, save)
+    y, last = choose(backend, scan).scan_forward(scan, saved)
     return _project(p, p.columns(y)), final, last, projected, saved
 
 
@@ -96,7 +97,7 @@ def _inner_fake(*args: Any) -> tuple[Tensor, ...]:
     scan = p.scan(u, projected)
     final = p.xz.new_empty(conv.segments, conv.channels, conv.width - 1, dtype=conv.dtype)
     last = p.A.new_empty(scan.segments, scan.channels, scan.states, dtype=scan.state_dtype)
-    return _project(p, p.columns(u)), final, last, projected, ops.saved_states(scan, save)
+    return _project(p, p.columns(u)), final, last, projected, saved_states(scan, save)
 
 
 @torch.library.impl("mamba_scan::inner_backward", ("cpu", "cuda"))
@@ -105,7 +106,7 @@ def _inner_backward(
 ) -> tuple[Tensor, ...]:
     p, backend = InnerProblem(*args[:-1]), args[-1]
     conv = p.conv()
-    backend_module: ModuleType = ops.choose(backend, conv)
+    backend_module: ModuleType = choose(backend, conv)
     u = backend_module.conv_forward(conv)[0]
     scan = p.scan(u, projected)
     if dout is None:

@@ -1,31 +1,28 @@
-// Vectors of the instruction set this file is compiled for, SiLU's sigmoid, a register-blocked matrix product and small transposes.
+// SiLU's sigmoid, a register-blocked matrix product, small transposes, lines of memory.
 #pragma once
-#include <cstdint>
-#include <cstring>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "simd.h"
 
 namespace hstu {
 namespace FOOTFALL_ISA {
 
+using namespace footfall::FOOTFALL_ISA;
+
+// Vectors and rows of a block of a product that the registers hold.
 #if defined(__AVX512F__)
-constexpr int kBytes = 64, kVectors = 4, kRows = 6;
+constexpr int kVectors = 4, kRows = 6;
 #elif defined(__AVX2__)
-constexpr int kBytes = 32, kVectors = 2, kRows = 6;
+constexpr int kVectors = 2, kRows = 6;
 #else
-constexpr int kBytes = 16, kVectors = 2, kRows = 4;
+constexpr int kVectors = 2, kRows = 4;
 #endif
 
+// What the two widths of numbers need for e to the power of x.
 template <class F>
-struct Simd;
+struct Exponential;
 
 template <>
-struct Simd<float> {
-  static constexpr int lanes = kBytes / 4;
-  typedef float V __attribute__((vector_size(kBytes)));
-  typedef float Loose __attribute__((vector_size(kBytes), aligned(4), may_alias));
-  typedef int32_t I __attribute__((vector_size(kBytes)));
+struct Exponential<float> {
+  typedef Simd<float>::V V;
   static constexpr float log2e = 1.44269504088896341f, ln2_high = 0.693145751953125f, ln2_low = 1.42860682030941723e-6f;
   // Adding this number leaves the rounded integer in the low bits of the mantissa.
   static constexpr float rounder = 12582912.f, least = -87.f, most = 88.f;
@@ -41,11 +38,8 @@ struct Simd<float> {
 };
 
 template <>
-struct Simd<double> {
-  static constexpr int lanes = kBytes / 8;
-  typedef double V __attribute__((vector_size(kBytes)));
-  typedef double Loose __attribute__((vector_size(kBytes), aligned(8), may_alias));
-  typedef int64_t I __attribute__((vector_size(kBytes)));
+struct Exponential<double> {
+  typedef Simd<double>::V V;
   static constexpr double log2e = 1.44269504088896340736, ln2_high = 6.93147180369123816490e-01,
                           ln2_low = 1.90821492927058770002e-10;
   static constexpr double rounder = 6755399441055744.0, least = -708., most = 709.;
@@ -66,18 +60,8 @@ struct Simd<double> {
 };
 
 template <class F>
-static inline typename Simd<F>::V load(const F* p) {
-  return *reinterpret_cast<const typename Simd<F>::Loose*>(p);
-}
-
-template <class F>
-static inline void store(F* p, typename Simd<F>::V x) {
-  *reinterpret_cast<typename Simd<F>::Loose*>(p) = x;
-}
-
-template <class F>
 static inline typename Simd<F>::V sigmoid(typename Simd<F>::V x) {
-  typedef Simd<F> S;
+  typedef Exponential<F> S;
   typedef typename S::V V;
   V y = -x;
   y = y < S::least ? V{} + S::least : y;
@@ -86,12 +70,12 @@ static inline typename Simd<F>::V sigmoid(typename Simd<F>::V x) {
   V whole = shifted - S::rounder;
   V rest = y - whole * S::ln2_high;
   rest = rest - whole * S::ln2_low;
-  typename S::I power = ((typename S::I)shifted + S::bias) << S::mantissa;
+  typename Simd<F>::I power = ((typename Simd<F>::I)shifted + S::bias) << S::mantissa;
   return 1 / (1 + S::polynomial(rest) * (V)power);
 }
 
-// c[rows, vectors] (+)= a * b over `depth`, all sizes known to the compiler so that c stays in registers. a is [rows, depth] with row
-// stride lda, or [depth, rows] when Transposed.
+// c[rows, vectors] (+)= a * b over `depth`, all sizes known to the compiler so that c stays in registers. a is [rows,
+// depth] with row stride lda, or [depth, rows] when Transposed.
 template <class F, int Rows, int Vectors, bool Transposed, bool Add>
 static inline void block(const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c, int64_t ldc) {
   constexpr int lanes = Simd<F>::lanes;
@@ -120,7 +104,8 @@ static inline void block(const F* a, int64_t lda, const F* b, int64_t ldb, int d
 }
 
 template <class F, int Vectors, bool Transposed, bool Add>
-static inline void rows_block(int rows, const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c, int64_t ldc) {
+static inline void rows_block(int rows, const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c,
+                              int64_t ldc) {
   switch (rows) {
 #define HSTU_ROWS(R) \
   case R:            \
@@ -139,7 +124,8 @@ static inline void rows_block(int rows, const F* a, int64_t lda, const F* b, int
 
 // The product for at most kRows rows and any number of vectors.
 template <class F, bool Transposed, bool Add>
-static void multiply(int rows, int vectors, const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c, int64_t ldc) {
+static void multiply(int rows, int vectors, const F* a, int64_t lda, const F* b, int64_t ldb, int depth, F* c,
+                     int64_t ldc) {
   constexpr int lanes = Simd<F>::lanes;
   for (; vectors >= kVectors; vectors -= kVectors, b += kVectors * lanes, c += kVectors * lanes)
     rows_block<F, kVectors, Transposed, Add>(rows, a, lda, b, ldb, depth, c, ldc);
@@ -217,59 +203,6 @@ static inline void transpose(const float* from, int64_t ld_from, int rows, int w
 }
 #endif
 
-// Number formats of memory; arithmetic is float or double.
-struct BFloat16 {
-  uint16_t bits;
-};
-
-struct Float16 {
-  uint16_t bits;
-};
-
-static inline float from_bits(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-
-static inline uint32_t to_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
-
-static inline float widen(float x) { return x; }
-static inline double widen(double x) { return x; }
-static inline float widen(BFloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
-static inline float widen(Float16 x) {
-  // The exponent is moved by a product, which takes care of subnormal numbers; infinity and NaN keep the largest exponent.
-  const float magnitude = from_bits(uint32_t(x.bits & 0x7fff) << 13) * 5.192296858534828e33f;
-  const uint32_t special = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-  return from_bits(to_bits(magnitude) | special | (uint32_t(x.bits & 0x8000) << 16));
-}
-
-static inline void narrow(float x, float* to) { *to = x; }
-static inline void narrow(double x, double* to) { *to = x; }
-static inline void narrow(float x, BFloat16* to) {
-  const uint32_t bits = to_bits(x);
-  to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-static inline void narrow(float x, Float16* to) {
-  const uint32_t sign = (to_bits(x) >> 16) & 0x8000, bits = to_bits(x) & 0x7fffffff;
-  uint32_t half;
-  if (bits >= 0x7f800001) {
-    half = 0x7e00;
-  } else if (bits >= 0x477ff000) {
-    half = 0x7c00;
-  } else if (bits < 0x38800000) {
-    // Subnormal: adding 0.5 lets the float unit round at the right bit.
-    half = to_bits(from_bits(bits) + 0.5f) - 0x3f000000;
-  } else {
-    half = (bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13;
-  }
-  to->bits = uint16_t(half | sign);
-}
-
 // A line of memory as F, filled up with zeros to `padded` elements, a multiple of the lanes.
 template <class F, class In>
 static inline void read_line(const In* from, int64_t width, int64_t padded, F* to) {
@@ -290,6 +223,27 @@ static inline void write_line(const F* from, int64_t width, F scale, Out* to) {
     for (int l = 0; l < lanes; ++l) narrow(from[d + l] * scale, to + d + l);
   for (; d < width; ++d) narrow(from[d] * scale, to + d);
 }
+
+#if defined(__F16C__)
+template <>
+inline void read_line<float, Float16>(const Float16* from, int64_t width, int64_t padded, float* to) {
+  int64_t d = 0;
+  for (; d + 8 <= width; d += 8)
+    _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + d))));
+  for (; d < width; ++d) to[d] = widen(from[d]);
+  for (; d < padded; ++d) to[d] = 0;
+}
+
+template <>
+inline void write_line<float, Float16>(const float* from, int64_t width, float scale, Float16* to) {
+  const __m256 by = _mm256_set1_ps(scale);
+  int64_t d = 0;
+  for (; d + 8 <= width; d += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + d),
+                     _mm256_cvtps_ph(_mm256_mul_ps(by, _mm256_loadu_ps(from + d)), 0));
+  for (; d < width; ++d) narrow(from[d] * scale, to + d);
+}
+#endif
 
 #if defined(__AVX512F__)
 template <>

@@ -11,13 +11,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mamba_scan.pointers import as_like
 from mamba_scan.problem import SSDProblem
 
 # Heads whose gradients of B and C one program adds up.
 _HEADS = 4
 
 
-class Chunks:
+def ssd_forward(p: SSDProblem) -> tuple[Tensor, Tensor]:
+    """As ``cpu.ssd_forward``."""
+    chunks = _Chunks(p, p.steps())
+    states, final = chunks.states(chunks.x, chunks.B, p.initial_states)
+    return torch.empty_like(p.x).copy_(p.finished(chunks.outputs(states))), final
+
+
+def ssd_backward(p: SSDProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
+    """As ``cpu.ssd_backward``; autograd for what comes before the scan and after it."""
+    tensors = p.leaves()
+    with torch.enable_grad():
+        steps = p.replaced(tensors).steps()
+    chunks = _Chunks(p, steps.detach())
+    states, _ = chunks.states(chunks.x, chunks.B, p.initial_states)
+    # Of what comes after the scan only the gate needs the scan's output.
+    y = chunks.outputs(states) if p.z is not None else torch.zeros_like(p.x, dtype=p.dtype)
+    with torch.enable_grad():
+        out = p.replaced(tensors).finished(y.requires_grad_())
+    dout = torch.zeros_like(out) if dout is None else dout
+    dy, *direct = torch.autograd.grad(out, [y, *tensors.values()], dout, allow_unused=True)
+    dy = chunks.rows(dy)
+    ends, dinitial = chunks.states(dy, chunks.C, dfinal, reverse=True)
+    grads = chunks.gradients(dy, states, ends) | {"initial_states": dinitial}
+    before = torch.autograd.grad(steps, list(tensors.values()), grads.pop("steps"), allow_unused=True)
+    parts = zip(tensors.items(), direct, before, strict=True)
+    found = {name: [g for g in (grads.get(name), *autograd) if g is not None] for (name, _), *autograd in parts}
+    return {name: as_like(sum(found[name], x.new_zeros(())), x) for name, x in tensors.items()}
+
+
+class _Chunks:
     """A problem cut into chunks that begin with every segment, and the kernels that run over them.
 
     Rows are [T, h, p] in either layout; states are [K, h, p, n], one for each of K chunks.

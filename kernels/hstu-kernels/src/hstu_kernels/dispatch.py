@@ -1,0 +1,79 @@
+"""Which backend runs an op: the one asked for, or "auto", the fastest that can take the tensors.
+
+The same text in every kernel package (``python kernels/native.py --sync``). A backend is a module
+``<package>.impl.<name>`` with ``unavailable()``, why it cannot run on this machine, and ``supports(problem)``, why it
+cannot take these tensors; both return None where nothing is in the way. It is imported when an op first runs.
+"""
+
+import importlib
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __name__.rpartition(".")[0]
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+# On a card CUDA comes second until both have been measured there.
+_FASTEST = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
+
+def check_backend(backend: str | None) -> None:
+    """Check the name of a backend.
+
+    Raises:
+        ValueError: it is neither None nor one of ``BACKENDS``.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, needs None or one of {', '.join(map(repr, BACKENDS))}")
+
+
+def available_backends() -> dict[str, str]:
+    """Return ``{name: "ok" or the reason why not}`` for every backend; builds the native module where it is missing."""
+    return {name: backend_status(name) for name in BACKENDS}
+
+
+def backend_status(name: str) -> str:
+    """Return "ok" or the reason why the backend cannot run on this machine."""
+    try:
+        return implementation(name).unavailable() or "ok"
+    except ImportError as error:
+        return str(error)
+
+
+def choose(backend: str, problem: Any) -> ModuleType:
+    """Return the module of a backend.
+
+    Args:
+        backend: its name, or "auto" for the fastest one that can take the problem.
+        problem: what the op runs on; has a ``device``.
+
+    Raises:
+        RuntimeError: the backend asked for cannot run on this machine.
+        ValueError: the backend asked for cannot take these tensors.
+    """
+    if backend != "auto":
+        if (status := backend_status(backend)) != "ok":
+            raise RuntimeError(f'backend="{backend}" cannot run here: {status}')
+        if reason := implementation(backend).supports(problem):
+            raise ValueError(f'backend="{backend}" cannot take these tensors: {reason}')
+        return implementation(backend)
+    missing = []
+    for name in _FASTEST.get(problem.device.type, ()):
+        if (status := backend_status(name)) != "ok":
+            missing.append(f"{name}: {status}")
+        elif implementation(name).supports(problem) is None:
+            return implementation(name)
+    if missing:
+        _warn_once(f"{PACKAGE} runs on the slow reference path, for want of a faster backend: {'; '.join(missing)}")
+    return implementation("reference")
+
+
+@cache
+def implementation(name: str) -> ModuleType:
+    """Return the module of a backend, able to run or not."""
+    return importlib.import_module(f"{PACKAGE}.impl.{name}")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

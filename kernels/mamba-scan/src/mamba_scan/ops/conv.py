@@ -1,0 +1,65 @@
+"""The convolution as registered ops: schemas, fake implementations, autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamba_scan.dispatch import choose
+from mamba_scan.ops.saved import keep_inputs, kept_inputs
+from mamba_scan.problem import ConvProblem, check_offset_values
+
+_CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states, Tensor? offsets, bool silu"
+_TENSORS = ("x", "weight", "bias", "initial_states")
+
+torch.library.define("mamba_scan::conv", f"({_CONV}, str backend) -> (Tensor, Tensor)")
+torch.library.define(
+    "mamba_scan::conv_backward",
+    f"(Tensor? dout, Tensor? dfinal, {_CONV}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def conv(p: ConvProblem, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Run the registered convolution on a checked problem."""
+    out, final = torch.ops.mamba_scan.conv(*vars(p).values(), backend or "auto")
+    return out, final
+
+
+@torch.library.impl("mamba_scan::conv", ("cpu", "cuda"))
+def _conv(*args: Any) -> tuple[Tensor, Tensor]:
+    p = ConvProblem(*args[:-1])
+    check_offset_values(p.offsets, p.x.shape[0])
+    out, final = choose(args[-1], p).conv_forward(p)
+    return out, final
+
+
+@torch.library.register_fake("mamba_scan::conv")
+def _conv_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    p = ConvProblem(*args[:-1])
+    return torch.empty_like(p.x), p.x.new_empty(p.segments, p.channels, p.width - 1, dtype=p.dtype)
+
+
+@torch.library.impl("mamba_scan::conv_backward", ("cpu", "cuda"))
+def _conv_backward(dout: Tensor | None, dfinal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    p = ConvProblem(*args[:-1])
+    grads = choose(args[-1], p).conv_backward(p, dout, dfinal)
+    return tuple(grads[name] if name in grads else p.x.new_empty(0) for name in _TENSORS)
+
+
+@torch.library.register_fake("mamba_scan::conv_backward")
+def _conv_backward_fake(dout: Tensor | None, dfinal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    p = ConvProblem(*args[:-1])
+    tensors = (getattr(p, name) for name in _TENSORS)
+    return tuple(p.x.new_empty(0) if x is None else torch.empty_like(x) for x in tensors)
+
+
+def _conv_autograd(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
+    inputs = kept_inputs(ctx)
+    if dout is None and dfinal is None:
+        return (None,) * len(inputs)
+    dx, dweight, dbias, dstates = torch.ops.mamba_scan.conv_backward(dout, dfinal, *inputs)
+    grads = (dx, dweight, dbias, None, dstates, None, None, None)
+    return tuple(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+torch.library.register_autograd("mamba_scan::conv", _conv_autograd, setup_context=keep_inputs)
