@@ -201,6 +201,24 @@ def test_damaged_arrays_are_named(raw_copy: Path, prepare_for: Callable[..., Pre
         prepare_for(raw_copy)
 
 
+class Planted:
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('ran')",)
+
+
+def test_arrays_of_objects_are_read_and_run_nothing(raw_copy: Path, prepare_for: Callable[..., Prepared]) -> None:
+    path = raw_copy / "target" / "propensity_sku.npy"
+    ids = np.load(path)
+    # As the organisers save some of them.
+    np.save(path, ids.astype(object))
+    np.testing.assert_array_equal(prepare_for(raw_copy).skus, ids)
+    np.save(path, np.array([*map(np.int32, ids[:-1]), ids[-1]], object))
+    np.testing.assert_array_equal(prepare_for(raw_copy).skus, ids)
+    np.save(path, np.array([*ids[:-1], Planted()], object))
+    with pytest.raises(ValueError, match=r"propensity_sku.npy: damaged, or no array"):
+        prepare_for(raw_copy)
+
+
 def _of_others(folder: Path) -> int:
     frames = [pd.read_parquet(path) for path in (folder / "input").glob("*.parquet")]
     return int((pd.concat(frames)["client_id"] >= 40).sum())

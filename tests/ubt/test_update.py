@@ -1,7 +1,9 @@
 """New days of a log: only users with new events are embedded, from the cache, and as a full run would embed them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
+import seqdata
 import ubt.update
 from synthlogs.shop import TABLES
-from ubt.config import Config, EmbedConfig, UpdateConfig
+from ubt.config import Config, EmbedConfig, LogConfig, UpdateConfig
 from ubt.embed import cache_writer, check_made_of, embed, embed_users
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
+from ubt.rundir import file_hash
 from ubt.train import load, train
 from ubt.update import append_days, update
 
@@ -174,6 +178,87 @@ def test_new_days_are_added_to_the_log_once_and_late_events_count(
     assert changed.sum() == number
     np.testing.assert_allclose(after[changed], expected[changed], rtol=2e-3, atol=2e-3)
     assert (lengths(short, until) <= lengths(prepared, until)).all()
+
+
+def new_day(raw: Path, folder: Path) -> Path:
+    """A file with ten visits on a later day."""
+    folder.mkdir(exist_ok=True)
+    rows = pd.read_parquet(raw / "page_visit.parquet")[:10]
+    rows.assign(timestamp="2022-11-20 10:00:00").to_parquet(folder / "page_visit.parquet", index=False)
+    return folder
+
+
+def test_a_file_that_nobody_has_read_is_new_wherever_it_lies(
+    tmp_path: Path, prepare_for: Callable[..., Prepared], config: Config
+) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    moment = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(100), unit="h")
+    frame = pd.DataFrame({"user_id": np.arange(100) % 7, "event_time": moment, "event_type": "view"})
+    frame.to_parquet(folder / "a.parquet", index=False)
+    log = LogConfig(files=["*.parquet"], train_start="2024-01-02", valid_start="2024-01-03")
+    prepared = prepare_for(folder, files=log.files, train_start=log.train_start, valid_start=log.valid_start)
+    assert prepared.store.num_events == 100
+    later = frame.assign(event_time=moment + pd.Timedelta(days=30))
+    later.to_parquet(folder / "b.parquet", index=False)
+    for _ in range(2):
+        prepared = append_days(prepared, folder, folder, log)
+        assert prepared.store.num_events == 200
+
+
+def test_an_append_whose_process_died_before_it_was_noted_is_not_done_again(
+    prepare_for: Callable[..., Prepared],
+    raw_log: Path,
+    tmp_path: Path,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared, days = prepare_for(raw_log), new_day(raw_log, tmp_path / "days")
+    events = prepared.store.num_events
+
+    append = seqdata.append
+
+    def dies(*args: object, after: bool, **options: object) -> None:
+        if after:
+            append(*args, **options)
+        raise KeyboardInterrupt
+
+    for after in (False, True):
+        monkeypatch.setattr(seqdata, "append", partial(dies, after=after))
+        with pytest.raises(KeyboardInterrupt):
+            append_days(prepared, raw_log, days, config.log)
+        monkeypatch.undo()
+        prepared = replace(prepared, store=seqdata.open_store(prepared.store.path))
+        assert prepared.store.num_events == events + 10 * after
+    assert append_days(prepared, raw_log, days, config.log).store.num_events == events + 10
+
+
+def test_only_new_days_are_read_and_changed_old_ones_are_named(
+    prepare_for: Callable[..., Prepared],
+    raw_copy: Path,
+    tmp_path: Path,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared, days = prepare_for(raw_copy), new_day(raw_copy, tmp_path / "days")
+    read = []
+
+    def watched(path: Path) -> str:
+        read.append(Path(path))
+        return file_hash(path)
+
+    monkeypatch.setattr("ubt.prepare.file_hash", watched)
+    old = raw_copy / "page_visit.parquet"
+    (raw_copy / "search_query.parquet").unlink()
+    assert append_days(prepared, raw_copy, days, config.log).store.num_events == prepared.store.num_events + 10
+    assert read == [days / "page_visit.parquet"]
+    # The same content at a later time is the same file.
+    os.utime(old, (1, 1))
+    append_days(prepared, raw_copy, days, config.log)
+    assert old in read
+    pd.read_parquet(old)[1:].to_parquet(old, index=False)
+    with pytest.raises(ValueError, match=r"page_visit\.parquet: has changed since `ubt prepare` read it; needs"):
+        append_days(prepared, raw_copy, days, config.log)
 
 
 def test_a_new_file_without_a_column_is_named(

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 import seqdata
-from ubt.columns import VECTORS
 from ubt.config import LogConfig, PrepareConfig
 from ubt.log import Log, read_log
-from ubt.rundir import read_json, temporary_directory, write_json
-from ubt.sql import text
+from ubt.log.sql import copy, scan, text
+from ubt.log.table import VECTORS
+from ubt.rundir import content_hash, file_hash, read_json, temporary_directory, write_json
 
-FORMAT = 3
+FORMAT = 4
 PRICE_BUCKETS = 100
 TARGETS = ("category", "sku", "new_sku", "price")
 
@@ -104,24 +103,32 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
     """
     folder = Path(folder)
     log = read_log(data_dir, log_config)
-    fingerprint = _fingerprint(log, log_config, config)
-    if read_json(folder / "prepared.json").get("fingerprint") == fingerprint:
+    found = read_json(folder / "prepared.json")
+    files = fingerprints(log.files, Path(data_dir), found.get("files", {}))
+    settings = [FORMAT, seqdata.__version__, log.layout, asdict(log_config), asdict(config)]
+    fingerprint = content_hash([*settings, [[Path(name).name, one["hash"]] for name, one in files.items()]])
+    if found.get("fingerprint") == fingerprint:
         return False
     with temporary_directory(folder) as new:
-        if log.items is None:
-            _write_events(log, new / "events.parquet")
+        events = new / "events.parquet"
+        if log.events:
+            # Read once, into the columns and types of this app; what follows reads the copy.
+            copy(log.connection, log.events, events)
         try:
-            _build_store(log, new / "store", config)
+            _build_store(log, events, new / "store", config)
         except ValueError as error:
             # The copy is gone when this is read.
             given = ", ".join(p.name for p in log.files if p.suffix != ".npy" and p.parent.name != "target")
-            raise ValueError(str(error).replace(str(new / "events.parquet"), f"the events of {given}")) from None
-        _write_outcomes(log, new / "target")
-        _write_users(log, log_config, new)
+            raise ValueError(str(error).replace(str(events), f"the events of {given}")) from None
+        _write_outcomes(log, scan([events]), new / "target")
+        _write_users(log, scan([events]), new)
+        _write_targets(log, log_config, new)
         facts = {
             "format": FORMAT,
             "fingerprint": fingerprint,
             "layout": log.layout,
+            "reading": log.reading,
+            "files": files,
             "families": log.families,
             "name_width": _name_width(new / "store", log.families),
             "train_start": text(log.train_start),
@@ -129,8 +136,26 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
             "end": text(log.end),
         }
         write_json(new / "prepared.json", facts)
-        (new / "events.parquet").unlink(missing_ok=True)
+        events.unlink(missing_ok=True)
     return True
+
+
+def fingerprints(paths: Iterable[Path], folder: Path, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return size, time and hash of files by their path as seen from a folder.
+
+    Args:
+        paths: the files
+        folder: where the paths start
+        known: the same of an earlier time; a file that has kept size and time is not read again
+    """
+    found = {}
+    for path in paths:
+        name, status = os.path.relpath(path, folder), path.stat()
+        stamp = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        before = known.get(name, {})
+        same = stamp.items() <= before.items()
+        found[name] = stamp | {"hash": before["hash"] if same else file_hash(path)}
+    return found
 
 
 def open_prepared(folder: str | Path) -> Prepared:
@@ -168,29 +193,22 @@ def open_prepared(folder: str | Path) -> Prepared:
     )
 
 
-def _write_events(log: Log, path: Path) -> None:
-    """Read a log without an item table once, into the columns and types of this app; what follows reads the copy."""
-    log.connection.execute(f"COPY ({log.sources['events']}) TO '{path}' (FORMAT parquet)")
-    log.connection.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet('{path}')")
-    log.sources = {"events": str(path)}
-
-
-def _build_store(log: Log, path: Path, config: PrepareConfig) -> None:
+def _build_store(log: Log, events: Path, path: Path, config: PrepareConfig) -> None:
     known = seqdata.Categorical()
     if log.items is None:
-        sources: Any = log.sources["events"]
+        sources: Any = str(events)
         fields: dict[str, Any] = {
-            column: seqdata.Vector(_width(log, log.sources["events"], column)) if family in VECTORS else known
+            column: seqdata.Vector(_width(log, scan([events]), column)) if family in VECTORS else known
             for family, column in log.families.items()
         }
         items = None
     else:
-        sources = log.sources
-        query = seqdata.Vector(_width(log, log.sources["search_query"], "query"))
+        sources = {name: str(table.paths[0]) for name, table in log.tables.items()}
+        query = seqdata.Vector(_width(log, log.tables["search_query"].sql, "query"))
         fields = {"sku": known, "url": known, "query": query}
-        name = seqdata.Vector(_width(log, str(log.items), "name"))
+        name = seqdata.Vector(_width(log, log.items.sql, "name"))
         properties: dict[str, Any] = {"category": known, "price": known, "name": name}
-        items = {"sku": seqdata.ItemTable(str(log.items), key="sku", fields=properties)}
+        items = {"sku": seqdata.ItemTable(str(log.items.paths[0]), key="sku", fields=properties)}
     seqdata.build(
         sources,
         path,
@@ -204,7 +222,7 @@ def _build_store(log: Log, path: Path, config: PrepareConfig) -> None:
     )
 
 
-def _write_outcomes(log: Log, folder: Path) -> None:
+def _write_outcomes(log: Log, events: str, folder: Path) -> None:
     """Write the outcome rows before, in and after the train window; no command but `score` opens the last file."""
     folder.mkdir()
     start, middle, end = (f"TIMESTAMP '{text(moment)}'" for moment in (log.train_start, log.valid_start, log.end))
@@ -216,29 +234,25 @@ def _write_outcomes(log: Log, folder: Path) -> None:
     for name, where in borders.items():
         # Ties by sku, so that the first outcome of a user is the same in every run.
         order = "timestamp, client_id" + (", sku" if "item" in log.families else "")
-        query = f"SELECT * FROM ({log.outcomes}) WHERE {where} ORDER BY {order}"
-        log.connection.execute(f"COPY ({query}) TO '{folder / f'{name}_target.parquet'}' (FORMAT parquet)")
-    since = f"SELECT client_id, min(timestamp) AS since FROM ({log.active}) GROUP BY client_id ORDER BY client_id"
-    log.connection.execute(f"COPY ({since}) TO '{folder / 'active_since.parquet'}' (FORMAT parquet)")
+        query = f"SELECT * FROM ({log.outcomes(events)}) WHERE {where} ORDER BY {order}"
+        copy(log.connection, query, folder / f"{name}_target.parquet")
+    since = f"SELECT client_id, min(timestamp) AS since FROM ({log.active(events)})"
+    copy(log.connection, f"{since} GROUP BY client_id ORDER BY client_id", folder / "active_since.parquet")
 
 
-def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
-    (folder / "input").mkdir()
-    target = folder / "target"
+def _write_users(log: Log, events: str, folder: Path) -> None:
+    """Write who is asked for, who is scored, and who is active."""
+    target, store = folder / "target", seqdata.open_store(folder / "store")
     before = f"< TIMESTAMP '{text(log.train_start)}'"
-    arrays: dict[str, NDArray] = dict(log.arrays)
-    users = arrays.pop("relevant_clients", None)
-    if users is None:
+    users, active = log.arrays.get("relevant_clients"), log.arrays.get("active_clients")
+    if users is not None:
+        asked = users
+    else:
         # Nobody said who is asked for: everybody is embedded, and whoever has a history is scored. Users who only
         # appear in the label windows are in the log because of what they did there, so scoring them would leak.
-        users = seqdata.open_store(folder / "store").users
-        if users.dtype == object:
-            # Text ids: numpy writes text of a fixed width without pickling.
-            users = users.astype(str)
-        seen = log.connection.sql(f"SELECT DISTINCT client_id FROM events WHERE timestamp {before}")
-        asked = _column(seen.to_arrow_table())
-    else:
-        asked = users
+        # Text ids: numpy writes text of a fixed width without pickling.
+        users = store.users.astype(str) if store.users.dtype == object else store.users
+        (asked,) = _columns(log, f"SELECT DISTINCT client_id FROM {events} WHERE timestamp {before}")
     if not len(users):
         raise ValueError("relevant_clients.npy: holds nobody; needs one client or more")
     unique, counts = np.unique(users, return_counts=True)
@@ -246,55 +260,52 @@ def _write_users(log: Log, config: LogConfig, folder: Path) -> None:
         raise ValueError(
             f"relevant_clients.npy: {len(users) - len(unique)} duplicates, e.g. client {unique[counts > 1][0]}"
         )
-    events = seqdata.open_store(folder / "store")
-    _check_kind("input/relevant_clients.npy", users, "client_id", events.users)
-    if not np.isin(users, events.users).any():
+    _check_kind("input/relevant_clients.npy", users, "client_id", store.users)
+    if not np.isin(users, store.users).any():
         raise ValueError(f"relevant_clients.npy: none of its {len(users)} clients has an event, e.g. {users[0]}")
-    if "active_clients" not in arrays:
-        active = log.connection.sql(
-            f"SELECT client_id FROM read_parquet('{target / 'active_since.parquet'}') WHERE since {before}"
-        )
-        arrays["active_clients"] = _column(active.to_arrow_table())
-    history = f"read_parquet('{target / 'history_target.parquet'}')"
-    known = {
-        what: np.asarray(events.vocabulary(log.families[family]).values)
-        for what, family in (("category", "category"), ("sku", "item"))
-        if family in log.families
-    }
-    guessed = {
-        "category": ("category", config.target_categories),
-        "sku": ("item", config.target_skus),
-        "price": ("price", PRICE_BUCKETS),
-    }
-    for what in TARGETS:
-        name = f"propensity_{what}"
-        if name not in arrays:
-            # Without its files a task asks about what was bought most; nobody can guess what will be new.
-            family, limit = guessed.get(what, ("", 0))
-            arrays[name], sales = _most_frequent(log, history, what, limit if family in log.families else 0)
-            arrays[f"popularity_{name}"] = sales / max(sales.sum(), 1)
-        elif f"popularity_{name}" not in arrays:
-            raise FileNotFoundError(f"target/popularity_{name}.npy: missing beside target/{name}.npy")
-        _check_targets(name, arrays[name], arrays[f"popularity_{name}"])
-        if len(arrays[name]) and what in known:
-            _check_kind(f"target/{name}.npy", arrays[name], what, known[what])
-            if not np.isin(arrays[name], known[what]).any():
-                raise ValueError(f"target/{name}.npy: none of its {len(arrays[name])} ids is in the log")
+    if active is None:
+        since = scan([target / "active_since.parquet"])
+        (active,) = _columns(log, f"SELECT client_id FROM {since} WHERE since {before}")
+    (folder / "input").mkdir()
     np.save(folder / "input" / "relevant_clients.npy", users)
     np.save(target / "asked_clients.npy", asked)
-    for name, array in arrays.items():
-        np.save(target / f"{name}.npy", array)
+    np.save(target / "active_clients.npy", active)
 
 
-def _most_frequent(log: Log, history: str, column: str, limit: int) -> tuple[NDArray, NDArray[np.float64]]:
+def _write_targets(log: Log, config: LogConfig, folder: Path) -> None:
+    """Write what each propensity task asks about, and how popular it is."""
+    target, store = folder / "target", seqdata.open_store(folder / "store")
+    # Without its files a task asks about what was bought most; nobody can guess what will be new.
+    limits = {"category": config.target_categories, "sku": config.target_skus, "price": PRICE_BUCKETS}
+    for what in TARGETS:
+        name, field = f"propensity_{what}", log.families.get({"sku": "item", "new_sku": ""}.get(what, what))
+        ids, popularity = log.arrays.get(name), log.arrays.get(f"popularity_{name}")
+        if ids is None:
+            history = target / "history_target.parquet"
+            ids, sales = _most_frequent(log, history, what, limits[what] if field else 0)
+            popularity = sales / max(sales.sum(), 1)
+        if popularity is None:
+            raise FileNotFoundError(f"target/popularity_{name}.npy: missing beside target/{name}.npy")
+        _check_targets(name, ids, popularity)
+        if len(ids) and field and what != "price":
+            known = np.asarray(store.vocabulary(field).values)
+            _check_kind(f"target/{name}.npy", ids, what, known)
+            if not np.isin(ids, known).any():
+                raise ValueError(f"target/{name}.npy: none of its {len(ids)} ids is in the log")
+        np.save(target / f"{name}.npy", ids)
+        np.save(target / f"popularity_{name}.npy", popularity)
+
+
+def _most_frequent(log: Log, history: Path, column: str, limit: int) -> tuple[NDArray, NDArray[np.float64]]:
     """The most frequent values of a column of the outcomes before train_start, ties by value, and their counts."""
     if not limit:
         return np.zeros(0, np.int64), np.zeros(0)
-    counted = log.connection.sql(
-        f"SELECT {column}, count(*) AS n FROM {history} WHERE {column} IS NOT NULL "
+    counted = (
+        f"SELECT {column}, count(*) AS n FROM {scan([history])} WHERE {column} IS NOT NULL "
         f"GROUP BY {column} ORDER BY n DESC, {column} LIMIT {limit}"
-    ).to_arrow_table()
-    return _column(counted), counted.column("n").to_numpy().astype(np.float64)
+    )
+    ids, sales = _columns(log, counted)
+    return ids, sales.astype(np.float64)
 
 
 def _check_kind(name: str, ids: NDArray, column: str, values: NDArray) -> None:
@@ -320,29 +331,15 @@ def _name_width(store: Path, families: dict[str, str]) -> int:
     return (opened.item_column(*field.split(".")) if "." in field else opened.vectors(field)).shape[1]
 
 
-def _column(table: pa.Table) -> NDArray:
-    values = table.column(0).to_numpy()
-    return values.astype(str) if values.dtype == object else values
+def _columns(log: Log, query: str) -> list[NDArray]:
+    """The columns of a query's result."""
+    columns = (column.to_numpy() for column in log.connection.sql(query).to_arrow_table().columns)
+    return [values.astype(str) if values.dtype == object else values for values in columns]
 
 
-def _width(log: Log, path: str, column: str) -> int:
+def _width(log: Log, table: str, column: str) -> int:
     """Return how many numbers most of a column's first 1,000 vectors hold; 16 when there is none."""
-    query = f"SELECT {column} FROM read_parquet('{path}') WHERE {column} IS NOT NULL LIMIT 1000"
+    query = f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL LIMIT 1000"
     found = log.connection.execute(query).fetchall()
     widths = Counter(len(re.findall(r"\d+", value)) if isinstance(value, str) else len(value) for (value,) in found)
     return widths.most_common(1)[0][0] if widths else 16
-
-
-def _fingerprint(log: Log, log_config: LogConfig, config: PrepareConfig) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    total.update(
-        json.dumps(
-            [FORMAT, seqdata.__version__, log.layout, asdict(log_config), asdict(config)], sort_keys=True
-        ).encode()
-    )
-    for path in log.files:
-        total.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
-    return total.hexdigest()

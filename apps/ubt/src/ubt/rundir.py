@@ -76,6 +76,11 @@ def file_hash(path: str | Path) -> str:
     return total.hexdigest()
 
 
+def content_hash(content: Any) -> str:
+    """Return the hash of what can be written as JSON."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def record(run_dir: str | Path, stage: str, seconds: float, **facts: Any) -> None:
     """Add one stage's wall time, the peak memory so far and other facts to ``metadata.json``."""
     path = Path(run_dir) / "metadata.json"

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import seqdata
-from ubt.columns import need_columns
 from ubt.config import Config, LogConfig
 from ubt.data import Reader
 from ubt.embed import BATCH_USERS, CacheWriter, Chunk, Made, cache_writer, embed_users, finite, place, seconds
-from ubt.log import COLUMNS, Log, need_rows, read_log
+from ubt.log import challenge, connect, described
+from ubt.log.base import COLUMNS
+from ubt.log.sql import parse_moment
 from ubt.model import UniversalBehavioralTransformer
-from ubt.prepare import Prepared
+from ubt.prepare import Prepared, fingerprints
 from ubt.progress import progress
-from ubt.rundir import file_hash, read_json, temporary_directory, temporary_file, write_json
-from ubt.sql import parse_moment, scan
+from ubt.rundir import file_hash, read_json, temporary_file, write_json
 from ubt.train import load
 
 # A day more is a shard more, and every shard makes reading slower.
@@ -31,7 +34,8 @@ MOST_SHARDS = 8
 def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, config: LogConfig) -> Prepared:
     """Add the events in the files of a folder to the prepared log and return it; no file is added twice.
 
-    A file with the content of one that was prepared or added before is passed over, with a line that says so.
+    A file with the content of one that was prepared or added before is passed over, with a line that says so. Of the
+    files that were prepared none is read again, unless its size or time has changed.
 
     Skus, URLs and other values that were not there before train_start stay unknown, as they are for the network.
 
@@ -40,24 +44,26 @@ def append_days(prepared: Prepared, data_dir: str | Path, new_data: str | Path, 
         data_dir: folder of the raw log it was made of
         new_data: folder of files laid out as in data_dir; event tables without new rows may be missing
         config: layout of the log
+
+    Raises:
+        ValueError: if the layout cannot grow, a new file does not fit, or one that was prepared has changed
     """
-    log = read_log(data_dir, config)
-    done = read_json(prepared.folder / "updates.json")
-    seen = done.keys() | {file_hash(path) for path in log.files}
-    found = {path: file_hash(path) for path in _new_files(log, Path(new_data), config)}
-    fresh = {path: key for path, key in found.items() if key not in seen}
-    if len(fresh) < len(found):
-        print(f"update: {len(found) - len(fresh)} of {len(found)} files are in the log already", flush=True)
+    facts = read_json(prepared.folder / "prepared.json")
+    old, folder = facts["files"], Path(new_data)
+    _need_unchanged(old, Path(data_dir))
+    files = _new_files(facts["layout"], folder, config)
+    added = _appended(prepared.folder / "updates.json", prepared.store)
+    seen = added.keys() | {one["hash"] for one in old.values()}
+    # Where the new days lie among the old ones, those that were prepared are known by their place.
+    found = fingerprints(files, Path(data_dir), old)
+    fresh = {path: one["hash"] for path, one in zip(files, found.values(), strict=True) if one["hash"] not in seen}
+    if len(fresh) < len(files):
+        print(f"update: {len(files) - len(fresh)} of {len(files)} files are in the log already", flush=True)
     if fresh:
-        sources = _sources(log, list(fresh))
-        if isinstance(sources, dict):
-            seqdata.append(prepared.store, sources, progress=False)
-        else:
-            with temporary_directory(prepared.folder / "new_events") as events:
-                log.connection.execute(f"COPY ({sources}) TO '{events / 'new.parquet'}' (FORMAT parquet)")
-                seqdata.append(prepared.store, str(events / "new.parquet"), progress=False)
-            shutil.rmtree(prepared.folder / "new_events")
-        write_json(prepared.folder / "updates.json", done | {key: path.name for path, key in fresh.items()})
+        note = {"files": added, "adding": {key: path.name for path, key in fresh.items()}}
+        write_json(prepared.folder / "updates.json", note | {"generation": prepared.store.schema["generation"]})
+        seqdata.append(prepared.store, _sources(facts, list(fresh), config, connect()), progress=False)
+        write_json(prepared.folder / "updates.json", {"files": added | note["adding"]})
     store = seqdata.open_store(prepared.store.path)
     if len(store.schema["shards"]) > MOST_SHARDS:
         store = seqdata.compact(store)
@@ -187,27 +193,40 @@ def _text(moment: int) -> str:
     return _datetime(moment).isoformat(sep=" ")
 
 
-def _new_files(log: Log, folder: Path, config: LogConfig) -> list[Path]:
-    """Files of the new days."""
+def _need_unchanged(files: Mapping[str, Any], data_dir: Path) -> None:
+    """Raise ValueError for the first prepared file that holds something else now; one that is gone is not missed."""
+    there = [path for name in files if (path := data_dir / name).exists()]
+    for name, one in fingerprints(there, data_dir, files).items():
+        if one["hash"] != files[name]["hash"]:
+            raise ValueError(
+                f"{data_dir / name}: has changed since `ubt prepare` read it; needs new days in files of their own, or "
+                "run `ubt prepare`, `ubt train` and `ubt embed` again"
+            )
+
+
+def _appended(path: Path, store: seqdata.Store) -> dict[str, str]:
+    """Return the files that were added: hash -> name."""
+    noted = read_json(path)
+    # A process that died knew which files it was adding; the store knows whether it got that far.
+    done = noted.get("generation", store.schema["generation"]) < store.schema["generation"]
+    return noted.get("files", {}) | (noted["adding"] if done else {})
+
+
+def _new_files(layout: str, folder: Path, config: LogConfig) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"update.new_data: {folder} is not a folder")
-    if log.layout == "custom":
-        files = sorted({path for pattern in config.files for path in folder.glob(pattern)})
-        for path in files:
-            need_rows(log.connection, path, config)
-    elif log.layout in ("raw", "split"):
-        files = [path for name in COLUMNS if (path := folder / f"{name}.parquet").exists()]
-        for path in files:
-            need_columns(log.connection, path, COLUMNS[path.stem])
-    else:
-        raise ValueError(f"update.new_data: a log of layout {log.layout!r} cannot grow; run all steps on the new one")
+    if layout == "simple":
+        raise ValueError(f"update.new_data: a log of layout {layout!r} cannot grow; run all steps on the new one")
+    named = [path for name in COLUMNS if (path := folder / f"{name}.parquet").exists()]
+    files = described.find_files(folder, config) if layout == "custom" else named
     if not files:
         raise FileNotFoundError(f"update.new_data: no file in {folder} is laid out as those of the log are")
     return files
 
 
-def _sources(log: Log, files: list[Path]) -> dict[str, str] | str:
-    """The files as the store takes them: by event table, or as SQL over one table."""
-    if log.layout == "custom":
-        return log.sources["events"].replace(scan(log.files), scan(files))
-    return {path.stem: str(path) for path in files}
+def _sources(facts: dict[str, Any], files: list[Path], config: LogConfig, connection: duckdb.DuckDBPyConnection) -> Any:
+    """The files as the store takes them: by event table, or as one table, read as the log was."""
+    if facts["layout"] == "custom":
+        table = described.new_table(files, config, connection)
+        return connection.sql(described.events_sql(table, config, facts["reading"]))
+    return {path.stem: str(path) for path in challenge.checked(files, connection)}
