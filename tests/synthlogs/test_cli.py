@@ -16,6 +16,7 @@ from synthlogs.folder import MARK
 SMALL = {
     "shop": ["--clients", "100"],
     "ads": ["--rows", "30", "--hours", "2", "--test-rows", "4", "--test-hours", "1"],
+    "purchases": ["--rows", "1000", "--products", "100", "--days", "3"],
 }
 
 

@@ -51,6 +51,13 @@ LOGS = {
         "the best predictions anyone could make. The law: `python -c 'import synthlogs.ads.population as p; help(p)'`.",
         "--rows 100000 --drift 0.5",
     ),
+    "purchases": Log(
+        settings.PurchasesConfig,
+        "views, carts and rare purchases in a shop of many categories (REES46 layout)",
+        "One file a month in time order, e.g. 2019-Nov.parquet; truth/ has every row's propensity and what was drawn\n"
+        "for users and products. The law: `python -c 'import synthlogs.purchases as p; help(p)'`.",
+        "--rows 1000000 --ratio 4000",
+    ),
 }
 
 

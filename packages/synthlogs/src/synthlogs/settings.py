@@ -91,8 +91,47 @@ class AdsConfig:
             raise ValueError(f"start: got {self.start!r}, needs YYYY-MM-DD-HH-MM, e.g. 2025-10-01-00-00") from None
 
 
+@dataclass
+class PurchasesConfig:
+    """Size, rarity of purchases and seed of a log in the REES46 layout.
+
+    Args:
+        rows: about how many events the log has; 8 million take minutes
+        products: number of products
+        days: length of the log in days
+        start: first day, as YYYY-MM-DD, UTC
+        ratio: views for every purchase; 60 as in the published log, 4000 for hardly any
+        new_share: share of the products that are launched while the log runs
+        seed: seed of everything drawn
+    """
+
+    rows: int = 8_000_000
+    products: int = 30_000
+    days: int = 121
+    start: str = "2019-11-01"
+    ratio: float = 60.0
+    new_share: float = 0.2
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError for a log that cannot be drawn."""
+        _at_least(self, rows=1000, products=100, days=1, seed=0)
+        if not 10 <= self.ratio <= 1e6:
+            raise ValueError(f"ratio: got {self.ratio}, needs 10 to 1,000,000 views for every purchase")
+        if not 0 <= self.new_share < 1:
+            raise ValueError(f"new_share: got {self.new_share}, needs a share in [0, 1)")
+        _day("start", self.start)
+
+
 def _at_least(settings: object, **least: int) -> None:
     for name, number in least.items():
         # Written so that NaN is refused.
         if not getattr(settings, name) >= number:
             raise ValueError(f"{name}: got {getattr(settings, name)}, needs at least {number}")
+
+
+def _day(name: str, text: str) -> None:
+    try:
+        datetime.strptime(text, "%Y-%m-%d")
+    except ValueError:
+        raise ValueError(f"{name}: got {text!r}, needs a day as YYYY-MM-DD") from None

@@ -49,6 +49,28 @@ def uuids(number: int, rng: np.random.Generator) -> pa.Array:
     return strings(letters)
 
 
+def uuids_of(numbers: NDArray[np.int64], seed: int) -> pa.Array:
+    """Return an id in the layout of a version-4 UUID for each number [n]; the same number has the same id."""
+    mask = np.uint64(2**64 - 1)
+    start = np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15) & mask if seed else np.uint64(0)
+    lanes = [_mixed(_mixed(numbers.astype(np.uint64) * np.uint64(2) + np.uint64(i)) ^ start) for i in range(2)]
+    nibbles = np.stack(lanes, 1).astype(">u8").view(np.uint8).reshape(-1, 16)
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    hexadecimals = digits[np.stack([nibbles >> 4, nibbles & 15], 2).reshape(-1, 32)]
+    letters = np.full((len(numbers), 36), ord("-"), np.uint8)
+    letters[:, np.delete(np.arange(36), [8, 13, 18, 23])] = hexadecimals
+    letters[:, 14] = ord("4")
+    letters[:, 19] = digits[8 + (nibbles[:, 8] & 3)]
+    return strings(letters)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64, a permutation of the 64-bit numbers that leaves no pattern."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def _fixed_width_text(vectors: NDArray[np.uint8], digits: int) -> pa.Array:
     table = np.array([f"{value:{digits}d} " for value in range(256)], f"S{digits + 1}")
     table = np.frombuffer(table.tobytes(), np.uint8).reshape(256, digits + 1)
