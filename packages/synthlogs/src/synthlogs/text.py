@@ -51,8 +51,7 @@ def uuids(number: int, rng: np.random.Generator) -> pa.Array:
 
 def uuids_of(numbers: NDArray[np.int64], seed: int) -> pa.Array:
     """Return an id in the layout of a version-4 UUID for each number [n]; the same number has the same id."""
-    mask = np.uint64(2**64 - 1)
-    start = np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15) & mask if seed else np.uint64(0)
+    start = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     lanes = [_mixed(_mixed(numbers.astype(np.uint64) * np.uint64(2) + np.uint64(i)) ^ start) for i in range(2)]
     nibbles = np.stack(lanes, 1).astype(">u8").view(np.uint8).reshape(-1, 16)
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
