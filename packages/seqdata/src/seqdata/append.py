@@ -14,6 +14,7 @@ from seqdata import layout
 from seqdata.checksums import seal
 from seqdata.engines import run_local
 from seqdata.fields import Categorical, Field, Hashed, ItemTable, Numeric, Vector
+from seqdata.generations import clean
 from seqdata.index import write_index
 from seqdata.items import extend_items
 from seqdata.job import Job
@@ -78,7 +79,7 @@ def append(
     check_items(items or {}, plan)
     with layout.locked(store.path), _workshop(store.path) as folder:
         current = open_store(store.path)
-        if current.schema["generation"] != schema["generation"]:
+        if current.key != store.key:
             raise ValueError("append: the store has changed since it was opened; open it again")
         job = Job(plan, folder, previous=current, grow=cutoff is not None)
         job.prepare(resume=False)
@@ -104,11 +105,11 @@ def append(
 
 def compact(store: Store) -> Store:
     """Rewrites a store of many shards as one, so that reading it needs no merging; the contents stay the same."""
-    if len(store.schema["shards"]) == 1:
-        return store
     schema = store.schema
+    if len(schema["shards"]) == 1:
+        return store
     with layout.locked(store.path), _workshop(store.path) as folder:
-        if open_store(store.path).schema["generation"] != schema["generation"]:
+        if open_store(store.path).key != store.key:
             raise ValueError("compact: the store has changed since it was opened; open it again")
         name = f"{1 + max(int(shard['folder']) for shard in schema['shards']):05d}"
         made = folder / "shard"
@@ -135,8 +136,6 @@ def compact(store: Store) -> Store:
             "time_max": max(one["time_max"] for one in schema["shards"]),
         }
         _switch(store.path, fitted, schema | {"generation": generation, "shards": [shard]})
-        for old in schema["shards"]:
-            shutil.rmtree(store.path / "shards" / old["folder"], ignore_errors=True)
     return open_store(store.path)
 
 
@@ -175,11 +174,9 @@ def _switch(store: Path, fitted: Path, schema: dict[str, Any]) -> None:
     target = layout.fitted(store, schema["generation"])
     shutil.rmtree(target, ignore_errors=True)
     fitted.rename(target)
-    # from here on readers see the new state; the generation before it stays for those that have it open
+    # from here on readers see the new state
     seal(store, schema, schema["generation"] - 1)
-    for path in (store / "fitted").iterdir():
-        if int(path.name) < schema["generation"] - 1:
-            shutil.rmtree(path, ignore_errors=True)
+    clean(store, schema)
 
 
 def _add(one: Any, other: Any) -> Any:

@@ -45,6 +45,8 @@ def damage(store: Path, generation: int) -> Iterator[str]:
     if files is None:
         yield f"{_path(store, generation)} is missing or damaged: a store that an older seqdata wrote has none"
         return
+    if _superseded(store, generation):
+        del files["schema.json"]
     for name, wanted in files.items():
         path = store / name
         try:
@@ -73,6 +75,13 @@ def _read(store: Path, generation: int) -> dict[str, Any] | None:
         return files
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _superseded(store: Path, generation: int) -> bool:
+    try:
+        return layout.read_schema(store).get("generation") != generation
+    except (OSError, layout.StoreError):
+        return False
 
 
 def _signed(files: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from seqdata import pins
+from seqdata.mapping import map_array, map_file
+
 FORMAT = "seqdata"
 VERSION = 1
 HEADER = 128
@@ -116,18 +119,18 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def read_schema(path: Path) -> dict[str, Any]:
-    """schema.json of a store, checked for format and version."""
+def read_schema(path: Path, name: str = "schema.json") -> dict[str, Any]:
+    """schema.json of a store, or of one of its generations, checked for format and version."""
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}: no such folder")
     try:
-        schema = json.loads((path / "schema.json").read_text(encoding="utf-8"))
+        schema = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path} is not a complete store: it has no schema.json") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path}/schema.json is damaged: {error}") from None
+        raise StoreError(f"{path}/{name} is damaged: {error}") from None
     if not isinstance(schema, dict) or schema.get("format") != FORMAT:
-        raise StoreError(f"{path}/schema.json does not describe a seqdata store")
+        raise StoreError(f"{path}/{name} does not describe a seqdata store")
     if not isinstance(schema.get("version"), int) or schema["version"] > VERSION:
         raise StoreError(
             f"{path} has format version {schema.get('version')}; this seqdata reads up to {VERSION}: upgrade it with"
@@ -179,12 +182,20 @@ def write_array(path: Path, values: np.ndarray) -> None:
 def read_array(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """A .npy file as a read-only memory map; a file that is missing, cut or of another shape is a StoreError."""
     try:
-        values = np.load(path, mmap_mode="r")
+        values = map_array(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is missing or damaged: {error}") from None
     if shape is not None and values.shape != shape:
         raise StoreError(f"{path} has shape {values.shape}; schema.json says {shape}")
     return values
+
+
+def map_bytes(path: Path) -> np.ndarray:
+    """uint8 [bytes] of a file, mapped read-only; a file that is missing is a StoreError."""
+    try:
+        return map_file(path)
+    except OSError as error:
+        raise StoreError(f"{path} is missing or damaged: {error}") from None
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -193,10 +204,10 @@ def write_table(path: Path, table: pa.Table) -> None:
         writer.write_table(table.combine_chunks())
 
 
-def read_table(path: Path) -> pa.Table:
-    """An Arrow IPC file, memory-mapped."""
+def read_table(path: Path, mapped: np.ndarray | None = None) -> pa.Table:
+    """An Arrow IPC file, memory-mapped; `mapped` is the file where that happened before."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return pa.ipc.open_file(pa.py_buffer(map_file(path) if mapped is None else mapped)).read_all()
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{path} is missing or damaged: {error}") from None
 
@@ -232,9 +243,9 @@ def _publish(folder: Path, out: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(out, aside)
         os.rename(folder, out)
-        shutil.rmtree(aside, ignore_errors=True)
+        pins.retire(aside, out.name)
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        pins.retire(folder, out.name)
     handle = os.open(out.parent, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqdata import layout
+from seqdata import generations, layout
 from seqdata.checksums import damage
 from seqdata.view import View
 from seqdata.vocabulary import Vocabulary
@@ -30,29 +31,70 @@ def open_store(path: str | os.PathLike) -> Store:
 
 
 class Store:
-    """Events of all users, each user's in time order; open one with `open_store`."""
+    """Events of all users, each user's in time order; open one with `open_store`.
+
+    A store is held as it was when it was opened: whatever is appended, compacted or built over it, this object, its
+    views and what is unpickled from them read the same events, ids and vocabularies until it is closed, which happens
+    when it is no longer used or by `close`.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._open(path)
+        self._open(path.absolute(), None)
 
-    def _open(self, path: Path) -> None:
-        self.path = path.absolute()
-        self.schema = layout.read_schema(self.path)
+    def _open(self, path: Path, key: str | None) -> None:
+        while True:
+            found = generations.find(path, key)
+            release = weakref.finalize(self, os.close, found.handle)
+            try:
+                self._map(path, found.root, found.schema)
+            except layout.StoreError:
+                if found.stands():
+                    raise
+            if found.stands():
+                break
+            # replaced while it was being opened
+            release()
+        self.key, self._release = found.key, release
+
+    def _map(self, path: Path, root: Path, schema: dict[str, Any]) -> None:
+        self.path, self.schema = path, schema
         for key in REQUIRED:
-            if key not in self.schema:
+            if key not in schema:
                 raise layout.StoreError(f"{path}/schema.json lacks {key!r}")
-        self.num_users: int = self.schema["num_users"]
-        self.num_events: int = self.schema["num_events"]
-        self.fitted = layout.fitted(self.path, self.schema["generation"])
-        self._shards = [(self.path / "shards" / shard["folder"], shard["events"]) for shard in self.schema["shards"]]
+        self.num_users: int = schema["num_users"]
+        self.num_events: int = schema["num_events"]
+        self.fitted = layout.fitted(root, schema["generation"])
+        self._shards = [(root / "shards" / shard["folder"], shard["events"]) for shard in schema["shards"]]
         self._bases = np.cumsum([0, *(events for _, events in self._shards)])
-        # plain arrays over the maps: indexing the subclass costs more
-        self._columns = {name: self._map(entry["file"]) for name, entry in self.schema["fields"].items()}
+        # everything is mapped now, because the files may move or go while this is open
+        self._columns = {name: self._column(entry) for name, entry in schema["fields"].items()}
+        self._vectors: dict[str, np.ndarray] = {}
+        self._items: dict[str, np.ndarray] = {}
+        self._vocabularies: dict[str, Vocabulary] = {}
+        self._texts: dict[str, tuple[Path, np.ndarray]] = {}
+        for name, entry in schema["fields"].items():
+            if entry["kind"] == "vector":
+                file = self.fitted / "vectors" / f"{entry['file']}.npy"
+                self._vectors[name] = layout.read_array(file, (entry["size"], entry["width"]))
+        for name in self.item_columns:
+            entry, size = self.entry(name), schema["fields"][self.item_columns[name][0]]["size"]
+            shape = (size, entry["width"]) if entry["kind"] == "vector" else (size,)
+            self._items[name] = layout.read_array(self.fitted / "items" / f"{entry['file']}.npy", shape)
+        for name in [*schema["fields"], *self.item_columns]:
+            entry = self.entry(name)
+            if entry["kind"] == "categorical":
+                file = self.fitted / "vocabularies" / f"{entry['file']}.arrow"
+                self._texts[name] = file, layout.map_bytes(file)
         several = len(self._shards) > 1
         home = self.fitted / "index" if several else self._shards[0][0]
         # the place of every event in the shards laid end to end, where there is more than one
         self._order = layout.read_array(home / "order.npy", (self.num_events,)) if several else None
         self.offsets = layout.read_array(home / "offsets.npy", (self.num_users + 1,))
+        if self.offsets[0] != 0 or self.offsets[-1] != self.num_events:
+            raise layout.StoreError(
+                f"{home}/offsets.npy goes from {self.offsets[0]} to {self.offsets[-1]}; schema.json says 0 to"
+                f" {self.num_events}"
+            )
         self.time = layout.read_array(home / "time.npy", (self.num_events,))
         if self.text_users:
             self._user_table = layout.read_table(home / "users.arrow")
@@ -63,15 +105,28 @@ class Store:
         else:
             self._user_ids = layout.read_array(home / "users.npy", (self.num_users,))
 
+    def close(self) -> None:
+        """Lets go of the files: an append, compaction or build may remove them, if nobody else holds them.
+
+        What is in memory stays readable; what was pickled may no longer open.
+        """
+        self._release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}: {self.num_users:,} users, {self.num_events:,} events, fields {self.fields})"
 
-    def __getstate__(self) -> Path:
-        return self.path
+    def __getstate__(self) -> tuple[Path, str]:
+        return self.path, self.key
 
-    def __setstate__(self, path: Path) -> None:
+    def __setstate__(self, state: tuple[Path, str]) -> None:
         # worker processes map the files anew instead of receiving them
-        self._open(path)
+        self._open(*state)
 
     @property
     def fields(self) -> list[str]:
@@ -114,7 +169,10 @@ class Store:
         entry = self.entry(name)
         if entry["kind"] not in ("categorical", "hashed"):
             raise KeyError(f"{name!r} is {entry['kind']} and has no vocabulary")
-        return self._vocabulary(name)
+        if name not in self._vocabularies:
+            file, mapped = self._texts.get(name, (self.fitted, None))
+            self._vocabularies[name] = Vocabulary(file, entry, mapped)
+        return self._vocabularies[name]
 
     def vectors(self, name: str) -> np.ndarray:
         """[n + 1, width] distinct vectors of a vector field; row 0 is the missing vector, zeros."""
@@ -122,11 +180,13 @@ class Store:
         if entry is None or entry["kind"] != "vector":
             known = [field for field, one in self.schema["fields"].items() if one["kind"] == "vector"]
             raise KeyError(f"{name!r} is no vector field; the vector fields are {known}")
-        return layout.read_array(self.fitted / "vectors" / f"{entry['file']}.npy", (entry["size"], entry["width"]))
+        return self._vectors[name]
 
     def item_column(self, field: str, name: str) -> np.ndarray:
         """[len(vocabulary(field))] property of every id of a field; [len, width] where the property is a vector."""
-        return self._item(f"{field}.{name}")
+        if f"{field}.{name}" not in self._items:
+            raise KeyError(f"no item column {name!r} of {field!r}; there are {list(self._items)}")
+        return self._items[f"{field}.{name}"]
 
     def entry(self, name: str) -> dict[str, Any]:
         """What schema.json says of a field or of an item column "field.column"."""
@@ -173,21 +233,16 @@ class Store:
 
     def verify(self) -> list[str]:
         """Reads every file; a sentence for each that is missing or not as it was written, none if all is well."""
-        return list(damage(self.path, self.schema["generation"]))
+        found = generations.find(self.path, self.key)
+        try:
+            return list(damage(found.root, found.schema["generation"]))
+        finally:
+            os.close(found.handle)
 
     def _pieces(self, name: str) -> list[np.ndarray]:
         if name not in self._columns:
             raise KeyError(f"no field {name!r}; the fields are {self.fields}")
         return self._columns[name]
 
-    def _map(self, file: str) -> list[np.ndarray]:
-        return [np.asarray(layout.read_array(folder / f"{file}.npy", (events,))) for folder, events in self._shards]
-
-    @functools.cache  # noqa: B019
-    def _vocabulary(self, name: str) -> Vocabulary:
-        entry = self.entry(name)
-        return Vocabulary(self.fitted / "vocabularies" / f"{entry['file']}.arrow", entry)
-
-    @functools.cache  # noqa: B019
-    def _item(self, name: str) -> np.ndarray:
-        return layout.read_array(self.fitted / "items" / f"{self.entry(name)['file']}.npy")
+    def _column(self, entry: dict[str, Any]) -> list[np.ndarray]:
+        return [layout.read_array(folder / f"{entry['file']}.npy", (events,)) for folder, events in self._shards]

@@ -37,6 +37,10 @@ class View:
     def __repr__(self) -> str:
         return f"View({self.store.path.name!r}, start={self.start}, end={self.end}, users={len(self):,})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # whoever unpickles this finds the bounds again
+        return {name: value for name, value in self.__dict__.items() if name != "bounds"}
+
     def __len__(self) -> int:
         return self.store.num_users if self._rows is None else len(self._rows)
 

@@ -23,7 +23,7 @@ class Vocabulary:
     A hashed field has no values; it still encodes.
     """
 
-    def __init__(self, path: Path, entry: dict[str, Any]) -> None:
+    def __init__(self, path: Path, entry: dict[str, Any], mapped: np.ndarray | None = None) -> None:
         self.kind = pa.int64() if entry["values"] == "int64" else pa.string()
         self.hashed = Hashed(entry["buckets"], entry["seed"]) if entry["kind"] == "hashed" else None
         self.buckets: int = entry.get("oov_buckets", 1)
@@ -32,7 +32,7 @@ class Vocabulary:
         if self.hashed is not None:
             self.table = pa.table({"value": pa.array([], self.kind), "count": pa.array([], pa.int64())})
         else:
-            self.table = layout.read_table(path)
+            self.table = layout.read_table(path, mapped)
             if len(self.table) + self.first_value != self._size:
                 raise layout.StoreError(
                     f"{path} holds {len(self.table)} values; schema.json says {self._size - self.first_value}"
