@@ -1,6 +1,8 @@
 """Aggregators against closed forms, torchjd's results on random Jacobians, and the mask contract."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -375,3 +377,40 @@ def test_errors():
         AlignedMTL(2, scale="max")
     with pytest.raises(ValueError, match="update_every must be >= 1"):
         NashMTL(2, update_every=0)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e6])
+def test_nash_hears_a_gradient_however_small(ratio):
+    """Scale-free: m of shrunk gradients is m of the others', stretched."""
+    j = _jacobian(5, k=3, p=30)
+    scale = torch.tensor([1.0, 1 / ratio, 1.0], dtype=torch.float64)
+    small = j * scale[:, None]
+    m = nash_mtl_weights(small @ small.T)
+    _close(m * (small @ small.T @ m), torch.ones(3, dtype=torch.float64), 1e-7)
+    _close(m * scale, nash_mtl_weights(j @ j.T), 1e-7)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_aligned_mtl_hears_a_gradient_however_small(ratio, dtype):
+    j = _jacobian(6, k=3, p=30)
+    j[1] /= ratio
+    u, s, v = torch.linalg.svd(j, full_matrices=False)
+    for scale, length in (("min", s.min()), ("median", s.median()), ("rmse", s.square().mean().sqrt())):
+        expected = (length * u @ v).mean(0)
+        got = AlignedMTL(3, scale=scale)(j.to(dtype)).double()
+        assert (got - expected).norm() < (1e-3 if dtype == torch.float32 else 1e-4) * expected.norm()
+
+
+def test_aligned_mtl_still_finds_dependent_gradients_of_different_length():
+    for dtype in (torch.float32, torch.float64):
+        j = _jacobian(7, k=2, p=30)
+        three = torch.cat([j, 1e-4 * (j[:1] + j[1:])]).to(dtype)
+        u, s, v = torch.linalg.svd(three.double(), full_matrices=False)
+        expected = (s[1] * u[:, :2] @ v[:2]).mean(0)
+        assert (AlignedMTL(3)(three).double() - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_torchjd_extra_holds_what_the_readmes_example_runs_on():
+    project = Path(__file__).parents[2] / "packages" / "mtl-heads" / "pyproject.toml"
+    assert re.search(r'^torchjd = \["torchjd\[quadprog-projector\]>=', project.read_text(), re.M)

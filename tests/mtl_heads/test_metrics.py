@@ -179,3 +179,26 @@ def test_errors():
         RankingMetrics(ks=(0,))
     with pytest.raises(ValueError, match="norm must be one of"):
         CalibrationError(norm="l3")
+
+
+def test_nan_in_an_absent_or_excluded_place_is_never_looked_at():
+    g = torch.Generator().manual_seed(0)
+    scores, items = torch.rand(6, 5, generator=g), torch.randint(5, (6,), generator=g)
+    mask = torch.tensor([True, False, True, True, False, True])
+    hot = torch.nn.functional.one_hot(items, 5).float()
+    exclude = (torch.rand(6, 5, generator=g) < 0.3) & (hot == 0)
+    spoiled = torch.where(mask[:, None] & ~exclude, scores, torch.nan)
+    clean, one, many = (RankingMetrics((2,)) for _ in range(3))
+    clean.update(scores[mask], items[mask], exclude=exclude[mask])
+    one.update(spoiled, torch.where(mask, items, -7), mask=mask, exclude=exclude)
+    many.update(spoiled, torch.where(mask[:, None], hot, torch.nan), mask=mask, exclude=exclude)
+    assert clean.compute() == one.compute() == many.compute()
+    with pytest.raises(ValueError, match="scores must not hold NaN"):
+        clean.update(torch.full((1, 5), torch.nan), items[:1])
+
+
+def test_sums_stay_exact_when_the_model_is_made_half():
+    metric = RankingMetrics((1,)).bfloat16()
+    for _ in range(300):
+        metric.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    assert metric.compute()["rows"] == 300

@@ -317,3 +317,54 @@ def test_errors():
         StaticWeighting("ba")(_losses([1.0, 2.0])[1])
     with pytest.raises(ValueError, match=r"losses must be \[2\], got \(3,\)"):
         StaticWeighting("ab")(torch.ones(3))
+
+
+def test_famo_learns_nothing_from_a_batch_without_labels():
+    weighting = FAMO("ab")
+    weighting(TaskLosses(("a", "b"), torch.zeros(2), torch.zeros(2)))
+    weighting.update(TaskLosses(("a", "b"), torch.zeros(2), torch.zeros(2)))
+    assert weighting.logits.tolist() == [0.0, 0.0]
+    weighting(_losses([2.0, 3.0])[1])
+    weighting.update(torch.tensor([1.0, 2.5]))
+    assert weighting.logits[0] != 0
+
+
+def test_famo_names_the_task_whose_loss_lies_below_its_bound():
+    needs = r"loss of task 'b': got -2, FAMO needs losses not below 0; give min_losses=\{'b': a lower bound\}"
+    with pytest.raises(ValueError, match=needs):
+        FAMO("ab")(_losses([1.0, -2.0])[1])
+    # A task without a label has no loss to speak of, and one at its bound is fine.
+    assert FAMO("ab")(_losses([1.0, -2.0], [4.0, 0.0])[1]).isfinite()
+    assert FAMO("ab")(_losses([1.0, 0.0])[1]).isfinite()
+    weighting = FAMO("ab", min_losses={"b": -3.0})
+    leaf, losses = _losses([1.0, -2.0])
+    weighting(losses).backward()
+    torch.testing.assert_close(leaf.grad, torch.full((2,), 0.5))
+    with pytest.raises(ValueError, match="loss of task 'b': got -4"):
+        weighting.update(torch.tensor([1.0, -4.0]))
+
+
+@pytest.mark.parametrize("epochs", [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)])
+def test_dwa_after_a_loss_of_zero(epochs):
+    weighting = DWA("ab")
+    for value in epochs:
+        weighting(_losses([value, 1.0])[1])
+        weighting.end_epoch()
+    weighting(_losses([1.0, 1.0])[1])
+    rate = 0.0 if epochs == (1.0, 0.0) else 1.0
+    torch.testing.assert_close(weighting.last_weights, 2 * (torch.tensor([rate, 1.0]) / 2).softmax(0))
+
+
+@pytest.mark.parametrize("first", [0.0, -1.0])
+def test_gradnorm_with_losses_not_above_zero(first):
+    weighting = GradNorm("ab")
+    w = torch.ones(2, requires_grad=True)
+    for loss in (first, -2.0, 3.0):
+        weighting(torch.stack([w[0] - 1 + loss, w[1]]), shared=[w])
+    assert weighting.weights.isfinite().all() and weighting.weights.sum().item() == pytest.approx(2)
+
+
+def test_statistics_stay_exact_when_the_model_is_made_half():
+    weighting = DWA("ab").half()
+    weighting(_losses([1000.3, 2.0])[1])
+    assert weighting.total.dtype == torch.float64 and weighting.total[0].item() == pytest.approx(1000.3, abs=1e-4)

@@ -9,19 +9,23 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .distributed import all_reduce_sum, world_size
 from .masks import widen
+from .precision import ExactBuffers
 from .tasks import TaskLosses
 
 
-class Balancer(nn.Module):
+class Balancer(ExactBuffers):
     """Base of all weightings and aggregators.
 
-    :param tasks: the tasks' names in the losses' order, or their number.
-    :param static: the user's weights by name; a task not named has 1.
-    :raises ValueError: on repeated or unknown names, or a weight that is not finite and >= 0.
+    Args:
+        tasks: the tasks' names in the losses' order, or their number.
+        static: the user's weights by name; a task not named has 1.
+
+    Raises:
+        ValueError: On repeated or unknown names, or a weight that is not finite and >= 0.
     """
 
     static: Tensor

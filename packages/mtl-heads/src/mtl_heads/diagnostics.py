@@ -18,7 +18,8 @@ class GradientMonitor(nn.Module):
 
     A task without a label in the batch has NaN in all three. The history is part of ``state_dict``.
 
-    :param tasks: task names, in the losses' order.
+    Args:
+        tasks: task names, in the losses' order.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -36,10 +37,11 @@ class GradientMonitor(nn.Module):
 
         Costs one backward pass for each task: measure every hundred steps or so.
 
-        :param step: number of the step, for the plot's axis.
-        :param losses: the batch's losses.
-        :param shared: the shared parameters, or a layer of them.
-        :param weights: the weights applied, e.g. ``weighting.effective_weights()``.
+        Args:
+            step: number of the step, for the plot's axis.
+            losses: the batch's losses.
+            shared: the shared parameters, or a layer of them.
+            weights: the weights applied, e.g. ``weighting.effective_weights()``.
         """
         matrices = task_gradients(losses.values, list(shared), losses.counts > 0)
         products = gramian(matrices)
@@ -51,9 +53,10 @@ class GradientMonitor(nn.Module):
     def record(self, step: int, gramian: Tensor, weights: Mapping[str, float] | None = None) -> dict[str, float]:
         """Record gradients that are known already, e.g. ``aggregator.last_gramian``.
 
-        :param step: number of the step.
-        :param gramian: inner products of the tasks' gradients [K, K], NaN for absent tasks.
-        :param weights: the weights applied, by task.
+        Args:
+            step: number of the step.
+            gramian: inner products of the tasks' gradients [K, K], NaN for absent tasks.
+            weights: the weights applied, by task.
         """
         k = len(self.tasks)
         if gramian.shape != (k, k):
@@ -107,8 +110,11 @@ class GradientMonitor(nn.Module):
     def plot(self, path: str | PathLike[str]) -> Path:
         """Write one figure over the steps: cosine of every pair of tasks, norm and weight of every task.
 
-        :param path: PNG, SVG or PDF file; needs matplotlib.
-        :raises ValueError: when nothing is recorded yet.
+        Args:
+            path: PNG, SVG or PDF file; needs matplotlib.
+
+        Raises:
+            ValueError: When nothing is recorded yet.
         """
         if not self.steps:
             raise ValueError("nothing to plot: call measure or record first")

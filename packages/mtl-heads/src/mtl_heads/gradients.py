@@ -17,10 +17,11 @@ def task_gradients(
     Leaves ``.grad`` alone and keeps the graph. Over several processes the gradients are averaged. With a loss scaler
     the backward passes run on scaled losses and the result is scaled back.
 
-    :param losses: [K] with a graph.
-    :param shared: parameters, or activations the losses depend on.
-    :param present: bool [K].
-    :param scaler: the GradScaler in use, or None.
+    Args:
+        losses: [K] with a graph.
+        shared: parameters, or activations the losses depend on.
+        present: bool [K].
+        scaler: the GradScaler in use, or None.
     """
     factor = loss_scale(scaler, losses.device)
     rows: list[list[Tensor]] = []

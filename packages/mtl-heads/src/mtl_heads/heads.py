@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import losses
+from .labels import whole_below
 from .losses.binary import focal_denominator
-from .masks import count_present
+from .losses.sampled import item_scores
+from .masks import count_present, hide, wide_dtype
 from .samplers import FrequencySampler, StreamingFrequency, UniformSampler
 from .tasks import TaskSpec
 from .transforms import TargetTransform
@@ -22,9 +24,10 @@ from .transforms import TargetTransform
 class Head(nn.Module):
     """What all heads share: hidden layers, a linear output and the choice of the loss.
 
-    :param d_in: width of the representation.
-    :param d_out: width of the raw output.
-    :param spec: the task.
+    Args:
+        d_in: width of the representation.
+        d_out: width of the raw output.
+        spec: the task.
     """
 
     LOSSES: tuple[str, ...] = ()
@@ -52,6 +55,15 @@ class Head(nn.Module):
         """Predictions in the labels' unit."""
         raise NotImplementedError
 
+    @property
+    def needs(self) -> str:
+        """What a label must be, for errors."""
+        return "finite numbers"
+
+    def fits(self, targets: Tensor) -> Tensor:
+        """Where labels are in range (bool, same shape)."""
+        return targets.isfinite()
+
 
 class BinaryHead(Head):
     """One logit [...]; also the multilabel head's parent."""
@@ -67,7 +79,7 @@ class BinaryHead(Head):
         return logits[..., 0] if self.squeeze else logits
 
     def values(self, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        targets = targets.to(outputs.dtype)
+        targets = targets.to(wide_dtype(outputs))
         if self.loss_name == "bce":
             values = losses.binary_cross_entropy(outputs, targets, mask=mask, reduction="none", **self.options)
             return values, count_present(values, mask)
@@ -77,6 +89,13 @@ class BinaryHead(Head):
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
+
+    @property
+    def needs(self) -> str:
+        return "0, 1 or a probability"
+
+    def fits(self, targets: Tensor) -> Tensor:
+        return (targets >= 0) & (targets <= 1)
 
 
 class MultilabelHead(BinaryHead):
@@ -99,6 +118,13 @@ class MulticlassHead(Head):
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)
 
+    @property
+    def needs(self) -> str:
+        return f"whole numbers 0 .. {self.spec.size - 1}"
+
+    def fits(self, targets: Tensor) -> Tensor:
+        return whole_below(targets, self.spec.size)
+
 
 class RegressionHead(Head):
     """One number [...], learned in the unit of a :class:`TargetTransform`; option ``transform``."""
@@ -113,7 +139,7 @@ class RegressionHead(Head):
         return super().forward(x)[..., 0]
 
     def values(self, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        targets = self.transform(targets.to(outputs.dtype))
+        targets = self.transform(targets.to(wide_dtype(outputs)))
         values = losses.regression_loss(
             outputs, targets, kind=self.loss_name, mask=mask, reduction="none", **self.options
         )
@@ -121,6 +147,13 @@ class RegressionHead(Head):
 
     def predict(self, outputs: Tensor) -> Tensor:
         return self.transform.inverse(outputs)
+
+    @property
+    def needs(self) -> str:
+        return self.transform.needs
+
+    def fits(self, targets: Tensor) -> Tensor:
+        return self.transform.fits(targets)
 
 
 class VectorHead(Head):
@@ -160,6 +193,13 @@ class OrdinalHead(Head):
     def predict(self, outputs: Tensor) -> Tensor:
         return losses.ordinal_probabilities(outputs)
 
+    @property
+    def needs(self) -> str:
+        return f"whole numbers 0 .. {self.spec.size - 1}"
+
+    def fits(self, targets: Tensor) -> Tensor:
+        return whole_below(targets, self.spec.size)
+
 
 class ZILNHead(Head):
     """Three outputs of a zero-inflated lognormal [..., 3]; predicts the expected value."""
@@ -176,19 +216,27 @@ class ZILNHead(Head):
     def predict(self, outputs: Tensor) -> Tensor:
         return losses.ziln_mean(outputs)
 
+    @property
+    def needs(self) -> str:
+        return "finite numbers not below 0"
+
+    def fits(self, targets: Tensor) -> Tensor:
+        return targets.isfinite() & (targets >= 0)
+
 
 class RetrievalHead(Head):
     """A query vector [..., D] whose products with the item table are the scores; trained by sampled negatives.
 
-    :param table: the model's own item embedding, tied; None makes an own one of ``d_item`` columns.
-    :param d_item: width of the item vectors when the table is own.
-    :param num_negatives: negatives a row (``shared=False``) or a batch (``shared=True``).
-    :param negatives: "uniform", "frequency" (needs ``counts``), "in_batch" (the batch's other positives) or "all" (the
-        full softmax).
-    :param shared: one set of negatives for the whole batch.
-    :param counts: training count of each item [I], for "frequency".
-    :param power: exponent of the counts.
-    :param first: smallest item drawn as a negative.
+    Args:
+        table: the model's own item embedding, tied; None makes an own one of ``d_item`` columns.
+        d_item: width of the item vectors when the table is own.
+        num_negatives: negatives a row (``shared=False``) or a batch (``shared=True``).
+        negatives: "uniform", "frequency" (needs ``counts``), "in_batch" (the batch's other positives) or "all" (the
+            full softmax).
+        shared: one set of negatives for the whole batch.
+        counts: training count of each item [I], for "frequency".
+        power: exponent of the counts.
+        first: smallest item drawn as a negative.
     """
 
     LOSSES = ("sampled_softmax", "nce", "bpr")
@@ -233,25 +281,27 @@ class RetrievalHead(Head):
     def values(self, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         queries, positives = outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1).long()
         flat = None if mask is None else mask.reshape(-1)
-        if flat is not None:
-            positives = torch.where(flat, positives, 0)
+        queries, positives = hide(queries, None if flat is None else flat[:, None]), hide(positives, flat)
         weight = self.table.weight
         if self.sampler is None:
             scores = queries @ weight.to(queries.dtype).T / self.options.get("temperature", 1.0)
             values = losses.softmax_cross_entropy(scores, positives, mask=flat, reduction="none")
             return values.view(targets.shape), count_present(values, flat)
+        candidates = None
         if isinstance(self.sampler, StreamingFrequency):
-            chosen = positives if flat is None else positives[flat]
             if self.training:
-                self.sampler.update(chosen)
-            negatives = chosen
+                self.sampler.update(positives, flat)
+            # The batch's other positives: neither what equals the row's own nor what stands in rows without a label.
+            negatives, candidates = positives, positives[:, None] != positives
+            if flat is not None:
+                candidates = candidates & flat
         else:
             shape = (self.num_negatives,) if self.shared else (len(positives), self.num_negatives)
             negatives = self.sampler.sample(shape, positives.device)
         if self.loss_name == "bpr":
             positive = losses.gather_dot(queries, weight, positives[:, None])[:, 0]
-            own = negatives if negatives.dim() == 2 else negatives.expand(len(positives), -1)
-            values = losses.bpr_loss(positive, losses.gather_dot(queries, weight, own), mask=flat, reduction="none")
+            negative = item_scores(queries, weight, negatives)
+            values = losses.bpr_loss(positive, negative, candidates=candidates, mask=flat, reduction="none")
             return values.view(targets.shape), count_present(values, flat)
         loss = losses.sampled_softmax_loss if self.loss_name == "sampled_softmax" else losses.nce_loss
         values = loss(
@@ -261,6 +311,7 @@ class RetrievalHead(Head):
             negatives,
             log_q_positives=self.sampler.log_q(positives),
             log_q_negatives=self.sampler.log_q(negatives),
+            candidates=candidates,
             mask=flat,
             reduction="none",
             **self.options,
@@ -274,6 +325,13 @@ class RetrievalHead(Head):
     def predict(self, outputs: Tensor) -> Tensor:
         """The query vectors; :meth:`scores` or ``metrics.catalogue_ranks`` compare them with the catalogue."""
         return outputs
+
+    @property
+    def needs(self) -> str:
+        return f"items 0 .. {self.spec.size - 1}"
+
+    def fits(self, targets: Tensor) -> Tensor:
+        return whole_below(targets, self.spec.size)
 
 
 HEADS: Mapping[str, Callable[..., Head]] = {

@@ -14,9 +14,12 @@ from torch import Tensor
 def split_labels(labels: Tensor, missing: float = math.nan) -> tuple[Tensor, Tensor]:
     """Turn labels that mark absence by a value into labels and a mask, once, at the border.
 
-    :param labels: labels of any shape.
-    :param missing: the value that stands for "no label"; NaN by default, a number such as -1 for integer labels.
-    :return: labels with zeros where absent, and the mask (bool, same shape, True = present).
+    Args:
+        labels: labels of any shape.
+        missing: the value that stands for "no label"; NaN by default, a number such as -1 for integer labels.
+
+    Returns:
+        Labels with zeros where absent, and the mask (bool, same shape, True = present).
     """
     if math.isnan(missing):
         mask = ~labels.isnan() if labels.is_floating_point() else torch.ones_like(labels, dtype=torch.bool)
@@ -28,11 +31,16 @@ def split_labels(labels: Tensor, missing: float = math.nan) -> tuple[Tensor, Ten
 def check_mask(mask: Tensor | None, shape: torch.Size, name: str = "mask") -> Tensor | None:
     """Validate a mask and spread a mask of rows over the labels of each row.
 
-    :param mask: None (every label is present), or bool of ``shape`` or of its leading dimensions.
-    :param shape: the labels' shape.
-    :param name: the argument's name, for the error.
-    :return: None, or the mask expanded to ``shape``.
-    :raises ValueError: when the mask is not boolean or does not fit.
+    Args:
+        mask: None (every label is present), or bool of ``shape`` or of its leading dimensions.
+        shape: the labels' shape.
+        name: the argument's name, for the error.
+
+    Returns:
+        None, or the mask expanded to ``shape``.
+
+    Raises:
+        ValueError: When the mask is not boolean or does not fit.
     """
     if mask is None:
         return None
@@ -59,10 +67,11 @@ def count_present(values: Tensor, mask: Tensor | None) -> Tensor:
 def reduce(values: Tensor, mask: Tensor | None, reduction: str, denominator: Tensor | None = None) -> Tensor:
     """Reduce per-label values that are already zero where the label is absent.
 
-    :param values: per-label losses, any shape.
-    :param mask: bool of the same shape, or None.
-    :param reduction: "none", "sum", or "mean" over the present labels (an exact 0 with a graph when there is none).
-    :param denominator: what "mean" divides by, instead of the number of present labels [].
+    Args:
+        values: per-label losses, any shape.
+        mask: bool of the same shape, or None.
+        reduction: "none", "sum", or "mean" over the present labels (an exact 0 with a graph when there is none).
+        denominator: what "mean" divides by, instead of the number of present labels [].
     """
     if reduction == "none":
         return values
@@ -76,6 +85,11 @@ def reduce(values: Tensor, mask: Tensor | None, reduction: str, denominator: Ten
         count = count_present(values, mask) if denominator is None else denominator
         return values.sum() / count.to(values.dtype).clamp_min(1.0)
     raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+
+
+def wide_dtype(values: Tensor) -> torch.dtype:
+    """What :func:`widen` would make of the values' dtype."""
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def widen(values: Tensor) -> Tensor:

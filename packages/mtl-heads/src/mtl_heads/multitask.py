@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from .distributed import all_reduce_sum, world_size
 from .heads import HEADS, Head, RegressionHead, RetrievalHead
+from .labels import check_labels
 from .losses import product_logit
-from .masks import check_mask, count_present, split_labels
+from .masks import check_mask, count_present, hide, split_labels
 from .tasks import TaskLosses, TaskSpec, stack_losses
 
 Features = Tensor | Mapping[str, Tensor]
@@ -18,10 +19,13 @@ Features = Tensor | Mapping[str, Tensor]
 class MultiTaskHeads(nn.Module):
     """One head for each task.
 
-    :param d_in: width of the representation.
-    :param tasks: the tasks, in the order of every [K] in this package.
-    :param tables: item embeddings to tie retrieval tasks to, by task name.
-    :raises ValueError: on repeated names, or an ``after`` that is not an earlier binary task.
+    Args:
+        d_in: width of the representation.
+        tasks: the tasks, in the order of every [K] in this package.
+        tables: item embeddings to tie retrieval tasks to, by task name.
+
+    Raises:
+        ValueError: On repeated names, or an ``after`` that is not an earlier binary task.
     """
 
     def __init__(self, d_in: int, tasks: Sequence[TaskSpec], tables: Mapping[str, nn.Embedding] | None = None) -> None:
@@ -60,13 +64,16 @@ class MultiTaskHeads(nn.Module):
             head = self.head(name)
             if isinstance(head, RegressionHead):
                 labels, mask = self._border(name, labels, (masks or {}).get(name))
+                present = labels if mask is None else labels[mask]
+                check_labels(present, head.fits(present), None, name, head.needs)
                 head.transform.fit(labels, mask)
 
     def forward(self, features: Features, positions: Features | None = None) -> dict[str, Tensor]:
         """Raw outputs of every task; a chained task's logit is that of the product along its chain.
 
-        :param features: representation [N, d_in], or one for each task by name (from a trunk).
-        :param positions: the same for the per-position tasks [T, d_in]; None leaves those tasks out.
+        Args:
+            features: representation [N, d_in], or one for each task by name (from a trunk).
+            positions: the same for the per-position tasks [T, d_in]; None leaves those tasks out.
         """
         own: dict[str, Tensor] = {}
         for name, task in self.tasks.items():
@@ -88,16 +95,20 @@ class MultiTaskHeads(nn.Module):
     ) -> TaskLosses:
         """The mean loss of each task over its present labels.
 
-        A head only sees the rows that have a label. A task without any, or not in ``targets``, gets an exact 0 whose
-        graph reaches its parameters. In training under ``torch.distributed`` the mean runs over all processes'
-        labels: a process's loss is its sum times the number of processes over the global count, so that averaged
-        gradients (DDP) are those of the union batch.
+        A head only sees the rows that have a label (under ``torch.compile`` those without come in as zeros). A task
+        without any, or not in ``targets``, gets an exact 0 whose graph reaches its parameters. In training under
+        ``torch.distributed`` the mean runs over all processes' labels: a process's loss is its sum times the number of
+        processes over the global count, so that averaged gradients (DDP) are those of the union batch.
 
-        :param features: representation [N, d_in], or one for each task by name.
-        :param targets: labels by task; the spec's ``missing`` value (NaN) marks absent ones where no mask is given.
-        :param masks: bool by task, the labels' shape or [N]; True = present. Absent names mean "all present".
-        :param positions: representation of the per-position tasks [T, d_in], their labels being [T].
-        :raises ValueError: on a name that is no task, or labels whose rows do not match the features'.
+        Args:
+            features: representation [N, d_in], or one for each task by name.
+            targets: labels by task; the spec's ``missing`` value (NaN) marks absent ones where no mask is given.
+            masks: bool by task, the labels' shape or [N]; True = present. Absent names mean "all present".
+            positions: representation of the per-position tasks [T, d_in], their labels being [T].
+
+        Raises:
+            ValueError: On a name that is no task, labels whose rows do not match the features', or a label out of its
+                range.
         """
         for name in (*targets, *(masks or {})):
             if name not in self.tasks:
@@ -139,8 +150,12 @@ class MultiTaskHeads(nn.Module):
             # A row is seen by the head when any of its labels is present.
             here = mask if mask is None or mask.dim() == len(rows) else mask.flatten(len(rows)).any(-1)
         else:
-            labels, mask, here = None, None, torch.zeros(rows, dtype=torch.bool, device=inputs[0].device)
-        if here is not None:
+            labels, mask, here = None, None, None
+            inputs = [x.reshape(-1, x.shape[-1])[:0] for x in inputs]
+        if here is not None and torch.compiler.is_compiling():
+            # How many rows have a label is known at run time only: all of them go in, those without as zeros.
+            inputs, here = [hide(x, here[..., None]) for x in inputs], None
+        elif here is not None:
             inputs = [x[here] for x in inputs]
         outputs = {link: self.head(link)(x) for link, x in zip(chain, inputs, strict=True)}
         output = self._chained(name, outputs)
@@ -150,6 +165,7 @@ class MultiTaskHeads(nn.Module):
             return total, torch.zeros_like(total).float(), torch.zeros_like(total).float()
         if here is not None and mask is not None:
             labels, mask = labels[here], mask[here]
+        check_labels(labels, self.head(name).fits(labels), mask, name, self.head(name).needs)
         values, denominator = self.head(name).values(output, labels, mask)
         return values.sum(), denominator, count_present(values, mask)
 

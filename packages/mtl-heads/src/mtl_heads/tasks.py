@@ -15,18 +15,19 @@ KINDS = ("binary", "multiclass", "multilabel", "regression", "vector", "ordinal"
 class TaskSpec:
     """One task of a :class:`~mtl_heads.MultiTaskHeads`.
 
-    :param name: unique name; the key in features, targets, outputs and metrics.
-    :param kind: "binary", "multiclass", "multilabel", "regression", "vector", "ordinal", "ziln" or "retrieval".
-    :param size: classes, labels, ordered levels, the vector's width or the catalogue's items; 1 for the other kinds.
-    :param weight: the user's static weight; 0 switches the task off.
-    :param loss: the loss's name, see the table of heads in the README; None is the kind's first.
-    :param loss_options: keyword arguments of the loss, e.g. ``{"gamma": 2.0}``.
-    :param head_options: keyword arguments of the head, e.g. ``{"transform": "log1p"}`` or ``{"num_negatives": 128}``.
-    :param hidden: widths of the head's own hidden layers.
-    :param dropout: dropout after each of them.
-    :param per_position: the task has a label for each position of a sequence instead of one for each row.
-    :param after: name of a binary task that must happen first: p(this) = p(this | after) p(after), as in ESMM.
-    :param missing: the label value that means "no label"; NaN by default, read once at the border.
+    Args:
+        name: unique name; the key in features, targets, outputs and metrics.
+        kind: "binary", "multiclass", "multilabel", "regression", "vector", "ordinal", "ziln" or "retrieval".
+        size: classes, labels, ordered levels, the vector's width or the catalogue's items; 1 for the other kinds.
+        weight: the user's static weight; 0 switches the task off.
+        loss: the loss's name, see the table of heads in the README; None is the kind's first.
+        loss_options: keyword arguments of the loss, e.g. ``{"gamma": 2.0}``.
+        head_options: keyword arguments of the head, e.g. ``{"transform": "log1p"}`` or ``{"num_negatives": 128}``.
+        hidden: widths of the head's own hidden layers.
+        dropout: dropout after each of them.
+        per_position: the task has a label for each position of a sequence instead of one for each row.
+        after: name of a binary task that must happen first: p(this) = p(this | after) p(after), as in ESMM.
+        missing: the label value that means "no label"; NaN by default, read once at the border.
     """
 
     name: str
@@ -62,9 +63,10 @@ class TaskSpec:
 class TaskLosses:
     """The losses of one batch, one a task, and how many labels stood behind each.
 
-    :param names: the tasks' names, in order.
-    :param values: losses with their graph [K]; an exact 0 with a graph for a task without a label.
-    :param counts: labels behind each loss [K], over all processes.
+    Args:
+        names: the tasks' names, in order.
+        values: losses with their graph [K]; an exact 0 with a graph for a task without a label.
+        counts: labels behind each loss [K], over all processes.
     """
 
     names: tuple[str, ...]
@@ -82,10 +84,12 @@ class TaskLosses:
 def parse_task_weights(text: str, tasks: Iterable[str] | None = None) -> dict[str, float]:
     """Read ``"churn:1.0,price:0.5"`` into ``{"churn": 1.0, "price": 0.5}``.
 
-    :param text: name:weight pairs separated by commas; blanks around them are fine.
-    :param tasks: known names; when given, an unknown name is an error.
-    :raises ValueError: on a pair without a colon, a repeated or unknown name, a weight that is not a finite number >=
-        0.
+    Args:
+        text: name:weight pairs separated by commas; blanks around them are fine.
+        tasks: known names; when given, an unknown name is an error.
+
+    Raises:
+        ValueError: On a pair without a colon, a repeated or unknown name, a weight that is not a finite number >= 0.
     """
     known = None if tasks is None else set(tasks)
     weights: dict[str, float] = {}

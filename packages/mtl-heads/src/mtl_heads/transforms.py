@@ -1,19 +1,21 @@
 """What a regression head learns instead of the raw label, and the way back."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .masks import check_mask, widen
+from .precision import ExactBuffers
 
 NAMES = ("identity", "log1p", "asinh")
 
 
-class TargetTransform(nn.Module):
+class TargetTransform(ExactBuffers):
     """z = (f(y) - mean) / std with f the identity, log(1 + y) or asinh(y); the inverse maps a prediction back.
 
     The inverse of a log is a median-like value, not a mean: use the "ziln" kind where sums of predictions matter.
 
-    :param name: "identity", "log1p" (labels > -1) or "asinh".
+    Args:
+        name: "identity", "log1p" (labels > -1) or "asinh".
     """
 
     mean: Tensor
@@ -31,18 +33,36 @@ class TargetTransform(nn.Module):
     def fit(self, labels: Tensor, mask: Tensor | None = None) -> "TargetTransform":
         """Set mean and standard deviation of f(y) over the present labels; state_dict carries them.
 
-        :param labels: training labels, any shape.
-        :param mask: bool, same shape; True = present.
-        :raises ValueError: when no label is present.
+        Args:
+            labels: training labels, any shape.
+            mask: bool, same shape; True = present.
+
+        Raises:
+            ValueError: When no label is present.
         """
         mask = check_mask(mask, labels.shape)
-        z = self._f((labels if mask is None else labels[mask]).double())
+        labels = labels if mask is None else labels[mask]
+        if not bool(self.fits(labels).all()):
+            wrong = labels[~self.fits(labels)][0].item()
+            raise ValueError(f"labels: got {wrong:g}, needs {self.needs} to fit a {self.name} transform")
+        z = self._f(labels.double())
         if z.numel() == 0:
             raise ValueError("labels must hold at least one present label to fit a transform, got none")
         self.mean.copy_(z.mean())
         spread = z.std(correction=0)
-        self.std.copy_(spread if spread > 0 else torch.ones_like(spread))
+        # A spread that the buffer would round to 0, or nearly, is none.
+        some = bool(spread > torch.finfo(self.std.dtype).tiny)
+        self.std.copy_(spread if some else torch.ones_like(spread))
         return self
+
+    @property
+    def needs(self) -> str:
+        """What a label must be."""
+        return "finite numbers above -1" if self.name == "log1p" else "finite numbers"
+
+    def fits(self, labels: Tensor) -> Tensor:
+        """Where the transform is defined (bool, same shape)."""
+        return labels.isfinite() & (labels > -1) if self.name == "log1p" else labels.isfinite()
 
     def forward(self, labels: Tensor) -> Tensor:
         """Labels in the head's unit."""

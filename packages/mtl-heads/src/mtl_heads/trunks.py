@@ -24,10 +24,11 @@ class Trunk(nn.Module):
 class SharedBottom(Trunk):
     """One network for all tasks: every task gets the same representation.
 
-    :param d_in: width of the input.
-    :param tasks: task names.
-    :param hidden: widths of the layers; the last is the representation's.
-    :param dropout: after each layer.
+    Args:
+        d_in: width of the input.
+        tasks: task names.
+        hidden: widths of the layers; the last is the representation's.
+        dropout: after each layer.
     """
 
     def __init__(self, d_in: int, tasks: Sequence[str], hidden: Sequence[int], dropout: float = 0.0) -> None:
@@ -48,11 +49,12 @@ class SharedBottom(Trunk):
 class MMoE(Trunk):
     """Mixture of experts with a gate for each task: f_k(x) = sum_e softmax(W_k x)_e expert_e(x).
 
-    :param d_in: width of the input.
-    :param tasks: task names.
-    :param num_experts: experts all tasks share.
-    :param hidden: widths of each expert's layers; the last is the representation's.
-    :param dropout: inside the experts.
+    Args:
+        d_in: width of the input.
+        tasks: task names.
+        num_experts: experts all tasks share.
+        hidden: widths of each expert's layers; the last is the representation's.
+        dropout: inside the experts.
 
     Source: Ma et al. 2018, "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts",
     eq. 6, 7.
@@ -89,13 +91,14 @@ class PLE(Trunk):
     At each level a task's gate mixes its own and the shared experts, driven by the task's representation so far;
     below the last level a shared gate, driven by the shared representation, mixes all experts of all tasks.
 
-    :param d_in: width of the input.
-    :param tasks: task names.
-    :param num_task_experts: own experts of each task at each level.
-    :param num_shared_experts: shared experts at each level.
-    :param hidden: widths of each expert's layers; the last is the representation's.
-    :param num_levels: stacked levels.
-    :param dropout: inside the experts.
+    Args:
+        d_in: width of the input.
+        tasks: task names.
+        num_task_experts: own experts of each task at each level.
+        num_shared_experts: shared experts at each level.
+        hidden: widths of each expert's layers; the last is the representation's.
+        num_levels: stacked levels.
+        dropout: inside the experts.
 
     Source: Tang et al. 2020, "Progressive layered extraction", eq. 1-6.
     """
@@ -185,10 +188,11 @@ class AITM(Trunk):
     p = info(z_(t-1)), and their own tower: z_t = sum over u in {p, q_t} of softmax(h2(u) . h3(u) / sqrt d) h1(u).
     Use :func:`~mtl_heads.losses.order_penalty` beside the task losses, as the paper does.
 
-    :param d_in: width of the input.
-    :param tasks: task names, first event first.
-    :param hidden: widths of each tower's layers; the last is the representation's d.
-    :param dropout: inside the towers.
+    Args:
+        d_in: width of the input.
+        tasks: task names, first event first.
+        hidden: widths of each tower's layers; the last is the representation's d.
+        dropout: inside the towers.
 
     Source: Xi et al. 2021, "Modeling the sequential dependence among audience multi-step conversions", eq. 2-5.
     """

@@ -46,12 +46,15 @@ class GradientAggregator(Balancer):
         parameters get sum c_k m_k g_k, task parameters the gradient of sum c_k L_k (a method that balances tasks has
         nothing to balance in a head). Gradients are averaged over processes here: DDP's own reduction does not run.
 
-        :param losses: the batch's losses [K], with their graph.
-        :param shared: parameters all tasks share.
-        :param task_parameters: parameters of single tasks (heads, towers, gates).
-        :param scaler: GradScaler in use: gradients are left scaled for its ``step``. Overflow reaches ``.grad`` and
-            is skipped.
-        :return: the sum of the user's weighted losses, without a graph [].
+        Args:
+            losses: the batch's losses [K], with their graph.
+            shared: parameters all tasks share.
+            task_parameters: parameters of single tasks (heads, towers, gates).
+            scaler: GradScaler in use: gradients are left scaled for its ``step``. Overflow reaches ``.grad`` and is
+                skipped.
+
+        Returns:
+            The sum of the user's weighted losses, without a graph [].
         """
         values, seen, present = self._read(losses)
         params = [p for p in shared if p.requires_grad]

@@ -13,10 +13,11 @@ from .simplex import minimise_on_simplex
 class CAGrad(GramianAggregator):
     """d = g_0 + c |g_0| g_w / |g_w|, g_0 the mean gradient, w the minimum of g_w . g_0 + c |g_0| |g_w| on the simplex.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param c: radius in [0, 1) relative to |g_0|: 0 is the mean, towards 1 the worst task decides.
-    :param rescale: divide by 1 + c^2 as the authors' code does; the paper's algorithm does not.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        c: radius in [0, 1) relative to |g_0|: 0 is the mean, towards 1 the worst task decides.
+        rescale: divide by 1 + c^2 as the authors' code does; the paper's algorithm does not.
 
     Source: Liu et al. 2021, "Conflict-averse gradient descent", algorithm 1.
     """
@@ -41,8 +42,9 @@ class CAGrad(GramianAggregator):
 def cagrad_weights(gramian: Tensor, c: float = 0.4) -> Tensor:
     """Coefficients 1/K + sqrt(phi) / |g_w| w of the direction [K]; 1/K where no direction helps all tasks (g_w = 0).
 
-    :param gramian: inner products of the gradients [K, K].
-    :param c: radius relative to the mean gradient's length.
+    Args:
+        gramian: inner products of the gradients [K, K].
+        c: radius relative to the mean gradient's length.
     """
     products: list[list[float]] = gramian.tolist()
     k = len(products)

@@ -20,7 +20,8 @@ class MGDA(GramianAggregator):
 def mgda_weights(gramian: Tensor) -> Tensor:
     """Weights [K] of the min-norm point; for two tasks clamp((g2 - g1) . g2 / |g1 - g2|^2, 0, 1) and the rest.
 
-    :param gramian: inner products of the gradients [K, K].
+    Args:
+        gramian: inner products of the gradients [K, K].
     """
     products: list[list[float]] = gramian.tolist()
     k = len(products)

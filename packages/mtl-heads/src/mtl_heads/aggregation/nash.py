@@ -17,10 +17,11 @@ class NashMTL(GramianAggregator):
     approximation from a previous batch. Its direction has length sqrt(K) for any gradients, so the learning rate alone
     sets the step and has to fall for the training to settle.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param max_norm: longest direction; 0 does not cut.
-    :param update_every: solve every so many batches and keep the weights in between.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        max_norm: longest direction; 0 does not cut.
+        update_every: solve every so many batches and keep the weights in between.
 
     Source: Navon et al. 2022, "Multi-task learning as a bargaining game", eq. 1; the cut is the authors' code's.
     """
@@ -58,13 +59,16 @@ class NashMTL(GramianAggregator):
 def nash_mtl_weights(gramian: Tensor) -> Tensor:
     """The positive solution of G m = 1 / m [K].
 
-    :param gramian: inner products of the gradients [K, K]. Where they are dependent G is singular and the solution
-        may be infinite: 1e-9 of the mean diagonal keeps it finite.
+    Args:
+        gramian: inner products of the gradients [K, K]. Where they are dependent G is singular and the solution may be
+            infinite: 1e-9 on the diagonal of the cosines keeps it finite.
     """
-    products: list[list[float]] = gramian.tolist()
-    k = len(products)
-    ridge = 1e-9 * max(sum(products[i][i] for i in range(k)) / k, 1e-300)
-    products = [[x + ridge * (i == j) for j, x in enumerate(row)] for i, row in enumerate(products)]
+    inner: list[list[float]] = gramian.tolist()
+    k = len(inner)
+    # With m = u / |g| the equation is that of the cosines, C u = 1 / u: no gradient is too small to be heard.
+    mean = max(math.sqrt(sum(inner[i][i] for i in range(k)) / k), 1e-150)
+    norms = [math.sqrt(inner[i][i]) if inner[i][i] > 0 else mean for i in range(k)]
+    products = [[x / norms[i] / norms[j] + 1e-9 * (i == j) for j, x in enumerate(row)] for i, row in enumerate(inner)]
     m = [1 / math.sqrt(products[i][i]) for i in range(k)]
     for _ in range(200):
         slope = [sum(g * x for g, x in zip(row, m, strict=True)) - 1 / x0 for row, x0 in zip(products, m, strict=True)]
@@ -76,4 +80,4 @@ def nash_mtl_weights(gramian: Tensor) -> Tensor:
         m = [x + size * d for x, d in zip(m, step, strict=True)]
         if decrement < 1e-8:
             break
-    return torch.tensor(m, dtype=gramian.dtype)
+    return torch.tensor([u / norm for u, norm in zip(m, norms, strict=True)], dtype=gramian.dtype)

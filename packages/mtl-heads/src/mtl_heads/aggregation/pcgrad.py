@@ -14,9 +14,10 @@ class PCGrad(GramianAggregator):
 
     The orders come from an own seeded generator, the same in every process; its state is saved and resumed.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param seed: of the generator.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        seed: of the generator.
 
     Source: Yu et al. 2020, "Gradient surgery for multi-task learning", algorithm 1.
     """
@@ -39,8 +40,9 @@ class PCGrad(GramianAggregator):
 def pcgrad_weights(gramian: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
     """Coefficients [K] of the projected gradients' sum, worked out on the Gramian.
 
-    :param gramian: inner products of the gradients [K, K].
-    :param orders: for each i the order in which the other gradients are met; i itself is passed over.
+    Args:
+        gramian: inner products of the gradients [K, K].
+        orders: for each i the order in which the other gradients are met; i itself is passed over.
     """
     products = gramian.tolist()
     k = len(products)

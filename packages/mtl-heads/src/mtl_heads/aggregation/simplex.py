@@ -17,12 +17,15 @@ def minimise_on_simplex(
     Newton steps follow the central path of the logarithmic barrier, the length's kink at 0 being smoothed as much as
     the barrier; the last steps run on the weights that are not zero.
 
-    :param gramian: G [K, K], positive semi-definite, entries about 1.
-    :param linear: [K].
-    :param quadratic: >= 0.
-    :param length: >= 0.
-    :param tolerance: barrier at which to stop; the value is then within K times this of the minimum.
-    :return: w [K].
+    Args:
+        gramian: G [K, K], positive semi-definite, entries about 1.
+        linear: [K].
+        quadratic: >= 0.
+        length: >= 0.
+        tolerance: barrier at which to stop; the value is then within K times this of the minimum.
+
+    Returns:
+        W [K].
     """
     k = len(linear)
     problem = _Problem(gramian, linear, quadratic, length)

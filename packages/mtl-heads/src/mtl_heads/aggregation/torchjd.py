@@ -12,11 +12,14 @@ from .base import GradientAggregator
 class TorchJDAggregator(GradientAggregator):
     """Wraps a torchjd aggregator that weighs gradients, e.g. ``torchjd.aggregation.UPGrad()``.
 
-    :param tasks: task names or their number.
-    :param aggregator: a torchjd aggregator with a weighting over the Gramian or over the Jacobian.
-    :param static: the user's weights.
-    :raises ImportError: when torchjd is not installed.
-    :raises ValueError: when the aggregator does not express its result as weights of the gradients.
+    Args:
+        tasks: task names or their number.
+        aggregator: a torchjd aggregator with a weighting over the Gramian or over the Jacobian.
+        static: the user's weights.
+
+    Raises:
+        ImportError: When torchjd is not installed.
+        ValueError: When the aggregator does not express its result as weights of the gradients.
     """
 
     def __init__(self, tasks: int | Sequence[str], aggregator: Any, static: Mapping[str, float] | None = None) -> None:

@@ -21,13 +21,14 @@ def binary_cross_entropy(
 ) -> Tensor:
     """Binary cross-entropy on logits, the positive term times ``pos_weight``.
 
-    :param logits: [N] or [N, C].
-    :param targets: 0, 1 or a probability, same shape.
-    :param mask: bool, the targets' shape or [N]; True = present.
-    :param pos_weight: factor of the positive term, a number or [C].
-    :param label_smoothing: e in [0, 1): the target becomes t (1 - e) + e / 2.
-    :param weight: factor of each label's loss, broadcast to the targets; does not enter the mean's denominator.
-    :param reduction: "mean" over present labels, "sum" or "none".
+    Args:
+        logits: [N] or [N, C].
+        targets: 0, 1 or a probability, same shape.
+        mask: bool, the targets' shape or [N]; True = present.
+        pos_weight: factor of the positive term, a number or [C].
+        label_smoothing: e in [0, 1): the target becomes t (1 - e) + e / 2.
+        weight: factor of each label's loss, broadcast to the targets; does not enter the mean's denominator.
+        reduction: "mean" over present labels, "sum" or "none".
     """
     logits, targets, mask = _prepare(logits, targets, mask)
     targets = targets * (1 - label_smoothing) + 0.5 * label_smoothing
@@ -49,15 +50,16 @@ def focal_loss(
 ) -> Tensor:
     """Binary focal loss -a_t (1 - p_t)^gamma log p_t on logits; gamma = 0 with alpha None is the cross-entropy.
 
-    :param logits: [N] or [N, C].
-    :param targets: 0 or 1 (a probability gives the expected loss), same shape.
-    :param gamma: focusing exponent >= 0.
-    :param alpha: weight of positives, 1 - alpha that of negatives; None weighs neither.
-    :param mask: bool, the targets' shape or [N]; True = present.
-    :param weight: factor of each label's loss, broadcast to the targets.
-    :param normalise: what "mean" divides by: "labels" (present labels) or "positives" (present positives, as in the
-        paper).
-    :param reduction: "mean", "sum" or "none".
+    Args:
+        logits: [N] or [N, C].
+        targets: 0 or 1 (a probability gives the expected loss), same shape.
+        gamma: focusing exponent >= 0.
+        alpha: weight of positives, 1 - alpha that of negatives; None weighs neither.
+        mask: bool, the targets' shape or [N]; True = present.
+        weight: factor of each label's loss, broadcast to the targets.
+        normalise: what "mean" divides by: "labels" (present labels) or "positives" (present positives, as in the
+            paper).
+        reduction: "mean", "sum" or "none".
 
     Source: Lin et al. 2017, "Focal loss for dense object detection", eq. 5.
     """
@@ -83,8 +85,9 @@ def focal_denominator(targets: Tensor, mask: Tensor | None, normalise: str) -> T
 def class_balanced_weights(counts: Tensor | Sequence[float], beta: float = 0.999) -> Tensor:
     """Class weights (1 - b) / (1 - b^n), scaled to sum to the number of classes [C].
 
-    :param counts: labels of each class in the training data [C]; a class never seen gets weight 0.
-    :param beta: in [0, 1): 0 weighs all classes alike, towards 1 it weighs by 1 / n.
+    Args:
+        counts: labels of each class in the training data [C]; a class never seen gets weight 0.
+        beta: in [0, 1): 0 weighs all classes alike, towards 1 it weighs by 1 / n.
 
     Source: Cui et al. 2019, "Class-balanced loss based on effective number of samples".
     """

@@ -21,13 +21,14 @@ def info_nce_loss(
     For query i: -1/|P(i)| sum over p in P(i) of log( exp(q_i k_p / t) / sum over candidates a of exp(q_i k_a / t) ).
     A query without a positive has no label: it contributes nothing.
 
-    :param queries: [N, D]; normalise them for cosine.
-    :param keys: [M, D].
-    :param positives: bool [N, M]; None pairs query i with key i (N = M).
-    :param candidates: bool [N, M], the keys each query chooses from; None is all. Positives must be among them.
-    :param temperature: t > 0.
-    :param mask: bool [N]; True = the query has a label.
-    :param reduction: "mean" over queries with a label and a positive, "sum" or "none".
+    Args:
+        queries: [N, D]; normalise them for cosine.
+        keys: [M, D].
+        positives: bool [N, M]; None pairs query i with key i (N = M).
+        candidates: bool [N, M], the keys each query chooses from; None is all. Positives must be among them.
+        temperature: t > 0.
+        mask: bool [N]; True = the query has a label.
+        reduction: "mean" over queries with a label and a positive, "sum" or "none".
 
     Source: van den Oord et al. 2018 (InfoNCE), eq. 4; several positives as in Khosla et al. 2020, eq. 2.
     """
@@ -64,11 +65,12 @@ def supervised_contrastive_loss(
 
     Rows without a label are neither anchors nor negatives; an anchor alone in its class contributes nothing.
 
-    :param embeddings: [N, D]; normalise them for cosine.
-    :param labels: class numbers [N].
-    :param temperature: > 0.
-    :param mask: bool [N]; True = the row has a label.
-    :param reduction: "mean" over anchors with a positive, "sum" or "none".
+    Args:
+        embeddings: [N, D]; normalise them for cosine.
+        labels: class numbers [N].
+        temperature: > 0.
+        mask: bool [N]; True = the row has a label.
+        reduction: "mean" over anchors with a positive, "sum" or "none".
 
     Source: Khosla et al. 2020, "Supervised contrastive learning", eq. 2 (L_out).
     """

@@ -12,10 +12,11 @@ from ..masks import check_mask, hide, reduce, widen
 def ziln_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """Cross-entropy of "the value is positive" plus, where it is, the negative log-density of a lognormal.
 
-    :param outputs: logit of p(value > 0), mean mu of the log, raw spread s with sigma = softplus(s) [..., 3].
-    :param targets: values >= 0 [...].
-    :param mask: bool [...]; True = present.
-    :param reduction: "mean" over present labels, "sum" or "none".
+    Args:
+        outputs: logit of p(value > 0), mean mu of the log, raw spread s with sigma = softplus(s) [..., 3].
+        targets: values >= 0 [...].
+        mask: bool [...]; True = present.
+        reduction: "mean" over present labels, "sum" or "none".
 
     Source: Wang, Liu, Miao 2019, "A deep probabilistic model for customer lifetime value prediction", eq. 5.
     """

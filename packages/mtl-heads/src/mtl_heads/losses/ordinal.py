@@ -10,10 +10,11 @@ from ..masks import check_mask, hide, reduce, widen
 def ordinal_loss(logits: Tensor, targets: Tensor, *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """Sum over the thresholds j of the binary cross-entropy of "the level is above j".
 
-    :param logits: logit of p(level > j) for j = 0 .. C - 2 [..., C - 1].
-    :param targets: levels 0 .. C - 1 [...].
-    :param mask: bool [...]; True = present.
-    :param reduction: "mean" over present labels, "sum" or "none".
+    Args:
+        logits: logit of p(level > j) for j = 0 .. C - 2 [..., C - 1].
+        targets: levels 0 .. C - 1 [...].
+        mask: bool [...]; True = present.
+        reduction: "mean" over present labels, "sum" or "none".
 
     Source: Cao, Mirjalili, Raschka 2020, "Rank consistent ordinal regression" (CORAL), eq. 4 with equal weights.
     """

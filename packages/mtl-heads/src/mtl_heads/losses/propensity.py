@@ -22,11 +22,12 @@ def novelty_loss(
     Lies in [0, 1]; scaling all popularities changes nothing. Minimising it raises the official Novelty, whose 100th
     power has no useful gradient far from 1 and is therefore left to the metric.
 
-    :param logits: [N, C].
-    :param popularity: popularity of each label [C], any positive scale.
-    :param k: top labels a row; all C when C < k.
-    :param mask: bool [N]; True = the row counts.
-    :param reduction: "mean" over present rows, "sum" or "none".
+    Args:
+        logits: [N, C].
+        popularity: popularity of each label [C], any positive scale.
+        k: top labels a row; all C when C < k.
+        mask: bool [N]; True = the row counts.
+        reduction: "mean" over present rows, "sum" or "none".
 
     Source: Synerise/recsys2025, metric Novelty, without its power.
     """
@@ -46,9 +47,10 @@ def novelty_loss(
 def diversity_loss(logits: Tensor, *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """One minus the entropy of a row's normalised sigmoids, relative to its maximum log2 C.
 
-    :param logits: [N, C], C >= 2.
-    :param mask: bool [N]; True = the row counts.
-    :param reduction: "mean" over present rows, "sum" or "none".
+    Args:
+        logits: [N, C], C >= 2.
+        mask: bool [N]; True = the row counts.
+        reduction: "mean" over present rows, "sum" or "none".
 
     Source: Synerise/recsys2025, metric Diversity: -sum p log2(p + 1e-9) / log2 C with p = sigmoid(z) / sum sigmoid(z).
     """

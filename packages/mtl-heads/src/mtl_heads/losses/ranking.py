@@ -10,14 +10,21 @@ from ..masks import check_mask, hide, reduce, widen
 
 
 def bpr_loss(
-    positive_scores: Tensor, negative_scores: Tensor, *, mask: Tensor | None = None, reduction: str = "mean"
+    positive_scores: Tensor,
+    negative_scores: Tensor,
+    *,
+    candidates: Tensor | None = None,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
-    """-log sigmoid(s+ - s-), averaged over each row's negatives.
+    """-log sigmoid(s+ - s-), averaged over each row's negatives; a row without a negative adds 0.
 
-    :param positive_scores: [N].
-    :param negative_scores: [N] or [N, S].
-    :param mask: bool [N]; True = the row has a positive.
-    :param reduction: "mean" over present rows, "sum" or "none".
+    Args:
+        positive_scores: [N].
+        negative_scores: [N] or [N, S].
+        candidates: bool [N, S]; False leaves a negative out of the row. None leaves out none.
+        mask: bool [N]; True = the row has a positive.
+        reduction: "mean" over present rows, "sum" or "none".
 
     Source: Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback".
     """
@@ -25,16 +32,21 @@ def bpr_loss(
     positive = hide(widen(positive_scores), mask)[:, None]
     negative = widen(negative_scores).reshape(len(positive), -1)
     negative = hide(negative, None if mask is None else mask[:, None])
-    values = F.softplus(negative - positive).mean(-1)
+    values = F.softplus(negative - positive)
+    if candidates is None:
+        values = values.mean(-1)
+    else:
+        values = torch.where(candidates, values, 0.0).sum(-1) / candidates.sum(-1).clamp_min(1)
     return reduce(hide(values, mask), mask, reduction)
 
 
 def order_penalty(logits: Sequence[Tensor], *, mask: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """How far the probabilities of a chain of events rise along it: sum over t of max(p_t - p_(t-1), 0).
 
-    :param logits: the events in order, e.g. click, cart, purchase, each [N].
-    :param mask: bool [N]; True = the row counts.
-    :param reduction: "mean" over present rows, "sum" or "none".
+    Args:
+        logits: the events in order, e.g. click, cart, purchase, each [N].
+        mask: bool [N]; True = the row counts.
+        reduction: "mean" over present rows, "sum" or "none".
 
     Source: Xi et al. 2021, "Modeling the sequential dependence among audience multi-step conversions" (AITM), eq. 7.
     """

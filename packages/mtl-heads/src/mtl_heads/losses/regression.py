@@ -17,12 +17,13 @@ def regression_loss(
 ) -> Tensor:
     """Squared, absolute or Huber error of one number per label.
 
-    :param predictions: any shape.
-    :param targets: same shape, same unit (the head's transform is applied before).
-    :param kind: "mse", "mae" or "huber".
-    :param delta: where Huber turns from squared to absolute, in the targets' unit.
-    :param mask: bool, the targets' shape or its first axes; True = present.
-    :param reduction: "mean" over present labels, "sum" or "none".
+    Args:
+        predictions: any shape.
+        targets: same shape, same unit (the head's transform is applied before).
+        kind: "mse", "mae" or "huber".
+        delta: where Huber turns from squared to absolute, in the targets' unit.
+        mask: bool, the targets' shape or its first axes; True = present.
+        reduction: "mean" over present labels, "sum" or "none".
     """
     if predictions.shape != targets.shape:
         raise ValueError(f"targets must have shape {tuple(predictions.shape)}, got {tuple(targets.shape)}")
@@ -45,11 +46,12 @@ def vector_loss(
 ) -> Tensor:
     """Distance between vectors: the mean squared difference of their entries, or 1 - cosine.
 
-    :param predictions: [..., D].
-    :param targets: same shape; one label is one vector.
-    :param kind: "mse" or "cosine".
-    :param mask: bool [...]; True = present.
-    :param reduction: "mean" over present vectors, "sum" or "none".
+    Args:
+        predictions: [..., D].
+        targets: same shape; one label is one vector.
+        kind: "mse" or "cosine".
+        mask: bool [...]; True = present.
+        reduction: "mean" over present vectors, "sum" or "none".
     """
     if predictions.shape != targets.shape:
         raise ValueError(f"targets must have shape {tuple(predictions.shape)}, got {tuple(targets.shape)}")

@@ -17,12 +17,13 @@ def softmax_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of a softmax over the last axis.
 
-    :param logits: [..., C].
-    :param targets: class numbers [...]; anything may stand where the mask is False.
-    :param mask: bool [...]; True = present.
-    :param label_smoothing: e in [0, 1): the target distribution becomes (1 - e) one-hot + e / C.
-    :param class_weights: factor of each class's loss [C], e.g. from :func:`class_balanced_weights`.
-    :param reduction: "mean" over present labels (not over their weights), "sum" or "none".
+    Args:
+        logits: [..., C].
+        targets: class numbers [...]; anything may stand where the mask is False.
+        mask: bool [...]; True = present.
+        label_smoothing: e in [0, 1): the target distribution becomes (1 - e) one-hot + e / C.
+        class_weights: factor of each class's loss [C], e.g. from :func:`class_balanced_weights`.
+        reduction: "mean" over present labels (not over their weights), "sum" or "none".
     """
     log_p, targets, mask = _prepare(logits, targets, mask)
     values = -log_p.gather(-1, targets[..., None])[..., 0]
@@ -44,12 +45,13 @@ def softmax_focal_loss(
 ) -> Tensor:
     """Focal loss of a softmax, -a_y (1 - p_y)^gamma log p_y; gamma = 0 is the cross-entropy.
 
-    :param logits: [..., C].
-    :param targets: class numbers [...].
-    :param gamma: focusing exponent >= 0.
-    :param alpha: weight of each class [C]; None weighs all alike.
-    :param mask: bool [...]; True = present.
-    :param reduction: "mean" over present labels, "sum" or "none".
+    Args:
+        logits: [..., C].
+        targets: class numbers [...].
+        gamma: focusing exponent >= 0.
+        alpha: weight of each class [C]; None weighs all alike.
+        mask: bool [...]; True = present.
+        reduction: "mean" over present labels, "sum" or "none".
 
     Source: Lin et al. 2017, eq. 5, with the softmax's probability of the true class as p_t.
     """

@@ -5,19 +5,35 @@ from .base import Metric
 from .calibration import CalibrationError
 from .classification import AUROC, AveragePrecision
 from .coverage import CatalogueCoverage
-from .propensity import PropensityScore, official_diversity, official_novelty
-from .ranking import RankingMetrics, catalogue_ranks, ranks
+from .propensity import (
+    NOVELTY_POWER,
+    SHARES,
+    PropensityScore,
+    official_diversity,
+    official_novelty,
+    propensity_influence,
+)
+from .ranking import RankingMetrics, catalogue_ranks, ranks, top_items
+from .roc import auroc, auroc_influence
+from .task_losses import MeanLosses
 
 __all__ = [
     "AUROC",
+    "NOVELTY_POWER",
+    "SHARES",
     "AveragePrecision",
     "CalibrationError",
     "CatalogueCoverage",
+    "MeanLosses",
     "Metric",
     "PropensityScore",
     "RankingMetrics",
+    "auroc",
+    "auroc_influence",
     "catalogue_ranks",
     "official_diversity",
     "official_novelty",
+    "propensity_influence",
     "ranks",
+    "top_items",
 ]

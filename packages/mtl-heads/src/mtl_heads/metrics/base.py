@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed import all_reduce_sum, world_size
+from ..precision import ExactBuffers
 
 
-class Metric(nn.Module):
+class Metric(ExactBuffers):
     """``update`` takes a batch, ``compute`` gives the result so far over all processes, ``reset`` starts anew.
 
     ``state_dict`` saves the state. All processes must call ``compute``, however many batches each has seen.

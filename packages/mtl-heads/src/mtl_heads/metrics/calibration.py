@@ -15,8 +15,9 @@ class CalibrationError(Metric):
     Bin b holds p in (b / B, (b + 1) / B], the first one 0 too; a bin's gap is |mean p - share of positives|. "l1" is
     the mean gap weighed by the bins' sizes (ECE), "l2" its root mean square, "max" the largest.
 
-    :param bins: B.
-    :param norm: "l1", "l2" or "max".
+    Args:
+        bins: B.
+        norm: "l1", "l2" or "max".
 
     Source: Naeini et al. 2015; Guo et al. 2017, eq. 3, on p itself rather than on the confidence of a decision.
     """
@@ -34,10 +35,13 @@ class CalibrationError(Metric):
     def update(self, probabilities: Tensor, targets: Tensor, mask: Tensor | None = None) -> None:
         """Take in one batch.
 
-        :param probabilities: in [0, 1], any shape.
-        :param targets: 0 or 1, same shape.
-        :param mask: bool, same shape or its first axes; True = present.
-        :raises ValueError: when a present probability lies outside [0, 1].
+        Args:
+            probabilities: in [0, 1], any shape.
+            targets: 0 or 1, same shape.
+            mask: bool, same shape or its first axes; True = present.
+
+        Raises:
+            ValueError: When a present probability lies outside [0, 1].
         """
         if probabilities.shape != targets.shape:
             raise ValueError(f"targets must have shape {tuple(probabilities.shape)}, got {tuple(targets.shape)}")

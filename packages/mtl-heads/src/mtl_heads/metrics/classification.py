@@ -1,6 +1,5 @@
-"""AUROC and area under precision-recall, by torchmetrics, with absent labels left out."""
+"""AUROC and area under precision-recall, with absent labels left out."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,12 +7,14 @@ from torch import Tensor
 
 from ..masks import check_mask
 from .base import Metric
+from .roc import auroc
 
 
 class _OfOrder(Metric):
     """A metric of the order of the scores of one or several yes/no labels.
 
-    :param num_labels: C; 1 for scores [N].
+    Args:
+        num_labels: C; 1 for scores [N].
     """
 
     def __init__(self, num_labels: int = 1) -> None:
@@ -21,15 +22,15 @@ class _OfOrder(Metric):
         if num_labels < 1:
             raise ValueError(f"num_labels must be >= 1, got {num_labels}")
         self.num_labels = num_labels
-        self._function()
 
     @torch.no_grad()
     def update(self, scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> None:
         """Take in one batch.
 
-        :param scores: probabilities or logits, only their order matters [N] or [N, C].
-        :param targets: 0 or 1, same shape.
-        :param mask: bool, the targets' shape or [N]; True = present.
+        Args:
+            scores: probabilities or logits, only their order matters [N] or [N, C].
+            targets: 0 or 1, same shape.
+            mask: bool, the targets' shape or [N]; True = present.
         """
         if scores.shape != targets.shape or scores.numel() != len(scores) * self.num_labels:
             shapes = f"{tuple(scores.shape)}, {tuple(targets.shape)}"
@@ -41,40 +42,44 @@ class _OfOrder(Metric):
 
     @torch.no_grad()
     def compute(self) -> dict[str, Any]:
-        """``macro``: mean over the labels that have both classes; ``per_label`` [C], NaN for the others."""
+        """``macro``: mean over the labels that have both classes; ``per_label`` float64 [C], NaN for the others."""
         scores, targets, here = (self._kept(name) for name in ("scores", "targets", "here"))
+        if not len(scores):
+            values = torch.full((self.num_labels,), torch.nan, dtype=torch.float64)
+        else:
+            values = self._values(scores, targets, here.bool())
+        return {"macro": float(values.nanmean()), "per_label": values}
+
+    def _values(self, scores: Tensor, targets: Tensor, here: Tensor) -> Tensor:
+        """The metric of each column [C], NaN where a class is missing."""
+        raise NotImplementedError
+
+
+class AUROC(_OfOrder):
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half; float64."""
+
+    def _values(self, scores: Tensor, targets: Tensor, here: Tensor) -> Tensor:
+        return auroc(scores, targets.double(), here)
+
+
+class AveragePrecision(_OfOrder):
+    """Area under the precision-recall curve, as average precision; by torchmetrics (the ``metrics`` extra)."""
+
+    def __init__(self, num_labels: int = 1) -> None:
+        super().__init__(num_labels)
+        try:
+            from torchmetrics.functional.classification import binary_average_precision
+        except ImportError as error:
+            raise ImportError("AveragePrecision needs torchmetrics: pip install 'mtl-heads[metrics]'") from error
+        self._precision = binary_average_precision
+
+    def _values(self, scores: Tensor, targets: Tensor, here: Tensor) -> Tensor:
         values = torch.full((self.num_labels,), torch.nan, dtype=torch.float64)
-        for i in range(self.num_labels if len(scores) else 0):
+        for i in range(self.num_labels):
             chosen, labels = scores[here[:, i], i], targets[here[:, i], i]
             if bool(labels.any()) and not bool(labels.all()):
                 # torchmetrics squeezes scores outside [0, 1] through a sigmoid, which ties large ones: hand it places
                 # in the order instead, equal ones for equal scores.
                 places = chosen.unique(return_inverse=True)[1].double()
-                values[i] = self._function()(places / places.max().clamp_min(1), labels.long())
-        return {"macro": float(values.nanmean()), "per_label": values}
-
-    def _function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        raise NotImplementedError
-
-
-class AUROC(_OfOrder):
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half."""
-
-    def _function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return _torchmetrics("binary_auroc")
-
-
-class AveragePrecision(_OfOrder):
-    """Area under the precision-recall curve, as average precision."""
-
-    def _function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return _torchmetrics("binary_average_precision")
-
-
-def _torchmetrics(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    try:
-        from torchmetrics.functional import classification
-    except ImportError as error:
-        raise ImportError("this metric needs torchmetrics: pip install 'mtl-heads[metrics]'") from error
-    function: Callable[[Tensor, Tensor], Tensor] = getattr(classification, name)
-    return function
+                values[i] = self._precision(places / places.max().clamp_min(1), labels.long())
+        return values

@@ -11,8 +11,9 @@ from .ranking import top_items
 class CatalogueCoverage(Metric):
     """The share of items that appear in at least one row's top k.
 
-    :param num_items: items in the catalogue.
-    :param k: length of a list.
+    Args:
+        num_items: items in the catalogue.
+        k: length of a list.
     """
 
     def __init__(self, num_items: int, k: int = 10) -> None:

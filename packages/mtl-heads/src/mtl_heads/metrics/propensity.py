@@ -16,6 +16,7 @@ from torch import Tensor
 from ..losses.propensity import TOP_K, diversity_loss, novelty_loss
 from ..masks import check_mask, widen
 from .base import Metric
+from .roc import auroc, auroc_influence
 
 NOVELTY_POWER = 100
 SHARES = {"auroc": 0.8, "novelty": 0.1, "diversity": 0.1}
@@ -24,8 +25,9 @@ SHARES = {"auroc": 0.8, "novelty": 0.1, "diversity": 0.1}
 class PropensityScore(Metric):
     """0.8 AUROC + 0.1 novelty + 0.1 diversity of multi-hot labels.
 
-    :param popularity: popularity of each label [C], any positive scale.
-    :param k: top labels of the novelty; all C when C < k.
+    Args:
+        popularity: popularity of each label [C], any positive scale.
+        k: top labels of the novelty; all C when C < k.
     """
 
     popularity: Tensor
@@ -42,9 +44,10 @@ class PropensityScore(Metric):
     def update(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> None:
         """Take in one batch; how batches are cut matters, see quirk 1.
 
-        :param logits: [N, C].
-        :param targets: 0 or 1 [N, C].
-        :param mask: bool [N]; False = the row has no labels and is left out of all three parts.
+        Args:
+            logits: [N, C].
+            targets: 0 or 1 [N, C].
+            mask: bool [N]; False = the row has no labels and is left out of all three parts.
         """
         if logits.shape != targets.shape or logits.shape[1:] != self.popularity.shape:
             raise ValueError(
@@ -74,7 +77,7 @@ class PropensityScore(Metric):
         if rows == 0:
             return dict.fromkeys(("score", *SHARES), float("nan"))
         parts = {
-            "auroc": float(_auroc_or_zero(self._kept("scores"), self._kept("labels")).mean()),
+            "auroc": float(auroc(self._kept("scores"), self._kept("labels").double()).nan_to_num(0.0).mean()),
             "novelty": (1 - popular / rows) ** NOVELTY_POWER,
             "diversity": diversity / rows,
         }
@@ -91,20 +94,25 @@ def official_novelty(logits: Tensor, popularity: Tensor, k: int = TOP_K, mask: T
     return (1 - novelty_loss(logits, popularity, k=k, mask=mask)) ** NOVELTY_POWER
 
 
-def _auroc_or_zero(scores: Tensor, labels: Tensor) -> Tensor:
-    """Area under the ROC of each column [C], equal scores by mid-ranks; 0 where a class is missing."""
-    # One column at a time: all of them sorted at once would take five times the memory of the scores.
-    return torch.stack([_area(column, hit) for column, hit in zip(scores.unbind(1), labels.unbind(1), strict=True)])
+@torch.no_grad()
+def propensity_influence(logits: Tensor, targets: Tensor, popularity: Tensor, k: int = TOP_K) -> Tensor:
+    """What each row contributes to the error of :class:`PropensityScore`'s score: the squares sum to its variance.
 
+    The AUROC's part is DeLong's (:func:`auroc_influence`), over all C labels as in the score: one without both classes
+    counts 0 for everybody and adds no error. Diversity is a mean over the rows, novelty the 100th power of one.
 
-def _area(scores: Tensor, labels: Tensor) -> Tensor:
-    ordered, places = scores.sort()
-    hit = labels[places].double()
-    # Mid-rank of each value: the mean of how many are smaller and how many are not larger.
-    left = torch.searchsorted(ordered, ordered, right=False)
-    right = torch.searchsorted(ordered, ordered, right=True)
-    below = (left + right + 1).double() / 2
-    positives = hit.sum()
-    negatives = len(scores) - positives
-    area = ((below * hit).sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    return torch.where((positives > 0) & (negatives > 0), area, 0.0)
+    Args:
+        logits: [N, C].
+        targets: 0 or 1 [N, C].
+        popularity: of each label [C].
+        k: top labels of the novelty.
+
+    Returns:
+        Contributions, float64 [N].
+    """
+    area = auroc_influence(logits, targets).nan_to_num(0.0).sum(1) / logits.shape[1]
+    spread = diversity_loss(logits, reduction="none").double()
+    popular = novelty_loss(logits, popularity, k=k, reduction="none").double()
+    slope = NOVELTY_POWER * (1 - popular.mean()) ** (NOVELTY_POWER - 1)
+    diverse, novel = (spread - spread.mean()) / len(spread), slope * (popular - popular.mean()) / len(popular)
+    return SHARES["auroc"] * area - SHARES["diversity"] * diverse - SHARES["novelty"] * novel

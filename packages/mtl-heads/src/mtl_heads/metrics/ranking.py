@@ -16,29 +16,36 @@ CHUNK_BYTES = 1 << 27
 def ranks(scores: Tensor, rows: Tensor, items: Tensor, *, exclude: Tensor | None = None, ties: str = "index") -> Tensor:
     """The rank (0 = first) of each (row, item) pair among all items of its row [P].
 
-    :param scores: [N, I].
-    :param rows: row of each pair [P].
-    :param items: item of each pair [P].
-    :param exclude: bool [N, I]; True = not a candidate (already known); a pair's own item always is one.
-    :param ties: among equal scores the pair's item comes by "index" (smaller item number first), in the "middle" (a
-        half rank where the number is odd), "worst" (last) or "best" (first).
-    :raises ValueError: on a NaN score, which has no rank.
+    Args:
+        scores: [N, I].
+        rows: row of each pair [P].
+        items: item of each pair [P].
+        exclude: bool [N, I]; True = not a candidate (already known); a pair's own item always is one.
+        ties: among equal scores the pair's item comes by "index" (smaller item number first), in the "middle" (a half
+            rank where the number is odd), "worst" (last) or "best" (first).
+
+    Raises:
+        ValueError: On a NaN score, which has no rank.
     """
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
-    if bool(scores.isnan().any()):
-        raise ValueError("scores must not hold NaN: it has no rank")
+    scores = scores if scores.is_floating_point() else scores.double()
     result = torch.empty(len(rows), dtype=torch.float64, device=scores.device)
     step = max(1, CHUNK_BYTES // (4 * max(1, scores.shape[1])))
     number = torch.arange(scores.shape[1], device=scores.device)
     for first in range(0, len(rows), step):
         row, item = rows[first : first + step], items[first : first + step, None]
         line = scores[row]
+        if exclude is not None:
+            # Below everything, whatever stands there; only another item at the bottom could be its equal.
+            candidate = ~exclude[row] | (number == item)
+            line = line.masked_fill(~candidate, -torch.inf)
+        if bool(line.isnan().any()):
+            raise ValueError("scores must not hold NaN: it has no rank")
         own = line.gather(1, item)
         above, equal = line > own, line == own
         if exclude is not None:
-            candidate = ~exclude[row] | (number == item)
-            above, equal = above & candidate, equal & candidate
+            equal = equal & candidate
         if ties == "index":
             behind = (equal & (number < item)).sum(1).double()
         elif ties == "best":
@@ -60,12 +67,13 @@ def catalogue_ranks(
 ) -> Tensor:
     """:func:`ranks` of items by the product with an item table, a block of queries at a time: [N, I] is never held.
 
-    :param queries: [N, D].
-    :param table: item vectors [I, D].
-    :param rows: query of each pair [P], non-decreasing.
-    :param items: item of each pair [P].
-    :param exclude: (rows, items) pairs that are no candidates, e.g. what a user already bought.
-    :param ties: see :func:`ranks`.
+    Args:
+        queries: [N, D].
+        table: item vectors [I, D].
+        rows: query of each pair [P], non-decreasing.
+        items: item of each pair [P].
+        exclude: (rows, items) pairs that are no candidates, e.g. what a user already bought.
+        ties: see :func:`ranks`.
     """
     if len(rows) > 1 and bool((rows[1:] < rows[:-1]).any()):
         raise ValueError("rows must be non-decreasing; sort the pairs by row")
@@ -90,8 +98,9 @@ class RankingMetrics(Metric):
     MRR is 1 / (rank + 1) of the best hit within k; PHR (personal hit ratio) is the share of rows with a hit. A row
     without a relevant item has no label: it is counted in ``skipped`` only.
 
-    :param ks: list lengths.
-    :param ties: see :func:`ranks`; "middle" gives the value of a mid-rank, not the mean over the orders.
+    Args:
+        ks: list lengths.
+        ties: see :func:`ranks`; "middle" gives the value of a mid-rank, not the mean over the orders.
     """
 
     NAMES = ("ndcg", "recall", "mrr", "phr")
@@ -112,31 +121,32 @@ class RankingMetrics(Metric):
     ) -> None:
         """Take in scores over the catalogue.
 
-        :param scores: [N, I].
-        :param relevant: bool or 0/1 multi-hot [N, I], or one item a row [N].
-        :param mask: bool [N]; False = the row has no label.
-        :param exclude: bool [N, I]; True = not a candidate.
+        Args:
+            scores: [N, I].
+            relevant: bool or 0/1 multi-hot [N, I], or one item a row [N].
+            mask: bool [N]; False = the row has no label.
+            exclude: bool [N, I]; True = not a candidate.
         """
         mask = check_mask(mask, scores.shape[:1])
-        if relevant.dim() == 1:
-            rows = torch.arange(len(relevant), device=scores.device)
-            items = relevant.long() if mask is None else torch.where(mask, relevant, 0).long()
-        else:
-            if relevant.shape != scores.shape:
-                raise ValueError(f"relevant must be {list(scores.shape)} or [N], got {tuple(relevant.shape)}")
-            rows, items = (relevant > 0).nonzero(as_tuple=True)
+        if relevant.shape != scores.shape[: relevant.dim()]:
+            raise ValueError(f"relevant must be {list(scores.shape)} or [N], got {tuple(relevant.shape)}")
         if mask is not None:
-            rows, items = rows[mask[rows]], items[mask[rows]]
-        n = len(scores) if mask is None else int(mask.sum())
-        self.update_ranks(ranks(scores, rows, items, exclude=exclude, ties=self.ties), rows, n)
+            scores, relevant = scores[mask], relevant[mask]
+            exclude = None if exclude is None else exclude[mask]
+        if relevant.dim() == 1:
+            rows, items = torch.arange(len(relevant), device=scores.device), relevant.long()
+        else:
+            rows, items = (relevant > 0).nonzero(as_tuple=True)
+        self.update_ranks(ranks(scores, rows, items, exclude=exclude, ties=self.ties), rows, len(scores))
 
     @torch.no_grad()
     def update_ranks(self, ranks: Tensor, rows: Tensor, num_rows: int) -> None:
         """Take in the ranks of the relevant items, e.g. from :func:`catalogue_ranks`.
 
-        :param ranks: 0 = first [P].
-        :param rows: row of each [P].
-        :param num_rows: rows of the batch that count, those without a relevant item included.
+        Args:
+            ranks: 0 = first [P].
+            rows: row of each [P].
+            num_rows: rows of the batch that count, those without a relevant item included.
         """
         _, place = rows.unique(return_inverse=True)
         size = int(place.max()) + 1 if len(place) else 0

@@ -22,9 +22,10 @@ class LossWeighting(Balancer):
     ) -> Tensor:
         """The scalar to call ``backward`` on.
 
-        :param losses: the batch's losses [K], with their graph.
-        :param shared: the last shared layer's parameters; only GradNorm needs them.
-        :param scaler: the loss scaler in use, so that GradNorm's gradients do not underflow; the result is not scaled.
+        Args:
+            losses: the batch's losses [K], with their graph.
+            shared: the last shared layer's parameters; only GradNorm needs them.
+            scaler: the loss scaler in use, so that GradNorm's gradients do not underflow; the result is not scaled.
         """
         values, seen, present = self._read(losses)
         total = self._combine(values, seen, present, None if shared is None else list(shared), scaler)

@@ -12,11 +12,13 @@ class DWA(LossWeighting):
     """m_k = K softmax(r / T)_k with r_k = L_k(t-1) / L_k(t-2), L(t) the mean loss of epoch t; ones for two epochs.
 
     Call ``end_epoch()`` after each epoch. A batch without a label of a task does not count for it; a task without a
-    label in a whole epoch keeps its history and takes part with r = 1 until it has two epochs.
+    label in a whole epoch keeps its history and takes part with r = 1 until it has two epochs. After an epoch of loss 0
+    there is no rate: r = 1.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param temperature: T; larger is more even.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        temperature: T; larger is more even.
 
     Source: Liu, Johns, Davison 2019, "End-to-end multi-task learning with attention", eq. 7.
     """
@@ -49,7 +51,8 @@ class DWA(LossWeighting):
     def method_weights(self, present: Tensor | None = None) -> Tensor:
         """m [K] over the tasks that take part; 0 for the others."""
         present = torch.ones_like(self.epochs, dtype=torch.bool) if present is None else present
-        rate = torch.where(self.epochs >= 2, self.history[1] / self.history[0], 1.0)
+        rate = self.history[1] / self.history[0]
+        rate = torch.where((self.epochs >= 2) & rate.isfinite(), rate, 1.0)
         weights = torch.where(present, rate / self.temperature, -torch.inf).softmax(0) * present.sum()
         return torch.where(present & (self.epochs >= 2).any(), weights, present.double()).to(self.static.dtype)
 

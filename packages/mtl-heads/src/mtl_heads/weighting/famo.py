@@ -16,13 +16,15 @@ class FAMO(LossWeighting):
     """sum c_k z_k c log(L_k - b_k), z = softmax(logits), c = 1 / sum z_k / (L_k - b_k) held constant.
 
     After the optimiser's step call ``update`` with the losses of the same batch again: it moves the logits by Adam
-    along the change of log-losses. Losses must lie above ``min_losses``.
+    along the change of log-losses. Losses must not fall below ``min_losses``: one that may
+    be negative, as ZILN's, needs a bound of its own there.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param min_losses: lower bound b of each loss; zeros by default.
-    :param lr: Adam's step on the logits.
-    :param weight_decay: on the logits; 1e-3 is the paper's, the authors' code has 1e-5.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        min_losses: lower bound b of each loss; zeros by default.
+        lr: Adam's step on the logits.
+        weight_decay: on the logits; 1e-3 is the paper's, the authors' code has 1e-5.
 
     Source: Liu et al. 2023, "FAMO: fast adaptive multitask optimization", algorithm 1.
     """
@@ -50,8 +52,11 @@ class FAMO(LossWeighting):
         self.register_buffer("before", torch.zeros(k))
         self.register_buffer("took_part", torch.zeros(k, dtype=torch.bool))
         self.adam = TaskAdam(k, lr, weight_decay)
+        self._called = False
 
     def _combine(self, values: Tensor, seen: Tensor, present: Tensor, shared: object, scaler: object) -> Tensor:
+        self._called = True
+        self._check_above(seen, present)
         self.before.copy_(torch.where(present, seen, self.before))
         self.took_part.copy_(present)
         z = torch.where(present, self.logits, -torch.inf).softmax(0)
@@ -69,13 +74,17 @@ class FAMO(LossWeighting):
     def update(self, losses: TaskLosses | Tensor) -> None:
         """Learn from how the step changed the losses.
 
-        :param losses: the losses of the same batch after the optimiser's step [K].
-        :raises ValueError: when called before the weighting itself.
+        Args:
+            losses: the losses of the same batch after the optimiser's step [K].
+
+        Raises:
+            ValueError: When called before the weighting itself, or a loss lies below its bound.
         """
-        if not bool(self.took_part.any()):
+        if not self._called and not bool(self.took_part.any()):
             raise ValueError("update must follow a call of the weighting on the same batch's losses, got none")
         _, seen, present = self._read(losses)
         present = present & self.took_part
+        self._check_above(seen, present)
         fall = (self.before - self.min_losses + EPSILON).log() - (seen - self.min_losses + EPSILON).log()
         fall = torch.where(present, fall, 0.0).to(self.logits.dtype)
         # An overflow under a loss scaler teaches nothing.
@@ -83,3 +92,12 @@ class FAMO(LossWeighting):
             return
         z = torch.where(present, self.logits, -torch.inf).softmax(0)
         self.adam(self.logits, z * (fall - (z * fall).sum()), present)
+
+    def _check_above(self, seen: Tensor, present: Tensor) -> None:
+        below = present & (seen - self.min_losses + EPSILON <= 0)
+        if bool(below.any()):
+            k = int(below.int().argmax())
+            raise ValueError(
+                f"loss of task {self.tasks[k]!r}: got {float(seen[k]):g}, FAMO needs losses not below "
+                f"{float(self.min_losses[k]):g}; give min_losses={{{self.tasks[k]!r}: a lower bound}}"
+            )

@@ -15,12 +15,14 @@ class GradNorm(LossWeighting):
 
     r_k = (L_k / L_k(0)) / their mean is the inverse training rate. The batch is weighed with the weights so far, then
     the weights take one Adam step and are scaled back to sum to K. L_k(0) is the first batch that has a label of the
-    task. Only tasks that take part in the batch move; the others keep weight and statistics.
+    task. Only tasks that take part in the batch move; the others keep weight and statistics. A task whose first loss is
+    not above 0 has no rate: r = 1; one whose loss falls below 0 later is as far as can be: r = 0.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param alpha: strength a of pulling the training rates together.
-    :param lr: step on the weights.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        alpha: strength a of pulling the training rates together.
+        lr: step on the weights.
 
     Source: Chen et al. 2018, "GradNorm", eq. 1, 2 and algorithm 1.
     """
@@ -63,7 +65,8 @@ class GradNorm(LossWeighting):
     def _learn(self, norms: Tensor, seen: Tensor, present: Tensor) -> None:
         """One step of the weights; norms [K] are those of the unweighted gradients."""
         self.first_losses.copy_(torch.where(present & self.first_losses.isnan(), seen, self.first_losses))
-        grad = gradnorm_gradient(self.weights, norms, seen / self.first_losses, present, self.alpha)
+        ratios = torch.where(self.first_losses > 0, seen / self.first_losses, 1.0).clamp_min(0)
+        grad = gradnorm_gradient(self.weights, norms, ratios, present, self.alpha)
         self.adam(self.weights, grad, present)
         # A weight may be driven through zero: keep it positive, as a gradient size has no sign.
         self.weights.clamp_(min=1e-4)
@@ -74,15 +77,16 @@ class GradNorm(LossWeighting):
 def gradnorm_gradient(weights: Tensor, norms: Tensor, ratios: Tensor, present: Tensor, alpha: float) -> Tensor:
     """d/dm of sum_k |m_k n_k - mean(m n) r_k^a| with the target constant [K]; 0 for tasks that take no part.
 
-    :param weights: m [K].
-    :param norms: n, norms of the unweighted gradients [K].
-    :param ratios: L_k / L_k(0) [K].
-    :param present: bool [K].
-    :param alpha: a.
+    Args:
+        weights: m [K].
+        norms: n, norms of the unweighted gradients [K].
+        ratios: L_k / L_k(0) [K].
+        present: bool [K].
+        alpha: a.
     """
     number = present.sum().clamp_min(1)
     sizes = torch.where(present, weights * norms, 0.0)
     ratios = torch.where(present, ratios, 0.0)
-    rates = ratios / (ratios.sum() / number)
+    rates = torch.where(ratios.sum() > 0, ratios / (ratios.sum() / number), 1.0)
     target = sizes.sum() / number * rates**alpha
     return torch.where(present, torch.sign(sizes - target) * norms, 0.0)

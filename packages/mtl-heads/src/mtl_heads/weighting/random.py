@@ -14,9 +14,10 @@ class RandomWeighting(LossWeighting):
 
     The draws come from an own seeded generator, the same in every process; its state is saved and resumed.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param seed: of the generator.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        seed: of the generator.
 
     Source: Lin et al. 2022, "Reasonable effectiveness of random weighting", algorithm 2.
     """

@@ -1,15 +1,18 @@
 """Adam on a vector with one entry for each task, in which a task that takes no part stays exactly as it is."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..precision import ExactBuffers
 
 
-class TaskAdam(nn.Module):
+class TaskAdam(ExactBuffers):
     """torch.optim.Adam's update on a vector [K], with a step count of its own for each entry, kept in buffers.
 
-    :param size: K.
-    :param lr: step size.
-    :param weight_decay: added to the gradient, times the vector.
+    Args:
+        size: K.
+        lr: step size.
+        weight_decay: added to the gradient, times the vector.
 
     Source: Kingma and Ba 2015, with beta = (0.9, 0.999) and eps = 1e-8.
     """

@@ -14,9 +14,10 @@ class UncertaintyWeighting(LossWeighting):
     ``log_variance`` is a parameter: give it to the optimiser, without weight decay. At its optimum exp(s_k) = L_k. The
     user's c_k stands outside: inside it would only shift s_k and cancel.
 
-    :param tasks: task names or their number.
-    :param static: the user's weights.
-    :param init: starting value of every s_k; 0 is the official code's.
+    Args:
+        tasks: task names or their number.
+        static: the user's weights.
+        init: starting value of every s_k; 0 is the official code's.
 
     Source: Kendall, Gal, Cipolla 2018, "Multi-task learning using uncertainty to weigh losses", eq. 7 with s = log
     sigma^2.
