@@ -17,6 +17,7 @@ SMALL = {
     "shop": ["--clients", "100"],
     "ads": ["--rows", "30", "--hours", "2", "--test-rows", "4", "--test-hours", "1"],
     "purchases": ["--rows", "1000", "--products", "100", "--days", "3"],
+    "baskets": ["--customers", "30", "--products", "100", "--weeks", "3", "--stores", "3"],
 }
 
 

@@ -58,6 +58,14 @@ LOGS = {
         "for users and products. The law: `python -c 'import synthlogs.purchases as p; help(p)'`.",
         "--rows 1000000 --ratio 4000",
     ),
+    "baskets": Log(
+        settings.BasketsConfig,
+        "a grocer's shopping baskets over fiscal weeks, with prices that move (dunnhumby LGSR layout)",
+        "transactions.parquet (22 columns) and time.csv; truth.parquet has every product's base price, elasticities,\n"
+        "complement and substitute; truth/ has weekly prices, missions, customers, stores and every basket's mission.\n"
+        "The law: `python -c 'import synthlogs.baskets as b; help(b)'`.",
+        "--customers 1000 --products 1000",
+    ),
 }
 
 

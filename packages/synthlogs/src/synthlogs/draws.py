@@ -104,6 +104,19 @@ class Tree:
         return self.first[parent] + (rng.random(len(parent)) ** 2 * self.size[parent]).astype(np.int64)
 
 
+def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return a permutation of the 64-bit numbers [n] that leaves no pattern: the finaliser of splitmix64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def paired(one: NDArray, other: NDArray, salt: int) -> NDArray[np.uint64]:
+    """Return 64 random bits that belong to each pair of numbers [n]: the same pair has the same bits."""
+    start = np.uint64((salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    return mixed(mixed(one.astype(np.uint64) + start) + other.astype(np.uint64))
+
+
 def root(function: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:
     """Return where `function` is zero between `low` and `high`, where its signs differ, up to `tolerance`.
 

@@ -123,6 +123,38 @@ class PurchasesConfig:
         _day("start", self.start)
 
 
+@dataclass
+class BasketsConfig:
+    """Size, promotions and seed of a grocer's log in the LGSR layout.
+
+    Args:
+        customers: customers with a card; others shop without one
+        weeks: fiscal weeks from 200607 (10 April 2006) on
+        products: number of products
+        stores: number of stores
+        promo: share of the weeks in which a product is on promotion
+        anonymous: share of the shoppers who have no card: their CUST_CODE is null
+        weighed: share of the products that are weighed: their price at the till varies with the weight
+        seed: seed of everything drawn
+    """
+
+    customers: int = 5000
+    weeks: int = 117
+    products: int = 5000
+    stores: int = 760
+    promo: float = 0.08
+    anonymous: float = 0.195
+    weighed: float = 0.058
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError for a log that cannot be drawn."""
+        _at_least(self, customers=10, weeks=1, products=100, stores=1, seed=0)
+        for name, most in (("promo", 0.3), ("anonymous", 0.9), ("weighed", 1.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: got {getattr(self, name)}, needs a share in [0, {most}]")
+
+
 def _at_least(settings: object, **least: int) -> None:
     for name, number in least.items():
         # Written so that NaN is refused.

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from synthlogs.draws import mixed
+
 
 def strings(letters: NDArray[np.uint8]) -> pa.Array:
     """Return rows of ASCII letters [n, width] as an Arrow string array [n]."""
@@ -52,7 +54,7 @@ def uuids(number: int, rng: np.random.Generator) -> pa.Array:
 def uuids_of(numbers: NDArray[np.int64], seed: int) -> pa.Array:
     """Return an id in the layout of a version-4 UUID for each number [n]; the same number has the same id."""
     start = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
-    lanes = [_mixed(_mixed(numbers.astype(np.uint64) * np.uint64(2) + np.uint64(i)) ^ start) for i in range(2)]
+    lanes = [mixed(mixed(numbers.astype(np.uint64) * np.uint64(2) + np.uint64(i)) ^ start) for i in range(2)]
     nibbles = np.stack(lanes, 1).astype(">u8").view(np.uint8).reshape(-1, 16)
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
     hexadecimals = digits[np.stack([nibbles >> 4, nibbles & 15], 2).reshape(-1, 32)]
@@ -61,13 +63,6 @@ def uuids_of(numbers: NDArray[np.int64], seed: int) -> pa.Array:
     letters[:, 14] = ord("4")
     letters[:, 19] = digits[8 + (nibbles[:, 8] & 3)]
     return strings(letters)
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64, a permutation of the 64-bit numbers that leaves no pattern."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _fixed_width_text(vectors: NDArray[np.uint8], digits: int) -> pa.Array:
