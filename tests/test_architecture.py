@@ -35,6 +35,17 @@ ALLOWED = {
     ),
     "synthlogs": ({"numpy", "pyarrow", "tqdm"}, set()),
 }
+# What runkit owns: an app that defines it again has run machinery of its own.
+OWNED = {
+    *("temporary_directory", "temporary_file", "atomic_file", "atomic_folder", "write_json", "read_json", "write_yaml"),
+    *("file_hash", "files_hash", "folder_hash", "content_hash", "fingerprint", "sweep", "remove_folder"),
+    *("Run", "record", "peak_memory", "peak_memory_mb", "machine", "SettingError", "App", "Command"),
+    *("markdown", "markdown_table", "text_table", "verdict", "auroc", "macro_auroc", "roc_curve", "bootstrap", "minus"),
+    *("progress", "show_progress", "check_same", "History"),
+}
+# Apps that have not moved to runkit: delete a name as soon as its app has.
+NOT_MOVED = {"ubt", "ltv"}
+LINES_OF_A_FILE = 400
 
 
 def rooms() -> list[Path]:
@@ -139,3 +150,105 @@ def test_what_the_kernel_packages_share_is_copied_and_the_same():
         assert same, (
             f"{copy.relative_to(ROOT)} differs from {master.relative_to(ROOT)}: python kernels/native.py --sync"
         )
+
+
+def depends(room: str, path: Path, known: set[str]) -> set[str]:
+    """The modules of its own room that a file imports when it runs, at its top or later; not what types alone need."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in branch.body
+        for node in ast.walk(statement)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = dotted(room, path).split(".")
+            # A package's __init__ is itself what one dot names.
+            above = package[: len(package) - node.level + (path.name == "__init__.py")] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            inside = {f"{source}.{alias.name}" for alias in node.names}
+            found |= inside & known or {source}
+            found |= {source} if inside - known else set()
+    return found & known
+
+
+def dotted(room: str, path: Path) -> str:
+    parts = path.with_suffix("").parts
+    start = len(parts) - 1 - parts[::-1].index(room)
+    return ".".join(part for part in parts[start:] if part != "__init__")
+
+
+@pytest.mark.parametrize("room", sorted({room for room, _ in modules()}))
+def test_no_module_reaches_itself(room: str):
+    files = {dotted(room, path): path for name, path in modules() if name == room}
+    left = {name: depends(room, path, set(files)) - {name} for name, path in files.items()}
+    while free := [name for name, needed in left.items() if not needed & set(left)]:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    circle = {name: sorted(needed & set(left)) for name, needed in left.items()}
+    assert not circle, f"these import each other: {circle}"
+
+
+def apps() -> list[tuple[str, Path]]:
+    return [(room.name, room / "src" / room.name) for room in rooms() if room.parent.name == "apps"]
+
+
+moved = pytest.mark.parametrize("name", [name for name, _ in apps() if name not in NOT_MOVED])
+
+
+@moved
+def test_apps_have_one_skeleton(name: str):
+    files = {path.name for path in dict(apps())[name].iterdir()}
+    assert {"cli.py", "config.py", "__main__.py"} <= files, "an app has cli.py, config.py and __main__.py"
+    names = {imported for imported, _ in imports(dict(apps())[name] / "cli.py")}
+    assert {"runkit.cli.App", "runkit.cli.Command"} <= names, "the commands of an app are runkit's"
+
+
+@moved
+def test_no_app_defines_what_runkit_owns(name: str):
+    for path in dict(apps())[name].rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in OWNED:
+                raise AssertionError(f"{path.relative_to(ROOT)}:{node.lineno} defines {node.name}, which runkit has")
+
+
+@moved
+def test_no_file_of_an_app_is_too_long_to_read(name: str):
+    for path in dict(apps())[name].rglob("*.py"):
+        lines = len(path.read_text().splitlines())
+        assert lines <= LINES_OF_A_FILE, f"{path.relative_to(ROOT)}: {lines} lines, needs at most {LINES_OF_A_FILE}"
+
+
+def test_the_list_of_apps_that_have_not_moved_names_apps():
+    assert {name for name, _ in apps()} >= NOT_MOVED
+
+
+def test_circles_are_seen_whatever_the_form_of_the_import(tmp_path: Path):
+    room = tmp_path / "room"
+    (room / "deep").mkdir(parents=True)
+    sources = {
+        "__init__.py": "from room.a import x",
+        "a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from room.b import y\nfrom .deep import c",
+        "b.py": "def f():\n    from room import a",
+        "deep/__init__.py": "",
+        "deep/c.py": "from ..b import y\nimport json",
+    }
+    found = {}
+    for name, source in sources.items():
+        (room / name).write_text(source)
+    known = {dotted("room", path) for path in room.rglob("*.py")}
+    for path in room.rglob("*.py"):
+        found[dotted("room", path)] = depends("room", path, known)
+    assert found == {
+        "room": {"room.a"},
+        "room.a": {"room.deep.c"},
+        "room.b": {"room.a"},
+        "room.deep": set(),
+        "room.deep.c": {"room.b"},
+    }
