@@ -18,6 +18,7 @@ SMALL = {
     "ads": ["--rows", "30", "--hours", "2", "--test-rows", "4", "--test-hours", "1"],
     "purchases": ["--rows", "1000", "--products", "100", "--days", "3"],
     "baskets": ["--customers", "30", "--products", "100", "--weeks", "3", "--stores", "3"],
+    "friends": ["--users", "300", "--days", "5"],
 }
 
 

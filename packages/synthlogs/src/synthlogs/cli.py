@@ -66,6 +66,14 @@ LOGS = {
         "The law: `python -c 'import synthlogs.baskets as b; help(b)'`.",
         "--customers 1000 --products 1000",
     ),
+    "friends": Log(
+        settings.FriendsConfig,
+        "a social network: requests, accepts, messages, likes and comments between users in communities",
+        "events.parquet (actor, action, target, time) and nodes.parquet (what users say of themselves); truth/ has\n"
+        "communities, positions and every friendship with its reason.\n"
+        "The law: `python -c 'import synthlogs.friends as f; help(f)'`.",
+        "--users 1000000",
+    ),
 }
 
 

@@ -155,6 +155,39 @@ class BasketsConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, needs a share in [0, {most}]")
 
 
+@dataclass
+class FriendsConfig:
+    """Size and seed of a social network's event log.
+
+    Args:
+        users: number of users; a million take minutes
+        days: length of the log in days
+        start: first day, as YYYY-MM-DD, UTC
+        requests: people a user thinks of asking who is there all the time, on average; nobody is asked twice
+        community_size: users in a community, on average; sizes have a heavy tail
+        seed: seed of everything drawn
+    """
+
+    users: int = 20_000
+    days: int = 180
+    start: str = "2024-01-01"
+    requests: float = 15.0
+    community_size: int = 150
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError for a log that cannot be drawn."""
+        _at_least(self, users=100, days=1, community_size=5, seed=0)
+        if self.users > 2**31 - 1 or self.community_size > self.users:
+            raise ValueError(
+                f"users, community_size: got {self.users} users in communities of {self.community_size}, needs at most "
+                "2^31 - 1 users and no larger communities"
+            )
+        if not 0 < self.requests <= 1000:
+            raise ValueError(f"requests: got {self.requests}, needs a number in (0, 1000]")
+        _day("start", self.start)
+
+
 def _at_least(settings: object, **least: int) -> None:
     for name, number in least.items():
         # Written so that NaN is refused.
