@@ -1,9 +1,11 @@
-"""Is the fused sampled softmax faster and smaller than a plain gather and bmm? 20,000 positions, D 64, 128 negatives.
+"""Is the fused sampled softmax faster and smaller than a plain gather and bmm? Several shapes, one and two threads.
 
 Loss and gradients are checked against float64 before anything is timed. Rivals take turns, so that a busy machine hurts
 all of them; the table holds medians of one run and their ratios, in wall time and in processor time.
 
-    python benchmarks/bench_mtl_heads.py --threads 2 --out benchmarks/results/mtl_heads_sampled_softmax
+    python benchmarks/bench_mtl_heads.py --out benchmarks/results/mtl_heads_sampled_softmax
+
+The last table printed, what plain code takes over ours, is the README's.
 """
 
 import argparse
@@ -28,6 +30,8 @@ TOLERANCE = 1e-4
 # Rows kept for the check against the float64 reference.
 CHECKED = 256
 KINDS = ("own", "shared")
+# Rows, width, negatives, items.
+SHAPES = ("20000,64,128,30000", "2000,64,128,30000", "512,64,64,2000", "4096,128,64,200000")
 COLUMNS = ("forward", "forward+backward", "forward, cpu", "forward+backward, cpu", "peak MB")
 
 
@@ -147,10 +151,9 @@ def measure(runs: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[st
     return medians[0], medians[1]
 
 
-def peak_memory(kind: str, rival: str, a: argparse.Namespace) -> float:
+def peak_memory(kind: str, rival: str, shape: tuple[int, ...], seed: int, threads: int) -> float:
     """Megabytes by which one forward and backward raises the peak of a fresh process, gradients included."""
-    sizes = f"{a.positions}, {a.width}, {a.negatives}, {a.items}, {a.seed}, {a.threads}"
-    code = f"import bench_mtl_heads as b; b.memory_worker({kind!r}, {rival!r}, {sizes})"
+    code = f"import bench_mtl_heads as b; b.memory_worker({kind!r}, {rival!r}, *{shape}, {seed}, {threads})"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
@@ -171,65 +174,73 @@ def memory_worker(kind: str, rival: str, n: int, d: int, s: int, items: int, see
     print((high_water() - before) / 1024)
 
 
-def bench(kind: str, a: argparse.Namespace) -> dict[str, Any]:
-    case = Case(kind, a.positions, a.width, a.negatives, a.items, a.seed)
-    row: dict[str, Any] = {"negatives": kind, "errors": check(kind, case)}
+def bench(kind: str, shape: tuple[int, ...], threads: int, rounds: int, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    case = Case(kind, *shape, seed)
+    row: dict[str, Any] = {"negatives": kind, "shape": shape, "threads": threads, "errors": check(kind, case)}
     runs = {name: passes(rival, case) for name, rival in RIVALS[kind].items()}
     for label in ("forward", "forward+backward"):
-        row[label], row[f"{label}, cpu"] = measure({name: run[label] for name, run in runs.items()}, a.rounds)
-    row["peak MB"] = {name: round(peak_memory(kind, name, a), 1) for name in runs}
+        row[label], row[f"{label}, cpu"] = measure({name: run[label] for name, run in runs.items()}, rounds)
+    row["peak MB"] = {name: round(peak_memory(kind, name, shape, seed, threads), 1) for name in runs}
     return row
 
 
 def table(report: dict[str, Any]) -> str:
-    run = report["run"]
     lines = [
         "# Sampled softmax on a CPU",
         "",
         header(report["provenance"]),
-        f"{run['threads']} threads; {run['positions']} positions, D {run['width']}, {run['count']} negatives, "
-        f"{run['items']} items, float32, logQ and accidental-hit mask on. Medians of {run['rounds']} rounds in which "
-        "the rivals take turns; loss and gradients are checked against float64 first. Peak: the rise of a fresh "
-        "process's high-water mark over one forward and backward, gradients included. In brackets: over ours.",
+        "float32, logQ and accidental-hit mask on. Medians of "
+        f"{report['rounds']} rounds in which the rivals take turns; loss and gradients are checked against float64 "
+        "first. Peak: the rise of a fresh process's high-water mark over one forward and backward, gradients included. "
+        "In brackets: over ours.",
         "",
-        "| negatives | rival | forward ms | fwd+bwd ms | forward cpu ms | fwd+bwd cpu ms | peak MB |",
-        "|" + "---|" * (len(COLUMNS) + 2),
+        "| negatives | N, D, S, items | threads | rival | forward ms | fwd+bwd ms | forward cpu ms | fwd+bwd cpu ms | peak MB |",  # noqa: E501
+        "|" + "---|" * (len(COLUMNS) + 4),
     ]
     for row in report["rows"]:
+        shape = ", ".join(f"{n:,}" for n in row["shape"])
         for name in row["errors"]:
-            cells = [f"{row[what][name]:.1f} ({row[what][name] / row[what]['ours']:.1f}x)" for what in COLUMNS]
-            lines.append(f"| {row['negatives']} | {name} | " + " | ".join(cells) + " |")
+            cells = [f"{row[what][name]:.1f} ({_over(row, what, name)})" for what in COLUMNS]
+            lines.append(f"| {row['negatives']} | {shape} | {row['threads']} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def readme(report: dict[str, Any]) -> str:
+    """The README's table: rivals over ours."""
+    lines = [
+        "| negatives | rows, D, negatives, items | threads | plain code | wall | processor | memory |",
+        "|" + "---|" * 7,
+    ]
+    for row in report["rows"]:
+        shape = ", ".join(f"{n:,}" for n in row["shape"])
+        for name in list(row["errors"])[1:]:
+            cells = [_over(row, what, name) for what in ("forward+backward", "forward+backward, cpu", "peak MB")]
+            lines.append(f"| {row['negatives']} | {shape} | {row['threads']} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _over(row: dict[str, Any], what: str, name: str) -> str:
+    return f"{row[what][name] / max(row[what]['ours'], 0.1):.1f}x"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="threads for every rival")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads for every rival, in turn")
     parser.add_argument("--rounds", type=int, default=7, help="rounds in which the rivals take turns")
-    parser.add_argument("--positions", type=int, default=20_000, help="rows N")
-    parser.add_argument("--width", type=int, default=64, help="D")
-    parser.add_argument("--negatives", type=int, default=128, help="S")
-    parser.add_argument("--items", type=int, default=30_000, help="rows of the item table")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows,width,negatives,items of each case")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     a = parser.parse_args()
-    torch.set_num_threads(a.threads)
-    report: dict[str, Any] = {
-        "run": {
-            "threads": a.threads,
-            "rounds": a.rounds,
-            "positions": a.positions,
-            "width": a.width,
-            "count": a.negatives,
-            "items": a.items,
-        },
-        "provenance": provenance(a.seed, "torch"),
-        "rows": [],
-    }
+    report: dict[str, Any] = {"rounds": a.rounds, "provenance": provenance(a.seed, "torch"), "rows": []}
     for kind in KINDS:
-        report["rows"].append(bench(kind, a))
-        print(json.dumps(report["rows"][-1]), flush=True)
+        for text in a.shapes:
+            shape = tuple(int(number) for number in text.split(","))
+            for threads in a.threads:
+                report["rows"].append(bench(kind, shape, threads, a.rounds, a.seed))
+                print(json.dumps(report["rows"][-1]), flush=True)
     print(table(report))
+    print(readme(report))
     if a.out:
         write(a.out, report, table(report))
 

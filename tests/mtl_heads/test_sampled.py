@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from mtl_heads import FrequencySampler, MultiTaskHeads, StreamingFrequency, TaskSpec, UniformSampler
 from mtl_heads.losses import bpr_loss, gather_dot, nce_loss, sampled_softmax_loss
 from mtl_heads.losses import gather_dot as _function
-from mtl_heads.losses.gather_dot import CHUNK_BYTES
+from mtl_heads.losses.gather_dot import _in_pieces
 
 
 def _inputs(n, i, s, d, dtype=torch.float64, seed=0):
@@ -21,9 +21,7 @@ def _inputs(n, i, s, d, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (7, 3, 5, 2), (8, 50, 17, 9), (3, 4, 0, 2), (0, 4, 3, 2)])
-@pytest.mark.parametrize("chunk", [1, 200, 1 << 20])
-def test_gather_dot_equals_gather_and_bmm(shape, chunk, monkeypatch):
-    monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk)
+def test_gather_dot_equals_gather_and_bmm(shape):
     n, i, s, d = shape
     queries, table, items = _inputs(n, i, s, d)
     weight = torch.randn(n, s, dtype=torch.float64)
@@ -36,6 +34,21 @@ def test_gather_dot_equals_gather_and_bmm(shape, chunk, monkeypatch):
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 1 << 20])
+def test_pieces_give_the_same_scores(chunk):
+    queries, table, items = _inputs(8, 50, 17, 9)
+    queries, table = queries.detach(), table.detach()
+    torch.testing.assert_close(_in_pieces(queries, table, items, chunk), gather_dot(queries, table, items))
+
+
+def test_an_item_outside_the_table_is_refused():
+    queries, table, items = _inputs(4, 5, 3, 2)
+    for wrong in (5, -1):
+        items[2, 1] = wrong
+        with pytest.raises(IndexError, match=r"items: got .* needs rows of the table, 0 \.\. 4"):
+            gather_dot(queries, table, items)
 
 
 def test_gather_dot_gradcheck_and_only_the_gradients_asked_for():

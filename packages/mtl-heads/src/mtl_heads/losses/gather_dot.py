@@ -6,17 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Gathered bytes at a time: what stays in a CPU cache without too many turns; more where launches cost more than copies.
-CHUNK_BYTES = {"cpu": 1 << 22}
-CHUNK_BYTES_DEVICE = 1 << 26
+# Gathered bytes at a time where pieces are gathered.
+CHUNK_BYTES = 1 << 26
 
 
 def gather_dot(queries: Tensor, table: Tensor, items: Tensor) -> Tensor:
     """s[n, j] = queries[n] . table[items[n, j]], in the wider of both dtypes (at least float32).
 
-    The forward gathers a cache-sized piece at a time; the backward is two weighted embedding bags (for the table after
-    sorting the item numbers), so memory is O(N S + N D + I D) in both directions and the result is deterministic on
-    CPU. One operator to ``torch.compile``, forward and backward.
+    The forward multiplies vector by vector (on a CPU) or gathers a piece at a time; the backward is two weighted
+    embedding bags (for the table after sorting the item numbers), so memory is O(N S + N D + I D) in both directions
+    and the result is deterministic on CPU. One operator to ``torch.compile``, forward and backward.
 
     Args:
         queries: [N, D].
@@ -28,6 +27,7 @@ def gather_dot(queries: Tensor, table: Tensor, items: Tensor) -> Tensor:
 
     Raises:
         ValueError: When shapes do not fit.
+        IndexError: On an item that is no row of the table (on CUDA a device assert).
     """
     if queries.dim() != 2 or table.dim() != 2 or queries.shape[1] != table.shape[1]:
         raise ValueError(f"queries [N, D] and table [I, D] must fit, got {tuple(queries.shape)}, {tuple(table.shape)}")
@@ -40,17 +40,11 @@ def gather_dot(queries: Tensor, table: Tensor, items: Tensor) -> Tensor:
 @torch.library.custom_op("mtl_heads::gather_dot", mutates_args=())
 def _forward(queries: Tensor, table: Tensor, items: Tensor) -> Tensor:
     dtype = _working_dtype(queries, table)
-    (n, d), s = queries.shape, items.shape[1]
-    scores = torch.empty(n, s, dtype=dtype, device=queries.device)
-    budget = CHUNK_BYTES.get(queries.device.type, CHUNK_BYTES_DEVICE)
-    step = max(1, budget // max(1, s * d * scores.element_size()))
+    wide = queries.to(dtype), table.to(dtype)
+    if not items.numel():
+        return torch.zeros(items.shape, dtype=dtype, device=items.device)
     with torch.autocast(queries.device.type, enabled=False):
-        for first in range(0, n, step):
-            piece = items[first : first + step]
-            vectors = table.index_select(0, piece.reshape(-1)).to(dtype).view(len(piece), s, d)
-            query = queries[first : first + step].to(dtype)[:, :, None]
-            torch.bmm(vectors, query, out=scores[first : first + step][:, :, None])
-    return scores
+        return (_one_by_one if queries.device.type == "cpu" else _in_pieces)(*wide, items)
 
 
 @_forward.register_fake
@@ -79,7 +73,7 @@ def _table_gradient(grad: Tensor, queries: Tensor, items: Tensor, rows: int) -> 
     flat, s = items.reshape(-1), items.shape[1]
     order = flat.to(torch.int32).argsort(stable=True)
     counts = torch.bincount(flat, minlength=rows)
-    weights = grad.reshape(-1)[order]
+    weights = grad.reshape(-1).index_select(0, order)
     with torch.autocast(grad.device.type, enabled=False):
         return F.embedding_bag(
             order // s, queries.to(grad.dtype), counts.cumsum(0) - counts, per_sample_weights=weights, mode="sum"
@@ -103,6 +97,31 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     if ctx.needs_input_grad[1]:
         grad_table = _table_gradient(grad, queries, items, len(table)).to(table.dtype)
     return grad_queries, grad_table, None
+
+
+def _one_by_one(queries: Tensor, table: Tensor, items: Tensor) -> Tensor:
+    """What an embedding bag's gradient for its weights is: each bag's query times each of its vectors."""
+    low, high = items.aminmax()
+    if low < 0 or high >= len(table):
+        raise IndexError(f"items: got {int(low)} .. {int(high)}, needs rows of the table, 0 .. {len(table) - 1}")
+    n, s = items.shape
+    starts, bags = torch.arange(0, n * s, s), torch.arange(n).repeat_interleave(s)
+    scores = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        queries, table, items.reshape(-1), starts, bags, 0
+    )
+    return scores.view(n, s)
+
+
+def _in_pieces(queries: Tensor, table: Tensor, items: Tensor, budget: int = CHUNK_BYTES) -> Tensor:
+    """Gather and multiply, so many vectors at a time that launches cost less than copies."""
+    (n, d), s = queries.shape, items.shape[1]
+    scores = torch.empty(n, s, dtype=queries.dtype, device=queries.device)
+    step = max(1, budget // (s * d * scores.element_size()))
+    for first in range(0, n, step):
+        piece = items[first : first + step]
+        vectors = table.index_select(0, piece.reshape(-1)).view(len(piece), s, d)
+        torch.bmm(vectors, queries[first : first + step, :, None], out=scores[first : first + step, :, None])
+    return scores
 
 
 _forward.register_autograd(_backward, setup_context=_keep)
