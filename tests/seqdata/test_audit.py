@@ -161,3 +161,35 @@ def test_command_line(tmp_path, capsys):
     assert "label window" in page
     assert main(["audit", str(store.path), "--cutoff", cut, "--fail-on", "never"]) == 0
     assert main(["audit", str(store.path), "--statistic", "mean", "2023-01-01"]) == 1
+
+
+def test_rows_that_only_became_unknown_are_no_duplicates(tmp_path):
+    rows = np.arange(2000)
+    log = pd.DataFrame({"user": rows // 10, "time": np.where(rows % 10 < 5, 1, 9), "c": rows})
+    options = {"user": "user", "time": "time", "time_unit": "s", "fit_before": 5_000_000, "progress": False}
+    report = seqdata.audit(seqdata.build(log, tmp_path / "s", **options))
+    assert [(one.level, one.value) for one in report.of("duplicates")] == [("ok", 0), ("note", 0.4)]
+    twice = pd.concat([log, log[:30]])
+    report = seqdata.audit(seqdata.build(twice, tmp_path / "t", **options))
+    assert report.of("duplicates")[0].value == 15 / 2030
+
+
+@pytest.mark.parametrize("name", ["offsets", "time", "users", "000_c"])
+@pytest.mark.parametrize("old", [False, True])
+def test_damage_is_named_and_ends(tmp_path, name, old):
+    log = pd.DataFrame({"user": np.arange(400) % 40, "time": np.arange(400), "c": np.arange(400) % 7})
+    store = seqdata.build(log, tmp_path / "s", user="user", time="time", time_unit="s", progress=False)
+    assert seqdata.audit(store).of("damage")[0].level == "ok"
+    if old:
+        (store.path / "fitted" / "00000" / "checksums.json").unlink()
+        assert [one.level for one in seqdata.audit(store).of("damage")] == ["warning"]
+    path = store.path / "shards" / "00000" / f"{name}.npy"
+    values = np.load(path)
+    values[20:22] = values[30:28:-1] + 500
+    np.save(path, values)
+    report = seqdata.audit(seqdata.open_store(store.path))
+    assert report.worst == "error"
+    for finding in report.of("damage")[old:]:
+        assert f"{name}.npy" in finding.message or f"{name} does not" in finding.message
+    report.to_html(tmp_path / "r.html")
+    assert "error" in report.to_text()

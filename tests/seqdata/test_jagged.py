@@ -50,3 +50,20 @@ def test_nested_and_back(jagged):
     back = Jagged.from_nested(nested)
     assert torch.equal(back["a"], torch.arange(6))
     assert back.offsets.tolist() == [0, 2, 2, 6]
+
+
+def test_keyed_as_torchrec_lays_it_out():
+    jagged = Jagged(
+        {"a": np.arange(5), "b": np.arange(5) * 10, "timestamp": np.arange(5), "x": np.ones(5)}, [0, 2, 2, 5]
+    )
+    jagged = Jagged(jagged.values, np.array(jagged.offsets))
+    keyed = jagged.to_keyed_jagged()
+    assert keyed["keys"] == ["a", "b"]
+    assert keyed["values"].tolist() == [0, 1, 2, 3, 4, 0, 10, 20, 30, 40]
+    assert keyed["lengths"].tolist() == [2, 0, 3, 2, 0, 3]
+    assert keyed["offsets"].tolist() == [0, 2, 2, 5, 7, 7, 10]
+    # feature k of sequence i lies between offsets k * B + i and the next
+    assert jagged.to_keyed_jagged(["b"])["values"].tolist() == [0, 10, 20, 30, 40]
+    for fields in ([], ["a", "x"]):
+        with pytest.raises(ValueError, match="needs one-dimensional fields of one dtype"):
+            jagged.to_keyed_jagged(fields)

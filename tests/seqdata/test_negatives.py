@@ -72,11 +72,52 @@ def test_category_aware(store):
         Negatives(store, "item", category="item.brand")
 
 
-def test_in_batch(store):
-    negatives = Negatives(store, "item", alpha=1.0)
+@pytest.mark.parametrize("alpha", [0.0, 0.75])
+@pytest.mark.parametrize("options", [{}, {"category": "item.cat"}, {"category": "item.cat", "within": 0.4}])
+@pytest.mark.parametrize("known", [False, True])
+def test_log_q_is_the_chance_of_a_draw(store, alpha, options, known):
+    negatives, draws = Negatives(store, "item", alpha=alpha, **options), 8_000
+    for positive in (1, 2, 3, 6, 7):
+        positives = np.full(draws, positive)
+        # one sequence knows two items, one of them the second most popular; another knows nearly all
+        avoid = Jagged({"item": np.array([3, 6, 2, 3, 4, 5])}, np.array([0, 2, 6])) if known else None
+        for row in range(2 if known else 1):
+            told = {"avoid": avoid, "rows": np.full(draws, row)} if known else {}
+            drawn = negatives.draw(positives, 5, **told)
+            shares = np.bincount(drawn.ravel(), minlength=8) / drawn.size
+            one = {"avoid": avoid, "rows": [row]} if known else {}
+            chances = np.exp(negatives.log_q_of(np.array([positive]), np.arange(8)[None], **one))[0]
+            assert np.isclose(chances.sum(), 1, atol=1e-5)
+            assert np.allclose(shares, chances, atol=0.015)
+    if not options:
+        assert np.allclose(negatives.log_q[2:], negatives.log_q_of(np.array([1]), np.arange(2, 8)[None])[0])
+    else:
+        with pytest.raises(ValueError, match="depends on the positive"):
+            _ = negatives.log_q
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_in_batch(store, alpha):
+    negatives = Negatives(store, "item", alpha=alpha)
     log_q, same = negatives.in_batch(np.array([2, 3, 2]))
     assert np.allclose(np.exp(log_q), [32 / 63, 16 / 63, 32 / 63])
     assert same.tolist() == [[False, False, True], [False, False, False], [True, False, False]]
+
+
+def test_in_batch_chances_are_those_of_the_events_before_the_fit(tmp_path):
+    log = pd.DataFrame({"user": 1, "time": range(8), "item": ["a", "a", None, "b", "rare", "a", "z", "z"]})
+    store = seqdata.build(
+        log,
+        tmp_path / "s",
+        user="user",
+        time="time",
+        time_unit="s",
+        fields={"item": seqdata.Categorical(max_size=2)},
+        fit_before=6_000_000,
+        progress=False,
+    )
+    chances = np.exp(Negatives(store, "item").in_batch(np.array([1, 2, 3]))[0])
+    assert np.allclose(chances, [1 / 5, 3 / 5, 1 / 5])
 
 
 def test_bad_arguments(store):

@@ -117,8 +117,12 @@ def test_labels(made):
     past = log[(log.time < low) & (log.brand == "b1")]
     assert rows.tolist() == [i for i, u in enumerate(users) if (past.user == u).any()]
     assert gone.tolist() == [not ((window.user == users[i]) & (window.brand == "b1")).any() for i in rows]
-    with pytest.raises(ValueError, match="same users"):
+    with pytest.raises(ValueError, match="lacks 56 users of the history"):
         labels.churn(store.all(), future)
+    again, lost = labels.churn(
+        history.where("brand", ["b1"]), store.all().window(low * SECOND, high * SECOND).where("brand", ["b1"])
+    )
+    assert again.tolist() == rows.tolist() and lost.tolist() == gone.tolist()
 
     cats = ["c3", "c0", "c4"]
     hot = labels.multi_hot(future, "item.cat", cats)

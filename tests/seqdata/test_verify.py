@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import seqdata
-from seqdata import checksums, layout
+from seqdata import checksums, cli, layout
 
 KEYS = {"user": "user", "time": "time", "time_unit": "s", "progress": False}
 
@@ -55,3 +55,12 @@ def test_checksums_that_lead_outside_are_not_followed(store):
     files = {"../../secret": {"bytes": 1, "crc32": "00000000"}}
     path.write_text(layout.to_json(checksums._signed(files)))
     assert "checksums.json is missing or damaged" in store.verify()[0]
+
+
+def test_verify_on_the_command_line(store, capsys):
+    assert cli.main(["verify", str(store.path)]) == 0
+    assert "every file is as it was written" in capsys.readouterr().out
+    path = store.path / "shards" / "00001" / "time.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert cli.main(["verify", str(store.path)]) == 1
+    assert str(path) in capsys.readouterr().out

@@ -79,12 +79,92 @@ def test_max_len_keeps_the_last_events(store, oracle):
 
 
 def test_empty_users_stay_or_go(store):
-    view = store.as_of(3 * 1_000_000)
+    view = store.all().window(None, 3 * 1_000_000)
     empty = view.lengths() == 0
     assert empty.any()
     assert len(users_of(view.batches(9))) == store.num_users
     assert users_of(view.batches(9, drop_empty=True)) == store.users[~empty].tolist()
-    assert list(store.as_of(0).batches(9, drop_empty=True)) == []
+    assert list(store.as_of(0).batches(9)) == []
+
+
+def test_as_of_knows_nobody_who_came_later(store):
+    cutoff = 3 * 1_000_000
+    view, early = store.as_of(cutoff), store.all().window(None, cutoff).lengths() > 0
+    assert 0 < early.sum() < store.num_users
+    known = store.users[early].tolist()
+    assert view.users.tolist() == users_of(view.batches(4)) == known
+    assert len(view) == len(known) and (view.lengths() > 0).all()
+    assert np.array_equal(view.user_index, np.flatnonzero(early))
+    assert np.array_equal(
+        store.users[next(view.batches(4, shuffle=True)).user_index][:2], users_of(view.batches(4, shuffle=True))[:2]
+    )
+    # whoever is known stays, though a filter leaves nothing of them
+    some = view.where("brand", ["b1"])
+    assert some.users.tolist() == known and (some.lengths() == 0).any()
+    for other in (
+        store.all().where("brand", ["b1"]).as_of(cutoff),
+        store.all().leave_last(0)[0].where("brand", ["b1"]).as_of(cutoff),
+        store.as_of(400 * 1_000_000).as_of(cutoff).where("brand", ["b1"]),
+    ):
+        assert other.users.tolist() == known and np.array_equal(
+            other.gather(["row"])["row"], some.gather(["row"])["row"]
+        )
+    assert store.all().at_least(1).as_of(cutoff).users.tolist() == known
+    # whoever is named stays
+    late = store.users[~early][:2].tolist()
+    named = [late[0], known[1], late[1]]
+    for other in (view.select(named), store.all().select(named).as_of(cutoff), some.select(named)):
+        assert other.users.tolist() == named and other.lengths()[[0, 2]].tolist() == [0, 0]
+    assert some.select(named).lengths()[1] == some.lengths()[1]
+    with pytest.raises(KeyError, match="not in this view"):
+        view.at_least(1).select(named)
+
+
+def test_ahead_is_the_future_of_the_same_users(store):
+    import datetime as dt
+
+    history = store.as_of(200 * 1_000_000).where("brand", ["b1"]).at_least(1)
+    future = history.ahead(dt.timedelta(seconds=50))
+    assert future.users.tolist() == history.users.tolist()
+    whole = store.all().window(200 * 1_000_000, 250 * 1_000_000).select(history.users)
+    assert np.array_equal(future.gather(["row"])["row"], whole.gather(["row"])["row"])
+    with pytest.raises(ValueError, match="no end"):
+        store.all().ahead(5)
+
+
+@pytest.mark.parametrize("gap", [1, 30, 10_000])
+def test_sessions(store, gap):
+    view = store.as_of(400 * 1_000_000).where("brand", ["b1", "b2"])
+    found, times = view.sessions(gap * 1_000_000), view.gather([])
+    for begin, end in zip(times.offsets, times.offsets[1:], strict=False):
+        mine = times["timestamp"][begin:end]
+        assert found[begin:end].tolist() == np.append(0, np.cumsum(np.diff(mine) > gap))[: end - begin].tolist()
+    assert view.select([]).sessions(5).tolist() == []
+
+
+def test_moments_in_the_wrong_unit_are_refused(tmp_path):
+    import pandas as pd
+
+    log = pd.DataFrame({"user": [1, 1, 2], "time": [1_600_000_000, 1_600_086_400, 1_600_172_800], "x": [1, 2, 3]})
+    store = seqdata.build(log, tmp_path / "t", user="user", time="time", time_unit="s", progress=False)
+    batch = next(store.all().batches(1))
+    moment = int(batch.jagged["timestamp"][1])
+    for wrong, unit in ((moment, "s"), (moment * 1000, "ms")):
+        for call in (
+            lambda: store.as_of(wrong),  # noqa: B023
+            lambda: store.all().window(0, wrong),  # noqa: B023
+            lambda: next(store.all().rolling(wrong, moment * 1_000_000, 10)),  # noqa: B023
+            lambda: seqdata.time_features(batch.jagged, wrong),  # noqa: B023
+            lambda: seqdata.aggregates.Past(store.all(), wrong),  # noqa: B023
+            lambda: seqdata.audit(store, cutoff=wrong),  # noqa: B023
+        ):
+            with pytest.raises(
+                ValueError, match=f"integers are microseconds since 1970, .* as {unit} it is 2020-09-14"
+            ):
+                call()
+    assert store.as_of(moment * 1_000_000).num_events == 1
+    # long before and long after can be meant
+    assert store.as_of(0).num_events == 0 and store.as_of(10**17).num_events == 3
 
 
 def test_select_keeps_the_order_given(store):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqdata import aggregates, labels
 from seqdata.append import append, compact
-from seqdata.audit import Report, audit
+from seqdata.audit import audit
 from seqdata.build import build
 from seqdata.clock import log_bucket, time_features
 from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Vector
@@ -12,6 +12,7 @@ from seqdata.jagged import Jagged
 from seqdata.join import positions_of
 from seqdata.layout import StoreError
 from seqdata.negatives import Negatives
+from seqdata.report import Report
 from seqdata.sources import Sql
 from seqdata.store import Store, open_store
 from seqdata.view import Batch, View

@@ -19,7 +19,7 @@ from seqdata.fields import MISSING
 from seqdata.gather import Events, Gather, ids_of
 from seqdata.join import positions_of
 from seqdata.times import parse_cutoff, parse_span
-from seqdata.view import View
+from seqdata.view import View, session_starts
 
 SECOND = 1_000_000
 
@@ -35,7 +35,7 @@ class Past:
 
     def __init__(self, view: View, cutoff: Any, fields: Sequence[str] = ()) -> None:
         end = parse_cutoff(cutoff)
-        before = view.window(None, end)
+        before = view.window(None, cutoff)
         places = before.positions()
         self._events = _Events(
             store=view.store,
@@ -152,7 +152,7 @@ class Past:
 
     def sessions(self, gap: Any) -> np.ndarray:
         """int64 [U] sessions: runs of events with at most `gap` between one and the next."""
-        starts = new_sessions(self.row, self._events.time, parse_span(gap, "gap"))
+        starts = session_starts(self.counts(), self._events.time, parse_span(gap, "gap"))
         return self._bincount(self.row[starts])
 
     def _first_value(self, field: str) -> float:
@@ -206,13 +206,6 @@ def parts(view: View, cutoff: Any, fields: Sequence[str] = (), events: int = 2_0
         high = max(int(np.searchsorted(ends, done + events, "right")), low + 1)
         yield slice(low, high), Past(view.at(np.arange(low, high)), cutoff, fields)
         low = high
-
-
-def new_sessions(row: np.ndarray, time: np.ndarray, gap: int) -> np.ndarray:
-    """bool [T]: whether an event begins a session, the first of its user or more than `gap` after the one before."""
-    starts = np.ones(len(row), bool)
-    starts[1:] = (row[1:] != row[:-1]) | (time[1:] - time[:-1] > gap)
-    return starts
 
 
 @dataclass(frozen=True)

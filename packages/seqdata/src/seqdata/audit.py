@@ -2,93 +2,22 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from seqdata.fields import MISSING
 from seqdata.hashing import mix
+from seqdata.layout import StoreError
+from seqdata.report import Finding, Report
 from seqdata.store import Store
-from seqdata.times import format_time, parse_cutoff
+from seqdata.structure import faults
+from seqdata.times import format_time
 
 CHUNK = 1 << 20
 DAY = 86_400_000_000
-LEVELS = ("ok", "note", "warning", "error")
-SPARKS = " ▁▂▃▄▅▆▇█"
 MOST_DAYS = 200_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result of one check: its level ("ok", "note", "warning", "error"), what was found, and the share or count."""
-
-    level: str
-    check: str
-    message: str
-    value: float = 0.0
-
-
-@dataclass
-class Report:
-    """What an audit found; `worst` is the highest level."""
-
-    title: str
-    findings: list[Finding] = field(default_factory=list)
-    per_day: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    first_day: int = 0
-    lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    nulls: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def worst(self) -> str:
-        return max((finding.level for finding in self.findings), key=LEVELS.index, default="ok")
-
-    def of(self, check: str) -> list[Finding]:
-        """The findings of one check."""
-        return [finding for finding in self.findings if finding.check == check]
-
-    def to_text(self) -> str:
-        """The report for a terminal."""
-        lines = [self.title, ""]
-        for finding in sorted(self.findings, key=lambda one: -LEVELS.index(one.level)):
-            lines.append(f"  {finding.level:<8} {finding.check:<18} {finding.message}")
-        lines += ["", f"  events per day   {_sparks(self.per_day)}  {self._days()}"]
-        lines += [f"  events per user  {_sparks(self.lengths)}  1, 2, 4, 8, ... events"]
-        return "\n".join(lines)
-
-    def to_html(self, path: Path) -> None:
-        """The report as one HTML file, plots included."""
-        rows = "".join(
-            f'<tr class="{one.level}"><td>{one.level}</td><td>{html.escape(one.check)}</td>'
-            f"<td>{html.escape(one.message)}</td></tr>"
-            for one in sorted(self.findings, key=lambda one: -LEVELS.index(one.level))
-        )
-        bins = [f"{1 << i}" for i in range(len(self.lengths))]
-        plots = _bars("Events per day", f"day, {self._days()}", "events", _thin(self.per_day, 120), None)
-        plots += _bars("Users by number of events", "events per user, up to", "users", self.lengths, bins)
-        shares = np.array(list(self.nulls.values()))
-        plots += _bars("Missing values", "field", "share of events", shares, list(self.nulls)) if self.nulls else ""
-        text = (
-            "<!doctype html><html><head><meta"
-            f" charset='utf-8'><title>{html.escape(self.title)}</title><style>body{{font:15px/1.5"
-            " system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0"
-            " 1em}table{border-collapse:collapse;width:100%}td{padding:.3em .6em;border-bottom:1px solid"
-            " #ddd;vertical-align:top}.error td:first-child{color:#b00020;font-weight:600}.warning"
-            " td:first-child{color:#9a6700;font-weight:600}.ok"
-            " td:first-child{color:#1a7f37}svg{display:block;margin:1.5em"
-            f" 0}}</style></head><body><h1>{html.escape(self.title)}</h1><table>{rows}</table>{plots}</body></html>\n"
-        )
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-
-    def _days(self) -> str:
-        last = self.first_day + len(self.per_day) - 1
-        return f"{np.datetime64(self.first_day, 'D')} .. {np.datetime64(last, 'D')}"
 
 
 def audit(
@@ -106,11 +35,16 @@ def audit(
     inputs_before: time up to which the model's inputs reach; None says that they are the whole store.
     statistics: {name: time} of other things that were fitted, and the time up to which they saw events.
 
-    Errors are leaks: something fitted or fed as input that reaches past the cutoff or into the label window. Warnings
-    are rot: duplicates, clock jumps, unknown or missing values that are most of a field. The rest are notes.
+    Errors are leaks: something fitted or fed as input that reaches past the cutoff or into the label window; and
+    damage: files that are not as they were written. If they make no sense, nothing else is looked at. Warnings are rot:
+    duplicates, clock jumps, unknown or missing values that are most of a field. The rest are notes.
     """
-    edge = store.schema["fit_before"] if cutoff is None else parse_cutoff(cutoff)
+    edge = store.schema["fit_before"] if cutoff is None else store.all().moment(cutoff, "cutoff")
     report = Report(f"Audit of {store.path.name}: {store.num_events:,} events of {store.num_users:,} users")
+    damage, broken = _damage(store)
+    report.findings += damage
+    if broken:
+        return report
     scan = _Scan(store, edge)
     for first, last in _chunks(store):
         scan.add(first, last)
@@ -125,6 +59,16 @@ def audit(
     return report
 
 
+def _damage(store: Store) -> tuple[list[Finding], bool]:
+    """Files that are not as they were written, and whether what they hold cannot be read."""
+    found, broken = store.verify(), list[str]()
+    findings = [Finding("error" if store.sealed() else "warning", "damage", message) for message in found]
+    if found:
+        broken = list(faults(store))
+        findings += [Finding("error", "damage", message) for message in broken]
+    return findings or [Finding("ok", "damage", "every file is as it was written")], bool(broken)
+
+
 class _Scan:
     """Counts that need every event."""
 
@@ -137,7 +81,7 @@ class _Scan:
         # a single event in the year 9999 must not cost memory
         self.per_day = np.zeros(min(days, MOST_DAYS), np.int64)
         self.low, self.high = low, high
-        self.duplicates = self.ties = self.after = 0
+        self.duplicates = self.alike = self.ties = self.after = 0
         self.missing = dict.fromkeys(store.fields, 0)
         self.unknown_after = dict.fromkeys(store.fields, 0)
         self.filled_after = dict.fromkeys(store.fields, 0)
@@ -166,6 +110,7 @@ class _Scan:
         tied = np.zeros(len(time), bool)
         tied[1:] |= same
         tied[:-1] |= same
+        blurred = np.zeros(int(tied.sum()), bool)
         keys = mix(owner[tied].view(np.uint64) * np.uint64(31) + time[tied].view(np.uint64))
         for name, entry in store.schema["fields"].items():
             values = store.take(name, places)
@@ -179,6 +124,9 @@ class _Scan:
             self.missing[name] += 0 if empty is None else int(empty.sum())
             if tied.any():
                 keys = mix(keys ^ mix(_words(values[tied])))
+            if entry["kind"] == "categorical":
+                # what these rows were may have differed
+                blurred |= (values[tied] > MISSING) & (values[tied] <= entry["oov_buckets"])
             if name in self.counts:
                 self.counts[name] += np.bincount(
                     values if fit is None else values[fit], minlength=len(self.counts[name])
@@ -187,7 +135,8 @@ class _Scan:
                     unknown = (values > MISSING) & (values < entry["oov_buckets"] + 1)
                     self.unknown_after[name] += int((unknown & after).sum())
                     self.filled_after[name] += int(((values > MISSING) & after).sum())
-        self.duplicates += len(keys) - len(np.unique(keys))
+        for found, mine in (("duplicates", keys[~blurred]), ("alike", keys[blurred])):
+            setattr(self, found, getattr(self, found) + len(mine) - len(np.unique(mine)))
 
 
 def _fitted(store: Store, edge: int | None, scan: _Scan, statistics: Mapping[str, Any]) -> Iterator[Finding]:
@@ -225,7 +174,7 @@ def _fitted(store: Store, edge: int | None, scan: _Scan, statistics: Mapping[str
             level = "note" if store.schema["generation"] else "warning"
             yield Finding(level, "vocabulary", f"{name}: counts of {wrong:,} value(s) differ from the events", wrong)
     for name, until in statistics.items():
-        reach = parse_cutoff(until, f"statistics[{name!r}]")
+        reach = store.all().moment(until, f"statistics[{name!r}]")
         if edge is not None and reach > edge:
             yield Finding(
                 "error",
@@ -239,7 +188,7 @@ def _fitted(store: Store, edge: int | None, scan: _Scan, statistics: Mapping[str
 def _labels(store: Store, labels: tuple[Any, Any] | None, inputs_before: Any) -> Iterator[Finding]:
     if labels is None:
         return
-    start, end = parse_cutoff(labels[0], "labels"), parse_cutoff(labels[1], "labels")
+    start, end = (store.all().moment(one, "labels") for one in labels)
     inputs = store.all() if inputs_before is None else store.as_of(inputs_before)
     inside = inputs.window(start, end).num_events
     beyond = inputs.window(end, max(end, np.iinfo(np.int64).max)).num_events
@@ -259,7 +208,7 @@ def _labels(store: Store, labels: tuple[Any, Any] | None, inputs_before: Any) ->
 def _cold(store: Store, edge: int | None, scan: _Scan) -> Iterator[Finding]:
     if edge is None or not scan.after:
         return
-    before, total = store.as_of(edge).lengths(), store.all().lengths()
+    before, total = store.all().window(None, edge).lengths(), store.all().lengths()
     later = total > before
     cold = int((later & (before == 0)).sum())
     share = cold / max(int(later.sum()), 1)
@@ -282,6 +231,9 @@ def _rows(store: Store, scan: _Scan) -> Iterator[Finding]:
     yield Finding(
         level, "duplicates", f"{scan.duplicates:,} rows ({share:.2%}) are stored exactly as another one", share
     )
+    if scan.alike:
+        message = f"{scan.alike:,} more rows are equal but for values that are unknown: they may have differed"
+        yield Finding("note", "duplicates", message, scan.alike / store.num_events)
     share = scan.ties / store.num_events
     yield Finding(
         "note" if scan.ties else "ok", "ties", f"{share:.1%} of the events tie with the user's previous one", share
@@ -349,6 +301,8 @@ def _chunks(store: Store) -> Iterator[tuple[int, int]]:
     while first < store.num_events:
         row = int(np.searchsorted(store.offsets, first + CHUNK, "left"))
         last = int(store.offsets[min(row, store.num_users)])
+        if last <= first:
+            raise StoreError(f"{store.path}: offsets do not rise after {first:,} events; see Store.verify()")
         yield first, last
         first = last
 
@@ -362,42 +316,3 @@ def _words(values: np.ndarray) -> np.ndarray:
 def _powers(lengths: np.ndarray) -> np.ndarray:
     """Users with 1, 2, 3..4, 5..8, ... events."""
     return np.bincount(np.ceil(np.log2(lengths[lengths > 0])).astype(np.int64))
-
-
-def _thin(values: np.ndarray, most: int) -> np.ndarray:
-    step = -(-len(values) // most)
-    return np.add.reduceat(values, np.arange(0, len(values), step)) if step > 1 else values
-
-
-def _sparks(values: np.ndarray) -> str:
-    values = _thin(values, 60)
-    top = max(values.max(), 1)
-    return "".join(SPARKS[-(-int(value) * 8 // int(top))] for value in values)
-
-
-def _bars(title: str, across: str, up: str, values: np.ndarray, names: list[str] | None) -> str:
-    width, height, left, base = 720, 200, 70, 150
-    top = float(values.max()) or 1.0
-    step = (width - left - 10) / max(len(values), 1)
-    bars = "".join(
-        f'<rect x="{left + i * step:.1f}" y="{base - 120 * value / top:.1f}" width="{max(step - 1, 0.5):.1f}"'
-        f' height="{120 * value / top:.1f}" fill="#4a6fa5"/>'
-        for i, value in enumerate(values.tolist())
-    )
-    every = max(len(values) // 12, 1)
-    marks = "".join(
-        f'<text x="{left + (i + 0.5) * step:.1f}" y="{base + 14}" font-size="10"'
-        f' text-anchor="middle">{html.escape(name[:14])}</text>'
-        for i, name in enumerate(names or [])
-        if i % every == 0
-    )
-    peak = f"{top:,.0f}" if top > 1 else f"{top:.2f}"
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        f' role="img"><title>{html.escape(title)}</title><text x="{left}" y="16" font-size="13"'
-        f' font-weight="600">{html.escape(title)}</text>{bars}{marks}<line x1="{left}" y1="{base}" x2="{width - 10}"'
-        f' y2="{base}" stroke="#888"/><text x="{left - 6}" y="36" font-size="10" text-anchor="end">{peak}</text><text'
-        f' x="{left - 6}" y="{base}" font-size="10" text-anchor="end">0</text><text x="{left - 6}" y="52"'
-        f' font-size="10" text-anchor="end">{html.escape(up)}</text><text x="{(width + left) / 2}" y="{base + 34}"'
-        f' font-size="11" text-anchor="middle">{html.escape(across)}</text></svg>'
-    )

@@ -116,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("store", type=Path)
     one.set_defaults(run=_compact)
+    check = commands.add_parser(
+        "verify",
+        help="compare every file of a store with its checksum",
+        description="Reads every file of a store; ends with 1 and names those that are not as they were written.",
+    )
+    check.add_argument("store", type=Path)
+    check.set_defaults(run=_verify)
     give = commands.add_parser(
         "export",
         help="write a store, or what it holds before a cutoff, for other tools",
@@ -172,6 +179,12 @@ def _compact(options: argparse.Namespace) -> int:
     store = compact(open_store(options.store))
     print(f"{store.path} is one shard: {store.num_users:,} users, {store.num_events:,} events")
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    damage = open_store(options.store).verify()
+    print("\n".join(damage) if damage else f"{options.store}: every file is as it was written")
+    return int(bool(damage))
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqdata.jagged import Jagged
-from seqdata.times import parse_cutoff
+from seqdata.times import parse_moment
 
 DAY = 86_400
 
@@ -35,7 +35,9 @@ def time_features(jagged: Jagged, cutoff: Any = None, buckets: int = 128) -> dic
         "season": ((dates - year.astype("datetime64[D]")).astype(np.int64) / 366).astype(np.float32),
     }
     if cutoff is not None:
-        features["recency_bucket"] = log_bucket(parse_cutoff(cutoff) // 1_000_000 - seconds, buckets)
+        first, last = (int(one) * 1_000_000 for one in (seconds.min(), seconds.max())) if len(seconds) else (0, 0)
+        now = parse_moment(cutoff, "cutoff", first, last) // 1_000_000
+        features["recency_bucket"] = log_bucket(now - seconds, buckets)
     return features
 
 

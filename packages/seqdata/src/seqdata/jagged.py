@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,35 @@ class Jagged:
 
             offsets = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
         return Jagged({name: array[mask] for name, array in values.items()}, offsets)
+
+    def to_keyed_jagged(self, fields: Sequence[str] | None = None) -> dict[str, Any]:
+        """The arguments of torchrec's KeyedJaggedTensor: `KeyedJaggedTensor(**jagged.to_keyed_jagged(["item"]))`.
+
+        Args:
+            fields: one-dimensional fields of one dtype; None takes all integer ones but "timestamp"
+
+        Returns:
+            keys, the K field names; values [K * T], key after key; lengths [K * B]; offsets [K * B + 1]; all torch
+        """
+        import torch
+
+        jagged = self.torch()
+        if fields is None:
+            whole = (name for name, one in jagged.values.items() if one.ndim == 1 and not one.is_floating_point())
+            fields = [name for name in whole if name != "timestamp"]
+        kinds = {(jagged[name].dtype, jagged[name].ndim) for name in fields}
+        if len(kinds) != 1 or next(iter(kinds))[1] != 1:
+            have = {name: f"{one.dtype} {list(one.shape)}" for name, one in jagged.values.items()}
+            raise ValueError(
+                f"to_keyed_jagged: fields={list(fields)}; needs one-dimensional fields of one dtype: {have}"
+            )
+        lengths = jagged.lengths.repeat(len(fields))
+        return {
+            "keys": list(fields),
+            "values": torch.cat([jagged[name] for name in fields]),
+            "lengths": lengths,
+            "offsets": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        }
 
     def to_nested(self) -> dict[str, Any]:
         """{field: torch.nested tensor of jagged layout}."""

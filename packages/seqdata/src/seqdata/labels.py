@@ -1,7 +1,8 @@
 """Labels of users from the events of a window: what happened, how often, how much, what came next.
 
-Every function takes a view of the window, as in `store.all().window(cutoff, cutoff + horizon)`, narrowed by `where` to
-the events that count, and gives one row per user of that view, in its order. Nothing loops over users.
+Every function takes a view of the window, as in `history.ahead(horizon)` for the users of a history in their order, or
+`store.all().window(cutoff, cutoff + horizon)` for all, narrowed by `where` to the events that count, and gives one row
+per user of that view, in its order. Nothing loops over users.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ def any_event(future: View) -> np.ndarray:
 def churn(history: View, future: View) -> tuple[np.ndarray, np.ndarray]:
     """Rows [n] of the users active in the history, and bool [n]: 1 if they have no event in the window.
 
-    Both views have the same users and are narrowed to the event that counts, such as purchases; the definition of the
-    RecSys Challenge 2025's churn task.
+    The future has the users of the history, and maybe more, in any order; both are narrowed to the event that counts,
+    such as purchases. The definition of the RecSys Challenge 2025's churn task.
     """
-    if not np.array_equal(history.user_index, future.user_index):
-        raise ValueError("churn: history and future need the same users in the same order")
     rows = np.flatnonzero(history.lengths())
-    return rows, future.lengths()[rows] == 0
+    place = positions_of(history.user_index[rows], future.user_index)
+    if (place < 0).any():
+        raise ValueError(f"churn: the future lacks {(place < 0).sum()} users of the history; needs the same users")
+    return rows, future.lengths()[place] == 0
 
 
 def multi_hot(future: View, field: str, values: Iterable[Any]) -> np.ndarray:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from seqdata.fields import MISSING
 from seqdata.jagged import Jagged
+from seqdata.join import positions_of
 from seqdata.store import Store
 
-TRIES = 20
+TRIES, CHUNK = 20, 1 << 20
 
 
 class Negatives:
@@ -38,9 +41,7 @@ class Negatives:
         self.seed, self.within, self.size, self.first = seed, within, len(vocabulary), vocabulary.first_value
         weight = np.zeros(self.size)
         weight[self.first :] = np.maximum(vocabulary.counts, 1).astype(np.float64) ** alpha
-        with np.errstate(divide="ignore"):
-            # float32 [ids]: log of the chance of each id, -inf for ids that are never drawn
-            self.log_q = np.log(weight / weight.sum()).astype(np.float32)
+        self._store, self._field = store, field
         self._category = None
         if category is not None:
             owner, column = store.item_columns.get(category, (None, ""))
@@ -53,6 +54,44 @@ class Negatives:
             self._sizes = np.bincount(self._category, weight > 0)
         self._weighted = _Bins(self._category, weight)
         self._even = _Bins(self._category, (weight > 0).astype(np.float64))
+
+    @property
+    def log_q(self) -> np.ndarray:
+        """float32 [ids] log of the chance of each id where nothing is excluded, -inf for ids that are never drawn.
+
+        `log_q_of` has the chance beside a positive, and where a category or known ids matter.
+        """
+        if self._category is not None and self.within > 0:
+            raise ValueError("log_q: with category= a chance depends on the positive; needs log_q_of(positives, drawn)")
+        with np.errstate(divide="ignore"):
+            return np.log(self._weighted.weight / self._weighted.weight.sum()).astype(np.float32)
+
+    def log_q_of(
+        self, positives: np.ndarray, drawn: np.ndarray, *, avoid: Jagged | None = None, rows: Any = None
+    ) -> np.ndarray:
+        """float32 [T, count] log of the chance that one draw beside its positive gives what `draw` gave.
+
+        Exact: a draw that hits what is to be avoided is drawn again, so all others are the more likely.
+
+        Args:
+            positives: ids [T]
+            drawn: what `draw` gave for them [T, count]
+            avoid, rows: as `draw` had them
+        """
+        positives, drawn = np.asarray(positives, np.int64), np.asarray(drawn, np.int64)
+        if drawn.ndim != 2 or len(drawn) != len(positives):
+            raise ValueError(f"log_q_of: drawn has shape {drawn.shape}; needs [{len(positives)}, count]")
+        known = self._known(avoid, rows, positives)
+        sequence = np.zeros(len(positives), np.int64) if rows is None else np.asarray(rows, np.int64)
+        everything = np.zeros(len(positives), np.int64)
+        if self._category is None:
+            chance = self._chance(positives, drawn, everything, known, sequence)
+        else:
+            share = np.where(self._has_others(positives), self.within, 0.0)[:, None]
+            chance = (1 - share) * self._chance(positives, drawn, everything, known, sequence)
+            chance += share * self._chance(positives, drawn, 1 + self._category[positives], known, sequence)
+        with np.errstate(divide="ignore"):
+            return np.log(chance).astype(np.float32)
 
     def draw(
         self,
@@ -94,23 +133,89 @@ class Negatives:
         return drawn.reshape(len(positives), count).astype(np.int32)
 
     def in_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(log of the chance of each id [B], bool [B, B] that is True where another row holds the same id).
+        """(float32 log of the chance of each id [B], bool [B, B] that is True where another row holds the same id).
 
-        For a softmax over the batch: subtract the first from the logits' columns, mask the second.
+        For a softmax over the batch: subtract the first from the logits' columns, mask the second. Items come into a
+        batch as they come in the log, whatever `alpha` is: the chance of an id is its share of the events before the
+        fit cutoff that have one. An id that had none counts as one event.
         """
         ids = np.asarray(ids)
         same = ids[:, None] == ids[None, :]
         np.fill_diagonal(same, False)
-        return self.log_q[ids], same
+        return self._log_shares[ids], same
+
+    @functools.cached_property
+    def _log_shares(self) -> np.ndarray:
+        store, fit = self._store, self._store.schema["fit_before"]
+        counts = np.zeros(self.size, np.int64)
+        for low in range(0, store.num_events, CHUNK):
+            places = np.arange(low, min(low + CHUNK, store.num_events))
+            found = store.take(self._field, places)
+            counts += np.bincount(found if fit is None else found[store.time[places] < fit], minlength=self.size)
+        counts[MISSING] = 0
+        shares = np.maximum(counts, 1) / max(counts.sum(), 1)
+        return np.log(shares).astype(np.float32)
+
+    def _chance(
+        self,
+        positives: np.ndarray,
+        drawn: np.ndarray,
+        group: np.ndarray,
+        known: np.ndarray | None,
+        sequence: np.ndarray,
+    ) -> np.ndarray:
+        """float64 [T, count] chance of each draw out of a group [T], after all that `draw` tries."""
+        refused = drawn == positives[:, None]
+        if known is not None:
+            refused |= _inside(known, sequence[:, None] * self.size + drawn)
+        own = np.ones(drawn.shape, bool)
+        if self._category is not None:
+            own = (group == 0)[:, None] | (self._category[drawn] == group[:, None] - 1)
+        chance, last, left = np.zeros(drawn.shape), np.zeros(drawn.shape), np.ones(len(drawn))
+        for bins in (self._weighted, self._even):
+            total = np.maximum(bins.total[group], np.finfo(np.float64).tiny)
+            bad = np.clip(self._refused(bins.weight, positives, group, known, sequence) / total, 0, 1)
+            once = bins.weight[drawn] * own / total[:, None]
+            # 1 + bad + bad ** 2 + ...: the tries that got so far
+            tries = sum(bad**turn for turn in range(TRIES))
+            chance += (left * tries)[:, None] * once
+            # the very last try is kept whatever it is
+            last = (left * bad ** (TRIES - 1))[:, None] * once
+            left = left * bad**TRIES
+        return np.where(refused, last, chance)
+
+    def _refused(
+        self,
+        weight: np.ndarray,
+        positives: np.ndarray,
+        group: np.ndarray,
+        known: np.ndarray | None,
+        sequence: np.ndarray,
+    ) -> np.ndarray:
+        """float64 [T] weight of the positive and the known ids that lie in a group [T]."""
+        if known is None:
+            return weight[positives]
+        more = np.where(_inside(known, sequence * self.size + positives), 0.0, weight[positives])
+        ids, owner = known % self.size, known // self.size
+        if self._category is None or not group.any():
+            return more + np.bincount(owner, weight[ids], minlength=int(sequence.max(initial=0)) + 1)[sequence]
+        width = int(self._category.max()) + 1
+        keys, place = np.unique(owner * width + self._category[ids], return_inverse=True)
+        at = positions_of(sequence * width + group - 1, keys)
+        return more + np.append(np.bincount(place, weight[ids], minlength=len(keys)), 0.0)[at]
+
+    def _has_others(self, positives: np.ndarray) -> np.ndarray:
+        """bool [T]: has the category another item? A category of one, or none, has no negative of its own."""
+        assert self._category is not None
+        category = self._category[positives]
+        return (self._sizes[category] > 1) & (category > 0)
 
     def _group(self, positives: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The group to draw each negative from: 0 is everything, 1 + c the category c."""
         if self._category is None:
             return np.zeros(len(positives), np.int64)
-        category = self._category[positives]
-        # a category of one item, or none, has no negative of its own
-        inside = (self._sizes[category] > 1) & (category > 0) & (rng.random(len(positives)) < self.within)
-        return np.where(inside, 1 + category, 0)
+        inside = self._has_others(positives) & (rng.random(len(positives)) < self.within)
+        return np.where(inside, 1 + self._category[positives], 0)
 
     def _known(self, avoid: Jagged | None, rows: Any, positives: np.ndarray) -> np.ndarray | None:
         if avoid is None:
@@ -129,6 +234,7 @@ class _Bins:
 
     def __init__(self, category: np.ndarray | None, weight: np.ndarray) -> None:
         everything = np.arange(len(weight))
+        self.weight = weight
         self._ids, border = everything, np.array([0, len(weight)])
         if category is not None:
             order = np.argsort(category, kind="stable")
@@ -138,6 +244,7 @@ class _Bins:
         self._ends = np.cumsum(weight[self._ids])
         ends = np.append(0.0, self._ends)[border]
         self._low, self._high, self._last = ends[:-1], ends[1:], border[1:] - 1
+        self.total = self._high - self._low
 
     def draw(self, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         low, high = self._low[group], self._high[group]

@@ -86,9 +86,9 @@ class Store:
                 file = self.fitted / "vocabularies" / f"{entry['file']}.arrow"
                 self._texts[name] = file, layout.map_bytes(file)
         several = len(self._shards) > 1
-        home = self.fitted / "index" if several else self._shards[0][0]
+        self.home = home = self.fitted / "index" if several else self._shards[0][0]
         # the place of every event in the shards laid end to end, where there is more than one
-        self._order = layout.read_array(home / "order.npy", (self.num_events,)) if several else None
+        self.order = layout.read_array(home / "order.npy", (self.num_events,)) if several else None
         self.offsets = layout.read_array(home / "offsets.npy", (self.num_users + 1,))
         if self.offsets[0] != 0 or self.offsets[-1] != self.num_events:
             raise layout.StoreError(
@@ -149,14 +149,14 @@ class Store:
         Memory-mapped where the store is one shard; over several it is put together in memory.
         """
         pieces = self._pieces(name)
-        return pieces[0] if self._order is None else np.concatenate(pieces)[self._order]
+        return pieces[0] if self.order is None else np.concatenate(pieces)[self.order]
 
     def take(self, name: str, positions: np.ndarray) -> np.ndarray:
         """Stored values of a field at positions [n] in the order of `time`."""
         pieces = self._pieces(name)
-        if self._order is None:
+        if self.order is None:
             return pieces[0][positions]
-        places = self._order[positions]
+        places = self.order[positions]
         shard = np.searchsorted(self._bases, places, "right") - 1
         out = np.empty(len(places), pieces[0].dtype)
         for i in np.unique(shard):
@@ -228,7 +228,10 @@ class Store:
         return View(self)
 
     def as_of(self, cutoff: Any) -> View:
-        """Every user's events before `cutoff`: a datetime, ISO text or integer microseconds; UTC unless it says."""
+        """Events before `cutoff`, of the users who have one: a datetime, ISO text or integer microseconds since 1970.
+
+        UTC unless it says; integers that can only be seconds or milliseconds are refused.
+        """
         return self.all().as_of(cutoff)
 
     def verify(self) -> list[str]:
@@ -238,6 +241,10 @@ class Store:
             return list(damage(found.root, found.schema["generation"]))
         finally:
             os.close(found.handle)
+
+    def sealed(self) -> bool:
+        """Whether the store has checksums; those that an older seqdata wrote have none."""
+        return (self.fitted / "checksums.json").exists()
 
     def _pieces(self, name: str) -> list[np.ndarray]:
         if name not in self._columns:

@@ -158,6 +158,24 @@ def parse_cutoff(value: object, name: str = "cutoff") -> int:
     raise TypeError(f"{name}={value!r}: needs a datetime, an ISO string or integer microseconds")
 
 
+def parse_moment(value: object, name: str, first: int, last: int) -> int:
+    """`parse_cutoff`, for events from `first` to `last`: integers that count seconds or milliseconds are refused.
+
+    Integer moments are microseconds since 1970. One that lies before all events, but among them as seconds or
+    milliseconds, as the timestamps of batches are, is a ValueError.
+    """
+    moment = parse_cutoff(value, name)
+    if isinstance(value, int | np.integer) and moment < first:
+        for unit in ("s", "ms"):
+            if first <= moment * MICROSECONDS[unit] <= last:
+                raise ValueError(
+                    f"{name}={value!r}: integers are microseconds since 1970, which makes this {format_time(moment)},"
+                    f" before the first event; as {unit} it is {format_time(moment * MICROSECONDS[unit])}: pass"
+                    f" {value} * {MICROSECONDS[unit]:_} or a datetime"
+                )
+    return moment
+
+
 def parse_span(value: object, name: str) -> int:
     """int64 microseconds of a timedelta or of integer microseconds; needs to be more than nothing."""
     span = value

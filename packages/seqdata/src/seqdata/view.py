@@ -12,7 +12,7 @@ from seqdata.batching import Batching
 from seqdata.gather import Batch, Events, Gather, ids_of
 from seqdata.jagged import Jagged
 from seqdata.join import positions_of
-from seqdata.times import parse_cutoff, parse_span
+from seqdata.times import parse_moment, parse_span
 
 
 class View:
@@ -29,58 +29,99 @@ class View:
         rows: np.ndarray | None = None,
         cut: tuple[np.ndarray, np.ndarray] | None = None,
         kept: np.ndarray | None = None,
+        born: int | None = None,
+        named: bool = False,
     ) -> None:
-        # kept: the positions of the chosen events where they do not lie side by side; cut: first and one-past-last
-        # place of every user's events, among `kept` if that is given, else in the store
+        # rows: positions of the users in the store; None is everybody with an event before `born`. named: the caller
+        # named them one by one. kept: the positions of the chosen events where they do not lie side by side; cut:
+        # first and one-past-last place of every user's events, among `kept` if that is given, else in the store
         self.store, self.start, self.end, self._rows, self._cut, self._kept = store, start, end, rows, cut, kept
+        self._born, self._named = born, named
 
     def __repr__(self) -> str:
         return f"View({self.store.path.name!r}, start={self.start}, end={self.end}, users={len(self):,})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # whoever unpickles this finds the bounds again
-        return {name: value for name, value in self.__dict__.items() if name != "bounds"}
+        # whoever unpickles this finds them again
+        return {name: value for name, value in self.__dict__.items() if name not in ("bounds", "user_index")}
 
     def __len__(self) -> int:
-        return self.store.num_users if self._rows is None else len(self._rows)
+        return self.store.num_users if self._rows is None and self._born is None else len(self.user_index)
 
-    @property
+    @functools.cached_property
     def user_index(self) -> np.ndarray:
         """[U] positions of the view's users in store.users."""
-        return np.arange(self.store.num_users) if self._rows is None else self._rows
+        if self._rows is not None:
+            return self._rows
+        if self._born is None:
+            return np.arange(self.store.num_users)
+        return np.flatnonzero(self.store.time[self.store.offsets[:-1]] < self._born)
 
     @property
     def users(self) -> np.ndarray:
         """[U] ids of the view's users."""
-        return self.store.users if self._rows is None else self.store.users[self._rows]
+        return self.store.users if self._rows is None and self._born is None else self.store.users[self.user_index]
 
     def as_of(self, cutoff: Any) -> View:
-        """Only events before `cutoff`."""
-        return self._narrow(None, parse_cutoff(cutoff))
+        """Only events before `cutoff`, and only users who have one in the store by then, of whatever kind.
+
+        Users that `select` named stay, with an empty sequence if need be.
+        """
+        end = self.moment(cutoff, "cutoff")
+        view = self._narrow(None, end)
+        if self._named:
+            return view
+        if self._rows is None and self._cut is None:
+            view._born = end if self._born is None else min(end, self._born)
+            return view
+        born = self.store.time[self.store.offsets[self.user_index]] < end
+        if self._rows is not None:
+            return view.at(born)
+        cut = None if self._cut is None else (self._cut[0][born], self._cut[1][born])
+        return view._like(cut=cut, born=end if self._born is None else min(end, self._born))
 
     def window(self, start: Any, end: Any) -> View:
         """Only events with start <= time < end; None leaves a side open. All users of the view stay."""
-        low = None if start is None else parse_cutoff(start, "start")
-        high = None if end is None else parse_cutoff(end, "end")
+        low = None if start is None else self.moment(start, "start")
+        high = None if end is None else self.moment(end, "end")
         if low is not None and high is not None and high < low:
             raise ValueError(f"window: start {start!r} is after end {end!r}")
         return self._narrow(low, high)
 
+    def ahead(self, horizon: Any) -> View:
+        """All events of the same users, in the same order, within `horizon` from the view's end on: their future.
+
+        What `where` or a split chose of the past says nothing of the future, so all events of that time are there.
+
+        Args:
+            horizon: timedelta or integer microseconds
+        """
+        if self.end is None:
+            raise ValueError("ahead: this view has no end; needs one of `as_of` or `window`")
+        end = self.end + parse_span(horizon, "horizon")
+        return View(self.store, self.end, end, self.user_index, named=True)
+
     def select(self, users: Iterable[Any]) -> View:
-        """The same view of these user ids only, in this order; an unknown id is a KeyError."""
+        """The same view of these user ids only, in this order; an unknown id is a KeyError.
+
+        Out of everybody's view any user of the store may be named, of whom there may be nothing before the cutoff.
+        """
         index = self.store.index_of(users)
-        if self._rows is None:
-            return self.at(index)
-        rows = positions_of(index, self._rows)
-        if (rows < 0).any():
-            raise KeyError(f"user id {self.store.users[index[np.argmax(rows < 0)]]!r} is not in this view")
-        return self.at(rows)
+        if self._rows is None and self._cut is None:
+            return self._like(rows=index, born=None, named=True)
+        rows = positions_of(index, self.user_index)
+        if self._rows is not None:
+            if (rows < 0).any():
+                raise KeyError(f"user id {self.store.users[index[np.argmax(rows < 0)]]!r} is not in this view")
+            return self.at(rows)._like(named=True)
+        first, last = (np.append(border, 0)[rows] for border in self._cut or ())
+        return self._like(rows=index, cut=(first, last), born=None, named=True)
 
     def at(self, rows: np.ndarray) -> View:
         """The same view of its users at `rows`, positions [u] or a mask [U]."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         cut = None if self._cut is None else (self._cut[0][rows], self._cut[1][rows])
-        return View(self.store, self.start, self.end, self.user_index[rows], cut, self._kept)
+        return self._like(rows=self.user_index[rows], cut=cut, born=None)
 
     def at_least(self, events: int) -> View:
         """Only users with that many events in this view."""
@@ -135,8 +176,9 @@ class View:
         """Back-tests: (events before the cutoff, events in the horizon after it) for cutoffs start, start + step, ...
 
         The last horizon ends by `end`. step, horizon: timedelta or integer microseconds; horizon is one step if None.
+        The second view has all users; `history.ahead(horizon)` has those of the first, in their order.
         """
-        low, high = parse_cutoff(start, "start"), parse_cutoff(end, "end")
+        low, high = self.moment(start, "start"), self.moment(end, "end")
         every = parse_span(step, "step")
         ahead = every if horizon is None else parse_span(horizon, "horizon")
         for cutoff in range(low, high - ahead + 1, every):
@@ -156,10 +198,10 @@ class View:
         offsets = self.store.offsets
         if self._cut is not None:
             low, high = self._cut
-        elif self._rows is None:
+        elif self._rows is None and self._born is None:
             low, high = offsets[:-1], offsets[1:]
         else:
-            low, high = offsets[self._rows], offsets[self._rows + 1]
+            low, high = offsets[self.user_index], offsets[self.user_index + 1]
         time = self.store.time
         first = low if self.start is None else _bisect(time, low, high, self.start, self._kept)
         last = high if self.end is None else _bisect(time, first, high, self.end, self._kept)
@@ -225,7 +267,7 @@ class View:
     def batch(self, rows: np.ndarray, gather: Gather, max_len: int | None = None) -> Batch:
         """The batch of the view's users at `rows` [B]."""
         lengths = self.bounds[1][rows] - self.bounds[0][rows]
-        index = rows if self._rows is None else self._rows[rows]
+        index = self.user_index[rows]
         jagged = gather(self.positions(rows, max_len), lengths if max_len is None else np.minimum(lengths, max_len))
         return Batch(self.store.users[index], index, jagged)
 
@@ -261,19 +303,48 @@ class View:
                 )
         return batching.rows(lengths, epoch, start)
 
+    def sessions(self, gap: Any) -> np.ndarray:
+        """int64 [T] number of each event's session, 0 for a user's first: one begins after more than `gap` of silence.
+
+        In the order of `gather`; `gap` is a timedelta or integer microseconds.
+        """
+        lengths = self.lengths()
+        starts = session_starts(lengths, self.store.time[self.positions()], parse_span(gap, "gap"))
+        total = np.cumsum(starts)
+        first = np.cumsum(lengths) - lengths
+        return total - np.repeat(total[np.minimum(first, len(total) - 1)], lengths) if len(total) else total
+
     def _narrow(self, start: int | None, end: int | None) -> View:
         low = self.start if start is None else start if self.start is None else max(start, self.start)
         high = self.end if end is None else end if self.end is None else min(end, self.end)
-        return View(self.store, low, high, self._rows, self._cut, self._kept)
+        return self._like(start=low, end=high)
+
+    def moment(self, value: Any, name: str) -> int:
+        """int64 microseconds of a moment; an integer that can only be seconds or milliseconds is a ValueError."""
+        shards = self.store.schema["shards"]
+        low, high = (choose(one[f"time_{choose.__name__}"] for one in shards) for choose in (min, max))
+        return parse_moment(value, name, low, high)
 
     def _sliced(self, first: np.ndarray, last: np.ndarray) -> View:
-        return View(self.store, self.start, self.end, self._rows, (first, last), self._kept)
+        return self._like(cut=(first, last))
 
     def _masked(self, mask: np.ndarray) -> View:
         positions, lengths = self.positions(), self.lengths()
         counts = np.bincount(np.repeat(np.arange(len(self)), lengths)[mask], minlength=len(self)).astype(np.int64)
         ends = np.cumsum(counts)
-        return View(self.store, self.start, self.end, self._rows, (ends - counts, ends), positions[mask])
+        return self._like(cut=(ends - counts, ends), kept=positions[mask])
+
+    def _like(self, **changes: Any) -> View:
+        own = {"start": self.start, "end": self.end, "rows": self._rows, "cut": self._cut, "kept": self._kept}
+        return View(self.store, **own | {"born": self._born, "named": self._named} | changes)
+
+
+def session_starts(lengths: np.ndarray, time: np.ndarray, gap: int) -> np.ndarray:
+    """bool [T]: whether an event of sequences of these lengths [U] is its user's first or follows more than `gap`."""
+    starts = np.ones(len(time), bool)
+    starts[1:] = np.diff(time) > gap
+    starts[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    return starts
 
 
 def _bisect(time: np.ndarray, low: np.ndarray, high: np.ndarray, limit: int, kept: np.ndarray | None) -> np.ndarray:
