@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from seqdata.layout import StoreError
 from seqdata.store import Store
 
 CHUNK = 1 << 20
@@ -26,6 +27,12 @@ def faults(store: Store) -> Iterator[str]:
     if store.order is not None and not np.array_equal(np.sort(store.order), np.arange(store.num_events)):
         yield f"{home}/order.npy does not name every event once"
         return
+    for name in [*store.fields, *store.item_columns]:
+        if store.entry(name)["kind"] == "categorical":
+            try:
+                store.vocabulary(name)
+            except StoreError as error:
+                yield str(error)
     for name, entry in store.schema["fields"].items():
         if entry["kind"] == "numeric":
             continue
