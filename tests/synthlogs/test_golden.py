@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from synthlogs import ads, shop
+from synthlogs import ads, baskets, friends, purchases, shop
 
 
 def content(folder: Path) -> str:
@@ -54,6 +54,21 @@ def rounded(value):
             ads.generate,
             ads.AdsConfig(rows=300, hours=2, test_rows=0, test_hours=0, drift=1.0, buyer_rate=0.4),
             "d4bc6af1f99b43032a5ce42a39b8ca4d4470aba36dd133e665519038d904561f",
+        ),
+        (
+            purchases.generate,
+            purchases.PurchasesConfig(rows=2000, products=200, days=40, start="2019-11-25", seed=3),
+            "fd52716866ee642783aa261088dfcd9a4c4921ed691450637f82d1809c43f6e4",
+        ),
+        (
+            baskets.generate,
+            baskets.BasketsConfig(customers=30, products=100, weeks=4, stores=3, seed=4),
+            "af00dc959977d868ee8f7c62eb276913e8f409b1ffd3b1a19380755a48b6629c",
+        ),
+        (
+            friends.generate,
+            friends.FriendsConfig(users=200, days=10, community_size=20, seed=5),
+            "e686df03b7079d6a16fdb065c11092bc4c111fb73a639f68710a14f3213022e8",
         ),
     ],
     ids=lambda value: "",

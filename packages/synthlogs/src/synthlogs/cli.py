@@ -86,10 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.check()
     except ValueError as error:
         return _failed(name, f"--{error}", 2)
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         result = import_module(f"synthlogs.{name}").generate(out, config, bar=bar)
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError, OverflowError) as error:
         return _failed(name, str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
         return _failed(name, "interrupted; nothing is left of it", 130)
@@ -100,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """Run the console script."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main())
 
 

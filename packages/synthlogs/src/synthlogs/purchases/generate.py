@@ -24,6 +24,8 @@ from synthlogs.text import uuids_of
 
 BLOCK_USERS = 40_000
 KINDS = ("view", "cart", "purchase")
+# Not from strftime, whose names follow the locale.
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 FILES = ("????-???.parquet", "truth/????-???.parquet", "truth/products.parquet", "truth/users.parquet")
 ROW = np.dtype(
     [("second", "<i8"), ("session", "<i8"), ("user", "<i4"), ("product", "<i4"), ("kind", "i1"), ("propensity", "<f4")]
@@ -123,7 +125,8 @@ def _write_days(
         for day, rows in days.read():
             # A session is of one user, and its rows were added in order.
             rows = rows[np.lexsort((rows["session"], rows["second"]))]
-            name = (start + timedelta(days=day)).strftime("%Y-%b") + ".parquet"
+            date = start + timedelta(days=day)
+            name = f"{date.year}-{MONTHS[date.month - 1]}.parquet"
             if name != month:
                 stack.close()
                 paths = (folder / name, folder / "truth" / name)
