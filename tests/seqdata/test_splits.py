@@ -52,6 +52,16 @@ def test_where(made):
         store.all().where("brand", ["zz"])
 
 
+def test_numbers_are_compared_as_the_column_holds_them(tmp_path):
+    log = pd.DataFrame({"user": [0, 1, 2], "time": [1, 2, 3], "x": [0.1, 0.2, 0.1], "c": ["a", "b", "a"]})
+    store = seqdata.build(log, tmp_path / "s", user="user", time="time", time_unit="s", progress=False)
+    assert store.all().where("x", [0.1]).lengths().tolist() == [1, 0, 1]
+    assert labels.multi_hot(store.all(), "x", [0.2, 0.1]).tolist() == [[False, True], [True, False], [False, True]]
+    hot = [True, False, True]
+    assert labels.multi_hot(store.all(), "c", ["a", "b", "a"]).tolist() == [hot, [False, True, False], hot]
+    assert labels.multi_hot(store.all(), "c", []).shape == (3, 0)
+
+
 def test_batches_of_filtered_views(made):
     store, log = made
     view = store.as_of(400 * SECOND).where("brand", ["b2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import seqdata
@@ -64,3 +65,19 @@ def test_verify_on_the_command_line(store, capsys):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert cli.main(["verify", str(store.path)]) == 1
     assert str(path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", range(0, 128, 3))
+def test_a_flipped_bit_in_a_header_is_damage(tmp_path, at):
+    path = tmp_path / "a.npy"
+    layout.write_array(path, np.arange(14))
+    raw = bytearray(path.read_bytes())
+    for bit in range(8):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ (1 << bit)]) + raw[at + 1 :])
+        try:
+            values = layout.read_array(path, (14,))
+        except layout.StoreError as error:
+            assert "a.npy" in str(error)
+        else:
+            # another type of the same size, or a space that is none: the checksum tells
+            assert values.shape == (14,)

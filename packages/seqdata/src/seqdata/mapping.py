@@ -42,9 +42,13 @@ def map_array(path: Path) -> np.ndarray:
     """The array of a .npy file, mapped read-only; a ValueError where the file is not exactly one plain array."""
     raw = map_file(path)
     head = io.BytesIO(raw[:4096].tobytes())
-    version = np.lib.format.read_magic(head)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(head)
+    try:
+        version = np.lib.format.read_magic(head)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(head)
+    except Exception as error:
+        # numpy evaluates the header as Python text, so a flipped bit may give any error at all
+        raise ValueError(f"its header cannot be read: {error}") from None
     if dtype.hasobject or (fortran and len(shape) > 1):
         raise ValueError(f"holds {dtype} in {'Fortran' if fortran else 'C'} order; needs plain numbers in C order")
     data, size = raw[head.tell() :], int(np.prod(shape)) * dtype.itemsize
