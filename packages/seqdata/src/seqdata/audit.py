@@ -28,16 +28,18 @@ def audit(
     inputs_before: Any = None,
     statistics: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Checks a store for leaks across a cutoff and for rot in the data; reads it once, in bounded memory.
-
-    cutoff: time that training must not look past; the store's own fit cutoff if None.
-    labels: (start, end) of the window the labels come from.
-    inputs_before: time up to which the model's inputs reach; None says that they are the whole store.
-    statistics: {name: time} of other things that were fitted, and the time up to which they saw events.
+    """Checks a store for damaged files, for leaks across a cutoff and for rot in the data, in bounded memory.
 
     Errors are leaks: something fitted or fed as input that reaches past the cutoff or into the label window; and
     damage: files that are not as they were written. If they make no sense, nothing else is looked at. Warnings are rot:
     duplicates, clock jumps, unknown or missing values that are most of a field. The rest are notes.
+
+    Args:
+        store: to read, once for the checksums and once for the events
+        cutoff: moment that training must not look past; the store's own fit cutoff if None
+        labels: (start, end) of the window the labels come from
+        inputs_before: moment up to which the model's inputs reach; None says that they are the whole store
+        statistics: {name: moment} of other things that were fitted, and up to when they saw events
     """
     edge = store.schema["fit_before"] if cutoff is None else store.all().moment(cutoff, "cutoff")
     report = Report(f"Audit of {store.path.name}: {store.num_events:,} events of {store.num_users:,} users")

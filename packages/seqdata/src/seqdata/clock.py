@@ -13,12 +13,17 @@ DAY = 86_400
 
 
 def time_features(jagged: Jagged, cutoff: Any = None, buckets: int = 128) -> dict[str, np.ndarray]:
-    """Features [T] of the timestamps of a numpy Jagged, in UTC.
+    """Features of the timestamps of a numpy Jagged, in UTC.
 
-    gap_bucket: log bucket of the seconds since the sequence's previous event, 0 for its first; int32.
-    hour 0..23, weekday 0..6 (Monday is 0), month 0..11; int32. season: place in the year from 0 to 1; float32.
-    recency_bucket: log bucket of the seconds from the event to `cutoff`, only with one; int32.
-    buckets: ids of the log buckets are clamped below it; the scale is that of `log_bucket`.
+    Args:
+        jagged: with "timestamp", int64 seconds [T]
+        cutoff: moment that recency counts from
+        buckets: number of log buckets, the last one open; their scale is that of `log_bucket`
+
+    Returns:
+        [T] each: gap_bucket, log bucket of the seconds since the sequence's previous event, 0 for its first; hour
+        0..23, weekday 0..6 (Monday is 0), month 0..11; with a cutoff recency_bucket, log bucket of the seconds from the
+        event to it; all int32; and season, the place in the year from 0 to 1, float32
     """
     seconds, offsets = jagged["timestamp"], jagged.offsets
     gaps = np.diff(seconds, prepend=seconds[:1])

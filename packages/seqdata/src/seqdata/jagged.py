@@ -56,11 +56,15 @@ class Jagged:
         return Jagged({name: array.pin_memory() for name, array in jagged.values.items()}, jagged.offsets.pin_memory())
 
     def to_padded(self, max_len: int | None = None, fill: Any = 0, side: str = "right") -> tuple[dict[str, Any], Any]:
-        """({field: [B, L, ...]}, mask [B, L] that is True on real rows); L is the longest sequence or max_len.
+        """Pads every sequence to one width.
 
-        Of sequences longer than L the last rows are kept.
+        Args:
+            max_len: the width L, of longer sequences the last rows are kept; None is the longest sequence
+            fill: value of padding, one for all or {field: value}
+            side: "right" or "left", where padding goes
 
-        fill: value of padding, one for all or {field: value}. side: "right" or "left", where padding goes.
+        Returns:
+            {field: [B, L, ...]} and a mask [B, L] that is True on real rows
         """
         if side not in ("right", "left"):
             raise ValueError(f"side={side!r}: needs 'right' or 'left'")

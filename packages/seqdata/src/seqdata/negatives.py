@@ -18,9 +18,13 @@ TRIES, CHUNK = 20, 1 << 20
 class Negatives:
     """Draws ids of a categorical field, fresh for every (epoch, step), the same for the same seed.
 
-    store, field: whose ids to draw; their counts are those before the fit cutoff, so popularity leaks nothing.
-    alpha: an id is drawn in proportion to count ** alpha; 0 is uniform.
-    category: item property "field.column"; a share `within` of the draws stays inside the positive's category.
+    Args:
+        store: whose counts, those before the fit cutoff, are the popularity, so that it leaks nothing
+        field: categorical field whose ids to draw
+        alpha: an id is drawn in proportion to count ** alpha; 0 is uniform
+        category: item property "field.column" of which negatives share their positive's value
+        within: share of the draws that stay inside the positive's category, 0 to 1
+        seed: of all draws
     """
 
     def __init__(
@@ -103,10 +107,18 @@ class Negatives:
         avoid: Jagged | None = None,
         rows: Any = None,
     ) -> np.ndarray:
-        """int32 [T, count] ids, none of them the positive of its row.
+        """Draws negatives.
 
-        positives: ids [T]. avoid: a Jagged of one field of ids that the draws of a sequence must not contain; rows [T]
-        says which sequence each positive belongs to. Where what is to be avoided is nearly everything, a few may stay.
+        Args:
+            positives: ids [T]
+            count: negatives of each positive
+            epoch, step: draws of other ones are other draws
+            avoid: a Jagged of one field of ids that the draws of a sequence shall not contain
+            rows: which of these sequences each positive belongs to [T]
+
+        Returns:
+            int32 ids [T, count], none the positive of its row. Where what is to be avoided is nearly everything, a few
+            of it may stay.
         """
         if count < 1:
             raise ValueError(f"draw: count={count}; needs an integer >= 1")

@@ -236,11 +236,15 @@ class Store:
 
     def verify(self) -> list[str]:
         """Reads every file; a sentence for each that is missing or not as it was written, none if all is well."""
-        found = generations.find(self.path, self.key)
-        try:
-            return list(damage(found.root, found.schema["generation"]))
-        finally:
-            os.close(found.handle)
+        while True:
+            found = generations.find(self.path, self.key)
+            try:
+                named = list(damage(found.root, found.schema["generation"]))
+                # otherwise a build over it moved it aside meanwhile
+                if found.stands():
+                    return named
+            finally:
+                os.close(found.handle)
 
     def sealed(self) -> bool:
         """Whether the store has checksums; those that an older seqdata wrote have none."""

@@ -173,10 +173,14 @@ class View:
         return tuple(self._sliced(low, high) for low, high in zip([first, *borders], borders, strict=False))
 
     def rolling(self, start: Any, end: Any, step: Any, horizon: Any = None) -> Iterator[tuple[View, View]]:
-        """Back-tests: (events before the cutoff, events in the horizon after it) for cutoffs start, start + step, ...
+        """Yields back-tests: (events before the cutoff, events in the horizon after it).
 
-        The last horizon ends by `end`. step, horizon: timedelta or integer microseconds; horizon is one step if None.
         The second view has all users; `history.ahead(horizon)` has those of the first, in their order.
+
+        Args:
+            start, end: the first cutoff, and the moment by which the last horizon ends
+            step: timedelta or integer microseconds from one cutoff to the next
+            horizon: timedelta or integer microseconds; one step if None
         """
         low, high = self.moment(start, "start"), self.moment(end, "end")
         every = parse_span(step, "step")
@@ -241,14 +245,18 @@ class View:
     ) -> Iterator[Batch]:
         """Jagged batches of the view's users, the same ones every time for the same arguments.
 
-        batch_size: users per batch. max_tokens: most events per batch; one of the two is needed, both may be given.
-        shuffle: order of users drawn from (seed, epoch); otherwise the view's order.
-        fields: names to gather, item properties as "field.column"; None takes every event field. "timestamp", int64
-            seconds [T], is always there.
-        max_len: keeps the last events of longer sequences. drop_empty: leaves users without events out.
-        length_pool: users that are put in order of length before they are cut into batches, so that a batch holds
-            sequences of like length; the batches of a pool come in random order.
-        start: number of batches to skip, which costs no gathering.
+        Args:
+            batch_size: most users of a batch
+            max_tokens: most events of a batch; one of the two is needed, both may be given
+            shuffle: order of users drawn from (seed, epoch); otherwise the view's order
+            seed, epoch: of the order
+            fields: names to gather, item properties as "field.column"; None takes every event field. "timestamp", int64
+                seconds [T], is always there
+            max_len: keeps the last events of longer sequences
+            drop_empty: leaves users without events out
+            length_pool: users that are put in order of length before they are cut into batches, so that a batch holds
+                sequences of like length; the batches of a pool come in random order
+            start: batches to skip, which costs no gathering
         """
         gather = Gather(self.store, fields)
         for rows in self.plan(
