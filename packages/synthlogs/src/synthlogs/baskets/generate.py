@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthlogs.baskets.range import Range
-from synthlogs.baskets.trips import FORMATS, LEVELS, MISSIONS, REGIONS, TYPES, Shop, Shoppers, Stores, Week, dominant
+from synthlogs.baskets.trips import FORMATS, LEVELS, MISSIONS, REGIONS, TYPES, Grocer, Shoppers, Stores, Week, dominant
 from synthlogs.folder import progress, whole_folder, write_mark
 from synthlogs.ragged import texts
 from synthlogs.settings import BasketsConfig
@@ -48,7 +48,7 @@ def generate(folder: str | Path, config: BasketsConfig, *, bar: bool = True) -> 
         rng = np.random.default_rng([config.seed, 0])
         sold, stores = Range.draw(config, rng), Stores.draw(config.stores, rng)
         shoppers = Shoppers.draw(config, stores, rng)
-        shop = Shop(sold, stores, shoppers, config, rng)
+        shop = Grocer(sold, stores, shoppers, config, rng)
         (new / "truth").mkdir()
         _write_truth(new, shop, config)
         with (
@@ -80,7 +80,7 @@ def _day(week: int, day: int) -> date:
     return MONDAY + timedelta(days=7 * week + day)
 
 
-def _week(shop: Shop, config: BasketsConfig, week: int, baskets: int) -> tuple[pa.Table, pa.Table]:
+def _week(shop: Grocer, config: BasketsConfig, week: int, baskets: int) -> tuple[pa.Table, pa.Table]:
     """The week's rows and its baskets, both in time order; baskets are numbered on from `baskets`."""
     parts = []
     for number, first in enumerate(range(0, len(shop.shoppers.rate), BLOCK_SHOPPERS)):
@@ -104,7 +104,7 @@ def _week(shop: Shop, config: BasketsConfig, week: int, baskets: int) -> tuple[p
 
 
 def _table(
-    shop: Shop,
+    shop: Grocer,
     config: BasketsConfig,
     week: int,
     basket: NDArray,
@@ -144,7 +144,7 @@ def _table(
     return pa.table([columns[field.name].cast(field.type) for field in _schema()], _schema())
 
 
-def _kinds(shop: Shop, basket: NDArray, taken: dict[str, NDArray], number: int) -> dict[str, NDArray[np.int64]]:
+def _kinds(shop: Grocer, basket: NDArray, taken: dict[str, NDArray], number: int) -> dict[str, NDArray[np.int64]]:
     """Size, focus and price level of each basket, from what lies in it."""
     items = np.bincount(basket, minlength=number)
     focus = shop.sold.focus[shop.sold.category[taken["product"]]]
@@ -162,7 +162,7 @@ def _grouped(sold: Range, name: str, product: NDArray) -> pa.Array:
     return texts(names.indices.to_numpy()[product], names.dictionary)
 
 
-def _write_truth(folder: Path, shop: Shop, config: BasketsConfig) -> None:
+def _write_truth(folder: Path, shop: Grocer, config: BasketsConfig) -> None:
     sold, code = shop.sold, shop.sold.codes["PROD_CODE"]
     products = {
         **sold.codes,
@@ -200,7 +200,7 @@ def _write_truth(folder: Path, shop: Shop, config: BasketsConfig) -> None:
     _write_people(folder / "truth", shop, config)
 
 
-def _write_people(folder: Path, shop: Shop, config: BasketsConfig) -> None:
+def _write_people(folder: Path, shop: Grocer, config: BasketsConfig) -> None:
     known, names = slice(0, config.customers), _numbered("STORE", config.stores, 5)
     shoppers, mix = shop.shoppers, shop.shoppers.missions[: config.customers]
     mix = mix / mix.sum(1, keepdims=True)

@@ -116,7 +116,7 @@ class Week:
     spend: NDArray[np.float64]
 
 
-class Shop:
+class Grocer:
     """Draws the baskets of a week; everything but the random stream is the same in every block of shoppers."""
 
     def __init__(

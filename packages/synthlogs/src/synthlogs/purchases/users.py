@@ -30,6 +30,22 @@ class Sessions:
     views: int
 
 
+@dataclass
+class Looks:
+    """The views [n] of one session of each of many users [m]: whose, when and of what.
+
+    Args:
+        companion: the last product of the complement looked at [m], -1 for none; it may be bought too
+        over: when the last look was [m]
+    """
+
+    of: NDArray[np.int64]
+    second: NDArray[np.int64]
+    product: NDArray[np.int64]
+    companion: NDArray[np.int64]
+    over: NDArray[np.int64]
+
+
 class Users:
     """One block of users, advanced session by session; all that still have time left move together."""
 
@@ -68,55 +84,56 @@ class Users:
             + 0.3 * catalogue.quality[product]
         )
 
-    def _session(self, who: NDArray[np.int64]) -> Sessions:
-        rng, catalogue = self.rng, self.catalogue
-        begin = _warped(self.time[who])
+    def _session(self, who: NDArray) -> Sessions:
+        rng, begin = self.rng, _warped(self.time[who])
         lost = np.flatnonzero((self.focus[who] < 0) | (rng.random(len(who)) < 0.2))
         self.focus[who[lost]] = self._pick(who[lost], self.category[who[lost]], begin[lost])
-        focus, stage = self.focus[who], self.stage[who]
-
-        looks = 1 + rng.poisson(self.size[who] * (1 + 0.2 * stage) * rng.gamma(0.8, 1.25, len(who)))
-        looks = np.minimum(looks, LONGEST)
-        of = np.repeat(np.arange(len(who)), looks)
-        position = np.arange(len(of)) - np.repeat(np.cumsum(looks) - looks, looks)
-        gap = 10 + rng.exponential(45.0, len(of))
-        passed = np.cumsum(gap)
-        second = (begin[of] + passed - (passed - gap)[np.cumsum(looks) - looks][of]).astype(np.int64)
-        kind = np.where(position == 0, 0.0, rng.random(len(of)))
-        product = focus[of]
-        category = self.category[who][of]
-        companion = (kind >= 0.8) & (kind < 0.9)
-        category[companion] = catalogue.complement[category[companion]]
-        category[kind >= 0.9] = catalogue.any_category.draw(int((kind >= 0.9).sum()), rng)
-        other = np.flatnonzero(kind >= 0.4)
-        product[other] = self._pick(who[of[other]], category[other], second[other])
-
-        odds = self.readiness[who] + 0.7 * stage + 0.5 * self.utility(who, focus)
-        odds += 4.0 * catalogue.cut(focus, begin.astype(np.int64))
+        looks, focus = self._look(who, begin), self.focus[who]
+        odds = self.readiness[who] + 0.7 * self.stage[who] + 0.5 * self.utility(who, focus)
+        odds += 4.0 * self.catalogue.cut(focus, begin.astype(np.int64))
         chance = sigmoid(self.intercept + odds)
         bought = rng.random(len(who)) < chance
         carted = rng.random(len(who)) < np.where(bought, 0.6, np.minimum(0.6 * chance, 0.6))
-        # The companion that may be bought too is the last one looked at.
-        last = np.full(len(who), -1)
-        last[of[companion]] = product[companion]
-        too = bought & (last >= 0) & (last != focus) & (rng.random(len(who)) < COMPANION)
-        over = second[np.cumsum(looks) - 1]
+        both = bought & (looks.companion >= 0) & (looks.companion != focus) & (rng.random(len(who)) < COMPANION)
 
-        cart, buy, more = np.flatnonzero(carted), np.flatnonzero(bought), np.flatnonzero(too)
-        owner = np.concatenate([of, cart, buy, more])
+        cart, buy, more = np.flatnonzero(carted), np.flatnonzero(bought), np.flatnonzero(both)
+        of = np.concatenate([looks.of, cart, buy, more])
+        product = np.concatenate([looks.product, focus[cart], focus[buy], looks.companion[more]])
+        share = np.where(product == focus[of], 1.0, np.where(product == looks.companion[of], COMPANION, 0.0))
         events = {
-            "user": who[owner],
-            "session": self.count + owner,
-            "second": np.concatenate([second, over[cart] + 20, over[buy] + 60, over[more] + 61]),
-            "kind": np.repeat([VIEW, CART, PURCHASE], [len(of), len(cart), len(buy) + len(more)]),
-            "product": np.concatenate([product, focus[cart], focus[buy], last[more]]),
+            "user": who[of],
+            "session": self.count + of,
+            "second": np.concatenate(
+                [looks.second, looks.over[cart] + 20, looks.over[buy] + 60, looks.over[more] + 61]
+            ),
+            "kind": np.repeat([VIEW, CART, PURCHASE], [len(looks.of), len(cart), len(buy) + len(more)]),
+            "product": product,
+            "propensity": chance[of] * share,
         }
-        of_focus = events["product"] == focus[owner]
-        of_last = (events["product"] == last[owner]) & ~of_focus
-        events["propensity"] = chance[owner] * np.where(of_focus, 1.0, np.where(of_last, COMPANION, 0.0))
         self.count += len(who)
-        self._advance(who, bought, over - begin)
-        return Sessions(events, odds, len(of))
+        self._advance(who, bought, looks.over - begin)
+        return Sessions(events, odds, len(looks.of))
+
+    def _look(self, who: NDArray, begin: NDArray) -> Looks:
+        """First at the product one is after, then at that again, at others like it, at companions and at anything."""
+        rng, catalogue = self.rng, self.catalogue
+        number = 1 + rng.poisson(self.size[who] * (1 + 0.2 * self.stage[who]) * rng.gamma(0.8, 1.25, len(who)))
+        number = np.minimum(number, LONGEST)
+        of, first = np.repeat(np.arange(len(who)), number), np.cumsum(number) - number
+        gap = 10 + rng.exponential(45.0, len(of))
+        passed = np.cumsum(gap)
+        second = (begin[of] + passed - (passed - gap)[first][of]).astype(np.int64)
+        kind = rng.random(len(of))
+        kind[first] = 0.0
+        product, category = self.focus[who][of], self.category[who][of]
+        beside, anything = (kind >= 0.8) & (kind < 0.9), kind >= 0.9
+        category[beside] = catalogue.complement[category[beside]]
+        category[anything] = catalogue.any_category.draw(int(anything.sum()), rng)
+        other = np.flatnonzero(kind >= 0.4)
+        product[other] = self._pick(who[of[other]], category[other], second[other])
+        companion = np.full(len(who), -1)
+        companion[of[beside]] = product[beside]
+        return Looks(of, second, product, companion, over=second[first + number - 1])
 
     def _advance(self, who: NDArray, bought: NDArray, length: NDArray) -> None:
         rng, catalogue = self.rng, self.catalogue
