@@ -29,6 +29,7 @@ ALLOWED = {
         {"torch", "dask", "distributed", "xgboost", "shap", "matplotlib"},
     ),
     "stu_tokens": ({"torch", "numpy"}, {"faiss"}),
+    "rankers": ({"numpy", "scipy", "implicit", "lightgbm", "threadpoolctl"}, set()),
     "runkit": (
         {"jsonargparse", "docstring_parser", "yaml", "tqdm", "numpy", "filelock"},
         {"lightning", "torch", "fastapi", "uvicorn", "matplotlib"},
