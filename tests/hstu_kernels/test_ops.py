@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hstu_kernels import hstu_attention
+from hstu_kernels import HSTU, hstu_attention
 
 LENGTHS = [3, 0, 1, 7]
 
@@ -22,6 +22,7 @@ def problem(dtype=torch.float64, d_qk=5, d_v=3, heads=2, seed=0):
         "v": draw(total, heads, d_v),
         "position_weight": draw(1, 2 * 8 - 1),
         "time_weight": draw(heads, 21),
+        "bias": draw(1, sum(n * n for n in LENGTHS)),
     }
     constants = {
         "offsets": torch.tensor([0, *LENGTHS]).cumsum(0),
@@ -46,12 +47,15 @@ def op_arguments(arguments, constants, backend, dropout=0.0, extra=True):
         arguments["time_weight"] if extra else None,
         torch.full((sum(LENGTHS),), 3.0) if extra else None,
         torch.tensor(7) if dropout else None,
+        arguments.get("bias") if extra else None,
+        None,
         constants["max_seqlen"],
         0.7,
         8.0,
         True,
         0,
         0,
+        1,
         1,
         dropout,
         backend,
@@ -82,7 +86,7 @@ def test_opcheck_backward(any_backend, extra):
     backend = any_backend
     arguments = {name: x.detach() for name, x in arguments.items()}
     grad = torch.randn(arguments["v"].shape)
-    needs = [True, True, True, extra, extra]
+    needs = [True, True, True, extra, extra, extra]
     torch.library.opcheck(
         torch.ops.hstu_kernels.attention_backward.default,
         (grad, *op_arguments(arguments, constants, backend, extra=extra), needs),
@@ -94,7 +98,7 @@ def test_opcheck_backward(any_backend, extra):
 def test_gradcheck(backend, dropout):
     arguments, constants = problem()
 
-    def attend(q, k, v, position_weight, time_weight):
+    def attend(q, k, v, position_weight, time_weight, bias):
         return hstu_attention(
             q,
             k,
@@ -108,6 +112,7 @@ def test_gradcheck(backend, dropout):
             timestamps=constants["timestamps"],
             time_weight=time_weight,
             time_shift=1,
+            bias=bias,
             dropout=dropout,
             seed=3,
             backend=backend,
@@ -120,7 +125,7 @@ def test_compile_fullgraph_equals_eager(any_backend):
     arguments, constants = problem(torch.float32)
     backend = None if any_backend == "auto" else any_backend
 
-    def loss(q, k, v, position_weight, time_weight):
+    def loss(q, k, v, position_weight, time_weight, bias):
         out = hstu_attention(
             q * 1.5,
             k,
@@ -131,6 +136,7 @@ def test_compile_fullgraph_equals_eager(any_backend):
             timestamps=constants["timestamps"],
             time_weight=time_weight,
             num_contextual=1,
+            bias=bias,
             dropout=0.2,
             seed=5,
             backend=backend,
@@ -191,3 +197,51 @@ def test_second_derivatives_are_refused(backend):
     (grad,) = torch.autograd.grad(out.square().sum(), arguments["q"], create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivatives"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jacrev", "vmap"])
+def test_func_transforms_are_refused_by_name(transform):
+    x, offsets = torch.randn(3, 1, 2), torch.tensor([0, 3])
+
+    def loss(q):
+        return hstu_attention(q, x, x, offsets, 3).sum()
+
+    calls = {
+        "grad": lambda: torch.func.grad(loss)(x),
+        "vjp": lambda: torch.func.vjp(loss, x),
+        "jacrev": lambda: torch.func.jacrev(loss)(x),
+        "vmap": lambda: torch.vmap(loss)(x[None]),
+    }
+    with pytest.raises(NotImplementedError, match=r"hstu_attention: torch.func transforms .* not supported"):
+        calls[transform]()
+    with pytest.raises(NotImplementedError, match=r"HSTU: torch\.func transforms"):
+        rows = torch.randn(3, 4)
+        model = HSTU(1, 4, 1, 2, 2, max_seqlen=4)
+        torch.func.grad(lambda y: model(y, offsets).sum())(rows)
+
+
+def test_a_penalty_on_the_gradient_of_a_layer_is_refused():
+    model = HSTU(1, 4, 1, 2, 2, max_seqlen=4)
+    x = torch.randn(3, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(model(x, torch.tensor([0, 3])).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_export_with_a_dynamic_number_of_rows(grad):
+    model = HSTU(2, 8, 2, 4, 4, max_seqlen=50, time_buckets=20).eval()
+    x, offsets, stamps = torch.randn(7, 8), torch.tensor([0, 3, 7]), torch.arange(7)
+    rows, batch = torch.export.Dim("rows", min=2, max=400), torch.export.Dim("batch", min=2, max=60)
+    with torch.set_grad_enabled(grad):
+        exported = torch.export.export(
+            model,
+            (x, offsets),
+            {"timestamps": stamps},
+            dynamic_shapes={"x": {0: rows}, "offsets": {0: batch}, "timestamps": {0: rows}},
+        )
+    for lengths in ([5, 9], [50], [2, 0, 1, 13]):
+        x, stamps = torch.randn(sum(lengths), 8), torch.arange(sum(lengths))
+        offsets = torch.tensor([0, *lengths]).cumsum(0)
+        found = exported.module()(x, offsets, timestamps=stamps)
+        torch.testing.assert_close(found, model(x, offsets, timestamps=stamps))

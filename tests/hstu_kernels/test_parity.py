@@ -16,8 +16,12 @@ from hstu_kernels.impl import reference
 
 OUT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 GRAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-NAMES = ("out", "dq", "dk", "dv", "d_position", "d_time")
+NAMES = ("out", "dq", "dk", "dv", "d_position", "d_time", "d_bias")
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# What the CUDA kernels lack, and refuse.
+CUDA_LACKS = ("bias", "target_group_size")
 
 
 class Drawn:
@@ -50,9 +54,12 @@ class Drawn:
         self.constants = {"offsets": torch.tensor([0, *lengths]).cumsum(0).to(pick(torch.int32, torch.int64))}
         if pick(True, True, False):
             self.leaves["time_weight"] = normal(pick(1, heads), pick(1, 13, 129, 180))
-            span = pick(3, 10**4, 10**9, 10**12, 10**17)
+            span = pick(3, 10**4, 10**9, 10**12, 10**17, 2**63 - 1)
             stamps = torch.randint(-span, span, (total,), generator=generator)
             self.constants["timestamps"] = stamps.sort().values if pick(True, False) else stamps
+        if pick(True, False, False):
+            pairs = sum(rows * keys for rows, keys in zip(new, lengths, strict=True))
+            self.leaves["bias"] = normal(pick(1, heads), pairs)
         if delta:
             self.constants["q_offsets"] = torch.tensor([0, *new]).cumsum(0)
         if pick(True, False):
@@ -73,6 +80,8 @@ class Drawn:
             "dropout": pick(0.0, 0.0, 0.3),
             "seed": draw(st.integers(-(2**63), 2**63 - 1)),
         }
+        if self.options["causal"]:
+            self.options["target_group_size"] = pick(1, 1, 2, 3)
         if contextual == "int":
             self.options["num_contextual"] = draw(st.integers(0, 4))
         self.grad = normal(total_q, heads, d_v)
@@ -85,6 +94,9 @@ class Drawn:
         return {name: x.detach().cpu() for name, x in zip(["out", *leaves], (out, *gradients), strict=True)}
 
     def check(self, backend, dtype, device="cpu"):
+        if backend == "cuda":
+            self.leaves = {name: x for name, x in self.leaves.items() if name not in CUDA_LACKS}
+            self.options = {name: x for name, x in self.options.items() if name not in CUDA_LACKS}
         # The reference sees the same rounded inputs.
         rounded = object.__new__(Drawn)
         rounded.__dict__.update(self.__dict__)
@@ -333,6 +345,11 @@ MUTANTS = {
     "bucket edge on the wrong side": ("edges, right=True", "edges, right=False"),
     "dropout without its scale": ("/ (1.0 - p.dropout)", ""),
     "divisor of the wrong rows": ("p.row_divisor[rows]", "p.row_divisor[rows].flip(0)"),
+    "bias scaled by alpha": ("self.scores + p.bias.to", "self.scores + p.alpha * p.bias.to"),
+    "bias of the wrong sequence": ("p.bias_begin[b]", "p.bias_begin[0]"),
+    "target groups ignored": ("if p.target_group_size > 1", "if False"),
+    "target groups see what comes": ("mate & (j[None, :] < i[:, None])", "mate"),
+    "time differences that wrap": ("difference(ts_row[:, None], ts[None, :])", "(ts_row[:, None] - ts[None, :]).abs()"),
     "head forgotten in dropout": ("heads[:, None, None]", "0 * heads[:, None, None]"),
 }
 

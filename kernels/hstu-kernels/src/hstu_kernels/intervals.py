@@ -1,27 +1,26 @@
-"""The masks of the op as one interval of keys for each query row, as kernels that walk over tiles want them."""
+"""The masks of the op as intervals of keys for each query row, as kernels that walk over tiles want them."""
 
 import torch
 from torch import Tensor
 
-from hstu_kernels.problem import Problem
+from hstu_kernels.problem import Problem, positions
 
 
-def row_intervals(p: Problem) -> tuple[Tensor, Tensor]:
-    """Return int32 ``lo`` and ``hi`` [Tq]: row i sees the keys lo <= j < hi of its sequence, and itself.
+def row_intervals(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Return int32 ``lo``, ``hi``, ``own`` [Tq]: row i sees the keys lo <= j < hi of its sequence, and own <= j <= i.
+
+    ``own`` is i itself but for targets in groups, who see those before them in their group.
 
     Ids as in the published mask: contextual rows share id 0, targets share ``last_id``, the history counts up between
     them, so that every condition on ids is an interval of positions.
     """
-    offsets = p.offsets.long()
-    q_offsets = offsets if p.q_offsets is None else p.q_offsets.long()
-    n, m = offsets.diff(), q_offsets.diff()
-    batch = torch.arange(len(n), device=p.q.device).repeat_interleave(m, output_size=p.q.shape[0])
+    n = p.offsets.long().diff()
+    batch, at = positions(p.offsets, p.offsets if p.q_offsets is None else p.q_offsets)
 
     def by_row(x: Tensor | None) -> Tensor | int:
         return 0 if x is None else x.long()[batch]
 
     n = n[batch]
-    at = torch.arange(p.q.shape[0], device=p.q.device) - q_offsets[1:][batch] + n
     contextual, targets = torch.as_tensor(by_row(p.num_contextual), device=p.q.device), by_row(p.num_targets)
     first = (contextual - 1).clamp(min=0)
     last_id = n - first - targets
@@ -50,4 +49,6 @@ def row_intervals(p: Problem) -> tuple[Tensor, Tensor]:
         whole = (contextual > 0) & (row_id == 0) & (last_id > 0)
         low = torch.where(whole, 0, low)
         high = torch.where(whole, high.maximum(begin_of(last_id)), high)
-    return low.int(), high.maximum(low).int()
+    before = at - (n - targets)
+    own = torch.where(before < 0, at, at - before % p.target_group_size)
+    return low.int(), high.maximum(low).int(), own.int()

@@ -1,4 +1,4 @@
-"""The edges of the time buckets as integers, computed once from float64, so that all backends agree to the last row."""
+"""Time differences, and the edges of their buckets as integers from float64: all backends agree to the last row."""
 
 import math
 from functools import cache
@@ -9,6 +9,8 @@ from torch import Tensor
 # Natural-log width of a bucket in the published model (generative-recommenders, research/modeling/sequential/hstu.py).
 LOG_WIDTH = 0.301
 NEVER = 2**63 - 1
+# Differences beyond int64 count as this, one short of the edges that int64 cannot hold.
+LONGEST = NEVER - 1
 
 
 @cache
@@ -20,6 +22,12 @@ def bucket_edges(last_bucket: int, device: torch.device) -> Tensor:
     """
     edges = [_first_in(bucket) for bucket in range(1, last_bucket + 1)]
     return torch.tensor(edges, dtype=torch.int64, device=device)
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``|a - b|`` of int64 seconds, at most ``LONGEST``: exact where it is smaller, and never wrapped around."""
+    wrapped = torch.maximum(a, b) - torch.minimum(a, b)
+    return torch.where(wrapped < 0, LONGEST, wrapped.clamp(max=LONGEST))
 
 
 def _first_in(bucket: int) -> int:

@@ -1,5 +1,8 @@
 """Selective scan (Mamba) that trains anywhere: packed sequences, states with gradients; see ``selective_scan``."""
 
+# First of all: it says how OpenMP waits, which torch's library reads when it is loaded.
+from mamba_scan import waiting  # noqa: F401  # isort: skip
+
 from mamba_scan.api import (
     causal_conv1d,
     causal_conv1d_fn,

@@ -11,6 +11,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import torch
+
 PACKAGE = __name__.rpartition(".")[0]
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # On a card CUDA comes second until both have been measured there.
@@ -66,6 +68,21 @@ def choose(backend: str, problem: Any) -> ModuleType:
     if missing:
         _warn_once(f"{PACKAGE} runs on the slow reference path, for want of a faster backend: {'; '.join(missing)}")
     return implementation("reference")
+
+
+def refuse_transforms(name: str, *tensors: Any) -> None:
+    """Check that none of the arguments of an op belongs to a ``torch.func`` transform.
+
+    Raises:
+        NotImplementedError: one does; says what helps.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if any(isinstance(x, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+        raise NotImplementedError(
+            f"{name}: torch.func transforms (grad, vjp, jvp, jacrev, vmap) are not supported; use backward or "
+            "torch.autograd.grad for gradients, and one packed batch instead of vmap"
+        )
 
 
 @cache

@@ -63,6 +63,7 @@ SHARED = {
     "hatch_build.py": "{project}/hatch_build.py",
     "native.py": "{project}/src/{package}/native.py",
     "dispatch.py": "{project}/src/{package}/dispatch.py",
+    "waiting.py": "{project}/src/{package}/waiting.py",
     "simd.h": "{project}/src/{package}/csrc/simd.h",
 }
 

@@ -43,11 +43,13 @@ struct Arena {
   }
 };
 
-// to[r, :] = rows of a view, padded with zeros to `padded`.
+// to[r, :] = rows of a view, or those that the slots name, padded with zeros to `padded`.
 template <class F, class In>
-void read_rows(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded, F* to) {
+void read_rows(const View& view, int64_t row, int64_t count, int64_t head, int64_t width, int64_t padded, F* to,
+               const int64_t* slots = nullptr) {
   for (int64_t r = 0; r < count; ++r) {
-    const In* from = static_cast<const In*>(view.data) + (row + r) * view.row + head * view.head;
+    const int64_t at = slots ? slots[row + r] : row + r;
+    const In* from = static_cast<const In*>(view.data) + at * view.row + head * view.head;
     read_line<F, In>(from, width, padded, to + r * padded);
   }
 }
@@ -58,9 +60,9 @@ void write_row(const View& view, int64_t row, int64_t head, int64_t width, F sca
   write_line<F, Out>(from, width, scale, to);
 }
 
-// The keys of the current tile that a query row sees: [begin, end), and `self` where it lies outside of them.
+// The keys of the current tile that a query row sees: [begin, end), and [own, own_end) where it lies outside of them.
 struct Span {
-  int begin, end, self;
+  int begin, end, own, own_end;
 };
 
 struct Group {
@@ -73,8 +75,9 @@ Span span_of(const Problem& p, int64_t q_row, int64_t position, int64_t tile, in
   s.begin = int(max64(0, min64(p.lo[q_row] - tile, keys)));
   s.end = int(max64(0, min64(p.hi[q_row] - tile, keys)));
   if (s.begin >= s.end) s.begin = s.end = 0;
-  const int64_t self = position - tile;
-  s.self = self >= 0 && self < keys && !(self >= s.begin && self < s.end) ? int(self) : -1;
+  s.own = int(max64(0, min64(p.own[q_row] - tile, keys)));
+  s.own_end = int(max64(0, min64(position + 1 - tile, keys)));
+  if (s.own >= s.own_end || (s.own >= s.begin && s.own_end <= s.end)) s.own = s.own_end = 0;
   return s;
 }
 
@@ -87,9 +90,9 @@ Group group_of(const Span* spans, int rows) {
       g.begin = s.begin < g.begin ? s.begin : g.begin;
       g.end = s.end > g.end ? s.end : g.end;
     }
-    if (s.self >= 0) {
-      g.begin = s.self < g.begin ? s.self : g.begin;
-      g.end = s.self + 1 > g.end ? s.self + 1 : g.end;
+    if (s.own < s.own_end) {
+      g.begin = s.own < g.begin ? s.own : g.begin;
+      g.end = s.own_end > g.end ? s.own_end : g.end;
     }
   }
   return g;
@@ -151,6 +154,8 @@ struct Clock {
   int32_t bucket(uint64_t x) const {
     const int32_t last = int32_t(p->time.width - 1);
     if (x < 1) x = 1;
+    // One short of the edges that int64 cannot hold.
+    if (x > uint64_t(INT64_MAX) - 1) x = uint64_t(INT64_MAX) - 1;
     int32_t b = p->bucket_of_power[63 - __builtin_clzll(x)];
     while (b < last && x >= uint64_t(p->edges[b])) ++b;
     return b;
@@ -287,6 +292,7 @@ struct Terms {
   const F* time = nullptr;
   Clock::Buckets buckets{};
   const F* kept = nullptr;
+  const F* bias = nullptr;
   const Span* spans = nullptr;
   bool masked = false;
   F alpha = 1;
@@ -306,7 +312,7 @@ struct Terms {
     I column{};
     for (int l = 0; l < S::lanes; ++l) column[l] = l;
     column += c;
-    return ((column >= span.begin) & (column < span.end)) | (column == span.self);
+    return ((column >= span.begin) & (column < span.end)) | ((column >= span.own) & (column < span.own_end));
   }
 
   void weigh(F* rows, int height, int begin, int end) const {
@@ -321,7 +327,8 @@ struct Terms {
     for (int r = 0; r < height; ++r) {
       F* const row = rows + r * kKeys;
       for (int c = begin; c < end; c += S::lanes) {
-        const V x = score<Position, Time>(alpha * load(row + c), r, c);
+        V x = score<Position, Time>(alpha * load(row + c), r, c);
+        if (bias) x += load(bias + r * kKeys + c);
         V w = x * sigmoid<F>(x);
         if (kept) w *= load(kept + r * kKeys + c);
         if (masked) w = seen(spans[r], c) ? w : V{};
@@ -346,7 +353,8 @@ struct Terms {
     for (int r = 0; r < height; ++r) {
       F *const row = rows + r * kKeys, *const d_row = d_rows + r * kKeys;
       for (int c = begin; c < end; c += S::lanes) {
-        const V x = score<Position, Time>(alpha * load(row + c), r, c);
+        V x = score<Position, Time>(alpha * load(row + c), r, c);
+        if (bias) x += load(bias + r * kKeys + c);
         const V s = sigmoid<F>(x);
         V w = x * s, d = load(d_row + c) * (s + w * (1 - s)) * inverse[r];
         w *= inverse[r];
@@ -374,14 +382,23 @@ struct HeadTerms {
   const Problem& p;
   const Piece& piece;
   Clock* clock;
+  // Of one group of rows: what dropout keeps, and behind that the bias.
   F* kept;
   const F* position = nullptr;
   const F* time = nullptr;
+  const F* bias = nullptr;
   uint32_t key = 0;
-  int64_t first_key;
+  int64_t first_key, length, first_at;
 
   HeadTerms(const Problem& problem, const Piece& work, int64_t at0, bool again, Clock* c, F* k)
-      : p(problem), piece(work), clock(c), kept(k), first_key(problem.offsets[work.sequence]) {
+      : p(problem),
+        piece(work),
+        clock(c),
+        kept(k),
+        first_key(problem.offsets[work.sequence]),
+        length(problem.offsets[work.sequence + 1] - first_key),
+        first_at(length - (problem.q_offsets[work.sequence + 1] - problem.q_offsets[work.sequence])) {
+    if (p.bias.data) bias = row_of(p.bias) + p.bias_begin[work.sequence];
     if (p.position.data) position = row_of(p.position) + p.position.width / 2;
     if (p.time.data) {
       time = row_of(p.time);
@@ -408,8 +425,21 @@ struct HeadTerms {
       for (int r = 0; r < height; ++r) keep(at + r, tile, begin, end, kept + r * kKeys);
       terms.kept = kept;
     }
+    if (bias) {
+      F* const to = kept + kRows * kKeys;
+      const int64_t columns = min64(end, length - tile);
+      for (int r = 0; r < height; ++r) {
+        const F* const from = bias + bias_at(at + r, tile);
+        for (int64_t c = begin; c < columns; ++c) to[r * kKeys + c] = from[c];
+        for (int64_t c = columns; c < end; ++c) to[r * kKeys + c] = 0;
+      }
+      terms.bias = to;
+    }
     return terms;
   }
+
+  // Entry of a row's first key of a tile, counted from the sequence's first one.
+  int64_t bias_at(int64_t at, int64_t tile) const { return (at - first_at) * length + tile; }
 
   void keep(int64_t at, int64_t tile, int begin, int end, F* to) const {
     const uint32_t row_key = mix(key + uint32_t(first_key + at)), threshold = p.keep_threshold;
@@ -443,7 +473,7 @@ struct Forward {
     keys = arena.take<F>(kKeys * padded_qk);
     values = arena.take<F>(kKeys * padded_v);
     scores = arena.take<F>(kRows * kKeys);
-    kept = arena.take<F>(kRows * kKeys);
+    kept = arena.take<F>(2 * kRows * kKeys);
     clock.take(p, plan, arena);
   }
 
@@ -455,10 +485,10 @@ struct Forward {
 
   void pack_keys(const Problem& p, int64_t head, int64_t row, int count) {
     const int whole = int(round_up(count, lanes));
-    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, key_rows);
+    read_rows<F, In>(p.k, row, count, head, p.width_qk, padded_qk, key_rows, p.slots);
     zero(key_rows + count * padded_qk, (whole - count) * padded_qk);
     transpose(key_rows, padded_qk, whole, int(padded_qk), keys, kKeys);
-    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, values);
+    read_rows<F, In>(p.v, row, count, head, p.width_v, padded_v, values, p.slots);
   }
 
   // scores = q·k for rows r0.. and the keys [begin, begin + vectors).
@@ -531,7 +561,7 @@ struct Backward {
     dv = arena.take<F>(kKeys * padded_v);
     own_dq = arena.take<F>(plan.max_rows * padded_qk);
     d_time = arena.take<F>(p.d_time ? p.time.width * lanes : 0);
-    kept = arena.take<F>(kRows * kKeys);
+    kept = arena.take<F>(2 * kRows * kKeys);
     clock.take(p, plan, arena);
   }
 
@@ -635,8 +665,13 @@ void back_through_scores(Pass& pass, const Problem& p, const HeadTerms<F>& head,
   for (int r = 0; r < height; ++r) inverse[r] = 1 / divisor_of<F>(p, row + r);
   const Terms<F> terms = head.rows(at, height, tile, begin, end, spans, !group.full);
   terms.weigh_back(w, d, height, begin, end, inverse, d_position);
+  F* const d_bias = p.d_bias ? static_cast<F*>(p.d_bias) + head.piece.head * p.bias.width : nullptr;
   for (int r = 0; r < height; ++r) {
     F *w_row = w + r * kKeys, *d_row = d + r * kKeys;
+    if (d_bias) {
+      F* const to = d_bias + p.bias_begin[head.piece.sequence] + head.bias_at(at + r, tile);
+      for (int64_t c = begin; c < min64(end, head.length - tile); ++c) to[c] = d_row[c];
+    }
     const int64_t bucket_row = r * terms.buckets.stride;
     if (p.d_time && terms.buckets.narrow)
       spread(terms.buckets.narrow + bucket_row, d_row, begin, end, pass.d_time);
@@ -655,7 +690,7 @@ inline void rows_that_see(const Span* spans, int height, int first, int last, in
   *end = 0;
   for (int r = 0; r < height; ++r) {
     const Span s = spans[r];
-    if ((s.begin < last && s.end > first) || (s.self >= first && s.self < last)) {
+    if ((s.begin < last && s.end > first) || (s.own < last && s.own_end > first)) {
       if (*begin == height) *begin = r;
       *end = r + 1;
     }
@@ -742,7 +777,7 @@ struct PairForward {
     values = arena.take<uint32_t>(kKeys / 2 * padded_v);
     pairs = arena.take<uint32_t>(kRows * kKeys / 2);
     scores = arena.take<float>(kRows * kKeys);
-    kept = arena.take<float>(kRows * kKeys);
+    kept = arena.take<float>(2 * kRows * kKeys);
     clock.take(p, plan, arena);
   }
 
@@ -805,7 +840,7 @@ struct PairBackward {
     dv = arena.take<float>(kKeys * padded_v);
     own_dq = arena.take<float>(plan.max_rows * padded_qk);
     d_time = arena.take<float>(p.d_time ? p.time.width * lanes : 0);
-    kept = arena.take<float>(kRows * kKeys);
+    kept = arena.take<float>(2 * kRows * kKeys);
     clock.take(p, plan, arena);
   }
 

@@ -36,6 +36,7 @@ struct Masks {
   bool causal;
   int64_t max_attn_len, min_full_attn_len;
   const int64_t *targets, *contextual;
+  int64_t target_group_size;
 };
 
 struct Isa {
@@ -81,10 +82,12 @@ int64_t clamp(int64_t x, int64_t low, int64_t high) { return std::min(std::max(x
 
 // The masks of the op, one interval a row. Ids: contextual rows share 0, targets share last_id, the history counts up
 // between them, so that "id in [a, b]" is an interval of positions.
-void intervals(const Problem& p, const Masks& masks, std::vector<int32_t>* lo, std::vector<int32_t>* hi) {
+void intervals(const Problem& p, const Masks& masks, std::vector<int32_t>* lo, std::vector<int32_t>* hi,
+               std::vector<int32_t>* own) {
   const int64_t total = p.q_offsets[p.batch];
   lo->resize(total);
   hi->resize(total);
+  own->resize(total);
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t n = p.offsets[b + 1] - p.offsets[b], m = p.q_offsets[b + 1] - p.q_offsets[b];
     const int64_t contextual = masks.contextual ? masks.contextual[b] : 0,
@@ -118,6 +121,8 @@ void intervals(const Problem& p, const Masks& masks, std::vector<int32_t>* lo, s
       }
       (*lo)[p.q_offsets[b] + r] = int32_t(low);
       (*hi)[p.q_offsets[b] + r] = int32_t(std::max(low, high));
+      const int64_t before = i - (n - targets);
+      (*own)[p.q_offsets[b] + r] = int32_t(before < 0 ? i : i - before % masks.target_group_size);
     }
   }
 }
@@ -171,7 +176,7 @@ Pieces forward_pieces(const Problem& p, int threads) {
       double work = 0;
       for (int64_t r = begin; r < end; ++r) {
         const int64_t row = p.q_offsets[b] + r, at = n - m + r;
-        low = std::min({low, int64_t(p.lo[row] < p.hi[row] ? p.lo[row] : at), at});
+        low = std::min({low, int64_t(p.lo[row] < p.hi[row] ? p.lo[row] : at), int64_t(p.own[row])});
         high = std::max({high, int64_t(p.hi[row]), at + 1});
         work += p.hi[row] - p.lo[row] + 1;
       }
@@ -235,7 +240,7 @@ Pieces backward_pieces(const Problem& p, int threads, bool position, bool time) 
       for (int64_t r = 0; r < m; ++r) {
         const int64_t row = p.q_offsets[b] + r, at = n - m + r;
         const bool sees = (p.lo[row] < piece.key_end && p.hi[row] > piece.key_begin && p.lo[row] < p.hi[row]) ||
-                          (at >= piece.key_begin && at < piece.key_end);
+                          (at >= piece.key_begin && p.own[row] < piece.key_end);
         if (!sees) continue;
         piece.row_begin = std::min(piece.row_begin, r);
         piece.row_end = r + 1;
@@ -315,7 +320,7 @@ struct Call {
   Problem problem{};
   hstu::Plan plan{};
   Masks masks{};
-  std::vector<int32_t> lo, hi;
+  std::vector<int32_t> lo, hi, own;
   std::vector<char> position, time;
   const Isa& isa = chosen();
 
@@ -347,9 +352,18 @@ struct Call {
     p.q = view(a, "q");
     p.k = view(a, "k");
     p.v = view(a, "v");
-    masks = {a["causal"].cast<bool>(), a["max_attn_len"].cast<int64_t>(), a["min_full_attn_len"].cast<int64_t>(),
-             pointer<const int64_t>(a, "num_targets"), pointer<const int64_t>(a, "num_contextual")};
-    p.bfloat16_pairs = isa.bfloat16_pairs;
+    masks = {a["causal"].cast<bool>(),
+             a["max_attn_len"].cast<int64_t>(),
+             a["min_full_attn_len"].cast<int64_t>(),
+             pointer<const int64_t>(a, "num_targets"),
+             pointer<const int64_t>(a, "num_contextual"),
+             a["target_group_size"].cast<int64_t>()};
+    p.slots = pointer<const int64_t>(a, "slots");
+    // Products of pairs read packed rows.
+    p.bfloat16_pairs = isa.bfloat16_pairs && p.slots == nullptr;
+    const auto [bias, bias_heads, bias_width] = a["bias"].cast<TableArgument>();
+    p.bias = {reinterpret_cast<const void*>(bias), bias_heads, bias_width, bias_width};
+    p.bias_begin = pointer<const int64_t>(a, "bias_begin");
     plan.threads = std::max(1, a["threads"].cast<int>());
     int32_t b = 0;
     for (int e = 0; e < 64 && p.time.data; ++e) {
@@ -372,9 +386,10 @@ struct Call {
   }
 
   void cut() {
-    intervals(problem, masks, &lo, &hi);
+    intervals(problem, masks, &lo, &hi, &own);
     problem.lo = lo.data();
     problem.hi = hi.data();
+    problem.own = own.data();
   }
 };
 
@@ -397,6 +412,7 @@ void backward(const py::kwargs& arguments) {
   p.dv = view(arguments, "dv");
   p.d_position = pointer<void>(arguments, "d_position");
   p.d_time = pointer<void>(arguments, "d_time");
+  p.d_bias = pointer<void>(arguments, "d_bias");
   const py::gil_scoped_release release;
   call.cut();
   const Pieces pieces = backward_pieces(p, call.plan.threads, p.d_position != nullptr, p.d_time != nullptr);

@@ -24,9 +24,15 @@ struct Problem {
   int64_t batch, heads, width_qk, width_v;
   const int64_t *offsets, *q_offsets, *timestamps, *edges;
   const double* divisors;
-  // Row r sees the keys [lo[r], hi[r]) of its sequence and itself.
-  const int32_t *lo, *hi;
+  // Row r, at position i of its sequence, sees the keys [lo[r], hi[r]) and [own[r], i].
+  const int32_t *lo, *hi, *own;
+  // Where the packed rows of k and v lie; null where they are packed.
+  const int64_t* slots;
   Table position, time;
+  // One entry for each pair of a row and a key of its sequence; bias_begin is the first one of each sequence. d_bias
+  // has a line for every head.
+  Table bias;
+  const int64_t* bias_begin;
   // Bucket of the time difference 2^e.
   int32_t bucket_of_power[64];
   double alpha, divisor, keep_scale;
@@ -34,7 +40,7 @@ struct Problem {
   bool dropout, bfloat16_pairs;
   uint32_t keep_threshold, seed_key;
   View q, k, v, out, grad, dq, dk, dv;
-  void *d_position, *d_time;
+  void *d_position, *d_time, *d_bias;
 };
 
 // A piece of one sequence and head. Forward: query rows [row_begin, row_end). Backward: keys [key_begin, key_end) with

@@ -102,6 +102,8 @@ __device__ inline bool sees(const Row& row, int j) { return (j >= row.lo && j < 
 __device__ inline int bucket_of(const Problem& p, int64_t now, int64_t then) {
   uint64_t dt = now > then ? uint64_t(now) - uint64_t(then) : uint64_t(then) - uint64_t(now);
   dt = dt < 1 ? 1 : dt;
+  // One short of the edges that int64 cannot hold.
+  dt = dt > uint64_t(INT64_MAX) - 1 ? uint64_t(INT64_MAX) - 1 : dt;
   const int last = p.time.width - 1;
   int b = int(logf(float(dt)) * (1.f / 0.301f));
   b = b < last ? b : last;

@@ -29,8 +29,8 @@ def supports(p: Problem | Tensor) -> str | None:
 
 def forward(p: Problem) -> Tensor:
     """As ``reference.forward``."""
-    q, k, v = (_dense_rows(x) for x in (p.q, p.k, p.v))
-    out = p.q.new_empty(p.q.shape[0], p.v.shape[1], p.v.shape[2])
+    q, k, v = (_dense_rows(x) for x in (p.q, p.keys, p.values))
+    out = p.q.new_empty(p.q.shape[0], *p.v.shape[-2:])
     arguments, alive = _arguments(p)
     _module().forward(q=_view(q), k=_view(k), v=_view(v), out=_view(out), **arguments)
     del alive
@@ -44,6 +44,10 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     arguments, alive = _arguments(p)
     d_position = _table_gradient(p, p.position_weight, needs[3])
     d_time = _table_gradient(p, p.time_weight, needs[4])
+    d_bias = None
+    if p.bias is not None and needs[5]:
+        # Of pairs that nobody sees nothing is written; heads that share a bias are summed in their order afterwards.
+        d_bias = torch.zeros(p.q.shape[1], p.bias.shape[1], dtype=p.compute_dtype)
     _module().backward(
         q=_view(q),
         k=_view(k),
@@ -54,10 +58,14 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
         dv=_view(dv),
         d_position=_pointer(d_position),
         d_time=_pointer(d_time),
+        d_bias=_pointer(d_bias),
         **arguments,
     )
     del alive
-    return dq, dk, dv, _as_table(d_position, p.position_weight), _as_table(d_time, p.time_weight)
+    if d_bias is not None and p.bias is not None and p.bias.shape[0] == 1:
+        d_bias = d_bias.sum(0, keepdim=True)
+    tables = ((d_position, p.position_weight), (d_time, p.time_weight), (d_bias, p.bias))
+    return dq, dk, dv, *(_as_table(gradient, table) for gradient, table in tables)
 
 
 def instruction_set() -> str:
@@ -90,18 +98,20 @@ def _arguments(p: Problem) -> tuple[dict[str, Any], list[Tensor | None]]:
     offsets, q_offsets, targets, contextual, timestamps = map(
         integers, (p.offsets, p.q_offsets, p.num_targets, p.num_contextual, p.timestamps)
     )
-    position, time = (
-        None if w is None else w.detach().to(p.compute_dtype).contiguous() for w in (p.position_weight, p.time_weight)
+    position, time, bias = (
+        None if w is None else w.detach().to(p.compute_dtype).contiguous()
+        for w in (p.position_weight, p.time_weight, p.bias)
     )
+    bias_begin = None if bias is None else p.bias_begin
     edges = None if p.time_weight is None else bucket_edges(p.time_weight.shape[1] - 1, torch.device("cpu"))
     divisors = None if p.row_divisor is None else p.row_divisor.to(torch.float64).contiguous()
-    alive = [offsets, q_offsets, targets, contextual, timestamps, position, time, edges, divisors]
+    alive = [offsets, q_offsets, targets, contextual, timestamps, position, time, edges, divisors, bias, bias_begin]
     arguments = {
         "dtype": _DTYPE_CODES[p.q.dtype],
         "batch": p.offsets.shape[0] - 1,
         "heads": p.q.shape[1],
         "width_qk": p.q.shape[2],
-        "width_v": p.v.shape[2],
+        "width_v": p.v.shape[-1],
         "offsets": _pointer(offsets),
         "q_offsets": _pointer(q_offsets),
         "num_targets": _pointer(targets),
@@ -111,11 +121,15 @@ def _arguments(p: Problem) -> tuple[dict[str, Any], list[Tensor | None]]:
         "position": _table_view(position),
         "time": _table_view(time),
         "edges": _pointer(edges),
+        "bias": _table_view(bias),
+        "bias_begin": _pointer(bias_begin),
+        "slots": _pointer(p.slots),
         "alpha": p.alpha,
         "divisor": p.divisor,
         "causal": p.causal,
         "max_attn_len": p.max_attn_len,
         "min_full_attn_len": p.min_full_attn_len,
+        "target_group_size": p.target_group_size,
         "time_shift": p.time_shift,
         "dropout": p.dropout,
         "keep_threshold": keep_threshold(p.dropout),

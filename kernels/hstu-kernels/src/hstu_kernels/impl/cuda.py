@@ -30,6 +30,11 @@ def unavailable() -> str | None:
 
 def supports(p: Problem | Tensor) -> str | None:
     """Return why this backend cannot take the problem, or the rows of a layer's piece, or None."""
+    if isinstance(p, Problem):
+        lacks = {"bias": p.bias is not None, "block_table": p.block_table is not None}
+        lacks["target_group_size"] = p.target_group_size > 1
+        if missing := [name for name, used in lacks.items() if used]:
+            return f"they come with {', '.join(missing)}, which the CUDA kernels lack"
     if p.dtype not in _DTYPE_CODES:
         return f"they are {p.dtype}, needs float32, bfloat16 or float16"
     if p.device.type != "cuda":
@@ -55,10 +60,10 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     weights = (p.position_weight, p.time_weight)
     tables = [
         torch.zeros(w.shape, dtype=torch.float32, device=w.device) if w is not None and needed else None
-        for w, needed in zip(weights, needs[3:], strict=True)
+        for w, needed in zip(weights, needs[3:5], strict=True)
     ]
     if dq.numel() == 0 or dk.numel() == 0 or dv.numel() == 0:
-        return dq.zero_(), dk.zero_(), dv.zero_(), *_as_tables(tables, weights)
+        return dq.zero_(), dk.zero_(), dv.zero_(), *_as_tables(tables, weights), None
     grad = _dense(grad)
     call = _Call(p, grad)
     blocks, positions = call.batch * p.q.shape[1], 2 * p.max_seqlen - 1
@@ -82,7 +87,7 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
         time_parts=_pointer(parts[1]),
         chunks=chunks,
     )
-    return dq, dk, dv, *_as_tables(tables, weights)
+    return dq, dk, dv, *_as_tables(tables, weights), None
 
 
 @cache

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hstu_kernels.dropout import keep_mask
 from hstu_kernels.problem import Problem
-from hstu_kernels.time_buckets import bucket_edges
+from hstu_kernels.time_buckets import bucket_edges, difference
 
 
 def unavailable() -> str | None:
@@ -22,16 +22,16 @@ def supports(p: Problem | Tensor) -> str | None:
 
 def forward(p: Problem) -> Tensor:
     """Return out [Tq, H, Dv]: out_i = sum over j of mask_ij * SiLU(alpha * q_i·k_j + bias_ij) / divisor_i * v_j."""
-    out = p.q.new_zeros(p.q.shape[0], p.v.shape[1], p.v.shape[2], dtype=p.compute_dtype)
+    out = p.q.new_zeros(p.q.shape[0], *p.v.shape[-2:], dtype=p.compute_dtype)
     for s in _sequences(p):
         out[s.rows] = torch.einsum("hij,jhv->ihv", s.scores * torch.sigmoid(s.scores) * s.scale, s.v)
     return out.to(p.q.dtype)
 
 
 def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of q, k, v, position_weight and time_weight (None for an absent table)."""
+    """Return the gradients of q, packed k and v, position_weight, time_weight and bias (None for an absent one)."""
     dq, dk, dv = (torch.zeros_like(x, dtype=p.compute_dtype) for x in (p.q, p.k, p.v))
-    weights = (p.position_weight, p.time_weight)
+    weights = (p.position_weight, p.time_weight, p.bias)
     tables = [None if w is None else torch.zeros_like(w, dtype=p.compute_dtype) for w in weights]
     for s in _sequences(p):
         g = grad[s.rows].to(p.compute_dtype)
@@ -41,7 +41,7 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
         d_scores = d_weights * sigmoid * (1 + s.scores * (1 - sigmoid))
         dq[s.rows] += p.alpha * torch.einsum("hij,jhd->ihd", d_scores, s.k)
         dk[s.cols] += p.alpha * torch.einsum("hij,ihd->jhd", d_scores, s.q)
-        for table, index in zip(tables, (s.position_index, s.time_index), strict=True):
+        for table, index in zip(tables, (s.position_index, s.time_index, s.bias_index), strict=True):
             if table is not None and index is not None:
                 summed = d_scores.sum(0, keepdim=True) if table.shape[0] == 1 else d_scores
                 table.index_add_(1, index.flatten(), summed.flatten(1))
@@ -82,11 +82,12 @@ class _Sequence:
     def __init__(self, p: Problem, b: int, rows: slice, cols: slice) -> None:
         n, m = cols.stop - cols.start, rows.stop - rows.start
         self.rows, self.cols = rows, cols
-        self.q, self.k, self.v = (x.to(p.compute_dtype) for x in (p.q[rows], p.k[cols], p.v[cols]))
+        seen = cols if p.slots is None else p.slots[cols]
+        self.q, self.k, self.v = (x.to(p.compute_dtype) for x in (p.q[rows], p.keys[seen], p.values[seen]))
         j = torch.arange(n, device=p.q.device)
         i = j[n - m :]
         self.scores = p.alpha * torch.einsum("ihd,jhd->hij", self.q, self.k)
-        self.position_index = self.time_index = None
+        self.position_index = self.time_index = self.bias_index = None
         if p.position_weight is not None:
             center = p.position_weight.shape[1] // 2
             self.position_index = center + j[None, :] - i[:, None]
@@ -95,8 +96,11 @@ class _Sequence:
             ts = p.timestamps[cols]
             ts_row = ts[(i + p.time_shift).clamp(max=max(n - 1, 0))]
             edges = bucket_edges(p.time_weight.shape[1] - 1, p.q.device)
-            self.time_index = torch.bucketize((ts_row[:, None] - ts[None, :]).abs(), edges, right=True)
+            self.time_index = torch.bucketize(difference(ts_row[:, None], ts[None, :]), edges, right=True)
             self.scores = self.scores + p.time_weight.to(p.compute_dtype)[:, self.time_index]
+        if p.bias is not None:
+            self.bias_index = p.bias_begin[b] + torch.arange(m * n, device=p.q.device).view(m, n)
+            self.scores = self.scores + p.bias.to(p.compute_dtype)[:, self.bias_index]
         divisor = p.divisor if p.row_divisor is None else p.row_divisor[rows].to(p.compute_dtype)[:, None]
         self.scale = (_mask(p, b, i, j, n).to(p.compute_dtype) / divisor)[None]
         if p.seed is not None:
@@ -128,6 +132,10 @@ def _mask(p: Problem, b: int, i: Tensor, j: Tensor, n: int) -> Tensor:
             near = near | (row >= last_id - p.min_full_attn_len)
         mask = mask & near
     mask = mask | (i[:, None] == j[None, :])
+    if p.target_group_size > 1:
+        row_group, col_group = ((x - (n - targets)).div(p.target_group_size, rounding_mode="floor") for x in (i, j))
+        mate = (row_group[:, None] == col_group[None, :]) & (j[None, :] >= n - targets)
+        mask = mask | (mate & (j[None, :] < i[:, None]))
     if contextual:
         mask = mask | ((row == 0) & (col < last_id))
     return mask

@@ -12,22 +12,23 @@ from hstu_kernels.problem import Problem, check_contents
 _PROBLEM = (
     "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? q_offsets, Tensor? num_targets, Tensor? num_contextual, "
     "Tensor? position_weight, Tensor? timestamps, Tensor? time_weight, Tensor? row_divisor, Tensor? seed, "
-    "SymInt max_seqlen, float alpha, float divisor, bool causal, int max_attn_len, int min_full_attn_len, "
-    "int time_shift, float dropout"
+    "Tensor? bias, Tensor? block_table, SymInt max_seqlen, float alpha, float divisor, bool causal, int max_attn_len, "
+    "int min_full_attn_len, int target_group_size, int time_shift, float dropout"
 )
-_DIFFERENTIABLE = (0, 1, 2, 7, 9)
-_NUM_PROBLEM_FIELDS = 20
+_FIELDS = list(Problem.__dataclass_fields__)
+_NUM_PROBLEM_FIELDS = len(_FIELDS)
+_DIFFERENTIABLE = [_FIELDS.index(name) for name in ("q", "k", "v", "position_weight", "time_weight", "bias")]
 
 torch.library.define("hstu_kernels::attention", f"({_PROBLEM}, str backend) -> Tensor")
 torch.library.define(
     "hstu_kernels::attention_backward",
-    f"(Tensor grad, {_PROBLEM}, str backend, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, {_PROBLEM}, str backend, bool[] needs) -> ({', '.join(['Tensor'] * len(_DIFFERENTIABLE))})",
 )
 
 
 def attention(p: Problem, backend: str | None) -> Tensor:
     """Run the registered op on a checked problem; ``backend`` None picks the fastest when the op runs."""
-    fields = (getattr(p, name) for name in Problem.__dataclass_fields__)
+    fields = (getattr(p, name) for name in _FIELDS)
     return torch.ops.hstu_kernels.attention(*fields, backend or "auto")
 
 
@@ -43,13 +44,20 @@ def _attention(*args: Any) -> Tensor:
 def _attention_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     p = Problem(*args[:_NUM_PROBLEM_FIELDS])
     backend, needs = args[_NUM_PROBLEM_FIELDS:]
-    grads = choose(backend, p).backward(p, grad, needs)
+    packed = p if p.slots is None else p.gathered()
+    grads = choose(backend, packed).backward(packed, grad, needs)
+    if p.slots is not None:
+        # Pages that several sequences share have the sum of their gradients.
+        dk, dv = (x.new_zeros(x.shape) for x in (p.k, p.v))
+        for pool, found in ((dk, grads[1]), (dv, grads[2])):
+            pool.flatten(0, 1).index_add_(0, p.slots, found)
+        grads = (grads[0], dk, dv, *grads[3:])
     return tuple(p.q.new_empty(0) if g is None else g for g in grads)
 
 
 @torch.library.register_fake("hstu_kernels::attention")
 def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
-    return q.new_empty(q.shape[0], v.shape[1], v.shape[2])
+    return q.new_empty(q.shape[0], v.shape[-2], v.shape[-1])
 
 
 @torch.library.register_fake("hstu_kernels::attention_backward")

@@ -36,7 +36,7 @@ _KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
 
 def forward(p: Problem) -> Tensor:
     """As ``reference.forward``."""
-    out = p.q.new_empty(p.q.shape[0], p.v.shape[1], p.v.shape[2])
+    out = p.q.new_empty(p.q.shape[0], *p.v.shape[-2:])
     if out.numel():
         call = _Call(p)
         call.launch("forward", call.longest_q, out)
@@ -49,7 +49,7 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
     if dk.numel() == 0 or dv.numel() == 0 or dq.numel() == 0:
         dq, dk, dv = (x.zero_() for x in (dq, dk, dv))
-        empty = (None if w is None else torch.zeros_like(w) for w in (p.position_weight, p.time_weight))
+        empty = (None if w is None else torch.zeros_like(w) for w in (p.position_weight, p.time_weight, p.bias))
         return dq, dk, dv, *empty
     grad = dense(grad)
     exact = torch.are_deterministic_algorithms_enabled()
@@ -57,14 +57,19 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
     kind = torch.int64 if exact else torch.float32
     tables = [
         torch.zeros(w.shape, dtype=kind, device=w.device) if w is not None and needed else None
-        for w, needed in zip((p.position_weight, p.time_weight), needs[3:], strict=True)
+        for w, needed in zip((p.position_weight, p.time_weight), needs[3:5], strict=True)
     ]
-    call.launch("dq", call.longest_q, grad, grad.stride(0), grad.stride(1), dq, *tables, scale)
+    pairs = 0 if p.bias is None else p.bias.shape[1]
+    # Of pairs that nobody sees nothing is written.
+    d_bias = p.q.new_zeros(p.q.shape[1], pairs, dtype=torch.float32) if p.bias is not None and needs[5] else None
+    call.launch("dq", call.longest_q, grad, grad.stride(0), grad.stride(1), dq, *tables, scale, d_bias, pairs)
     call.launch("dkv", min(p.max_seqlen, p.k.shape[0]), grad, grad.stride(0), grad.stride(1), dk, dv)
     if scale is not None:
         tables = [None if table is None else table.double() / scale for table in tables]
-    weights = (p.position_weight, p.time_weight)
-    found = (None if t is None or w is None else t.to(w.dtype) for t, w in zip(tables, weights, strict=True))
+    if d_bias is not None and p.bias is not None and p.bias.shape[0] == 1:
+        d_bias = d_bias.sum(0, keepdim=True)
+    weights = (p.position_weight, p.time_weight, p.bias)
+    found = (None if t is None or w is None else t.to(w.dtype) for t, w in zip((*tables, d_bias), weights, strict=True))
     return dq, dk, dv, *found
 
 
@@ -73,14 +78,16 @@ class _Call:
 
     def __init__(self, p: Problem) -> None:
         self.p = p
-        self.q, self.k, self.v = (dense(x) for x in (p.q, p.k, p.v))
+        self.q, self.k, self.v = (dense(x) for x in (p.q, p.keys, p.values))
         # Pointers without strides go to the kernels: of anything but rows and heads only dense tensors will do.
         self.offsets = p.offsets.long().contiguous()
         self.q_offsets = self.offsets if p.q_offsets is None else p.q_offsets.long().contiguous()
         self.timestamps = None if p.timestamps is None else p.timestamps.contiguous()
         self.row_divisor = None if p.row_divisor is None else p.row_divisor.contiguous()
-        self.lo, self.hi = row_intervals(p)
+        self.lo, self.hi, self.own = row_intervals(p)
         self.edges = None if p.time_weight is None else bucket_edges(p.time_weight.shape[1] - 1, p.q.device)
+        self.bias = None if p.bias is None else p.bias.detach().contiguous()
+        self.bias_begin = None if p.bias is None else p.bias_begin
         self.longest_q = min(p.max_seqlen, p.q.shape[0])
 
     def launch(self, name: str, longest: int, *own: Any) -> None:
@@ -88,9 +95,9 @@ class _Call:
         position, time = (None if w is None else w.detach().contiguous() for w in (p.position_weight, p.time_weight))
         fixed = {
             "WIDTH_QK": p.q.shape[2],
-            "WIDTH_V": p.v.shape[2],
+            "WIDTH_V": p.v.shape[-1],
             "PADDED_QK": max(16, triton.next_power_of_2(p.q.shape[2])),
-            "PADDED_V": max(16, triton.next_power_of_2(p.v.shape[2])),
+            "PADDED_V": max(16, triton.next_power_of_2(p.v.shape[-1])),
             "POSITION": position is not None,
             "TIME": time is not None,
             "DROPOUT": p.seed is not None,
@@ -120,6 +127,7 @@ class _Call:
             self.q_offsets,
             self.lo,
             self.hi,
+            self.own,
             position,
             0 if position is None or position.shape[0] == 1 else position.shape[1],
             0 if position is None else position.shape[1] // 2,
@@ -129,6 +137,10 @@ class _Call:
             self.timestamps,
             self.edges,
             self.row_divisor,
+            self.bias,
+            0 if p.bias is None or p.bias.shape[0] == 1 else p.bias.shape[1],
+            self.bias_begin,
+            p.slots,
             p.alpha,
             p.divisor,
             0 if p.seed is None else seed_key(int(p.seed)),

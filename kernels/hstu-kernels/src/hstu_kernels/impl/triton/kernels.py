@@ -26,26 +26,33 @@ def _kept(seed_key, threshold, scale, head, rows, cols):
 def _buckets(ts, first, at, cols, n, edges, last_bucket, TIME_SHIFT: tl.constexpr):
     now = tl.load(ts + first + tl.minimum(at + TIME_SHIFT, n - 1), mask=at < n, other=0)
     then = tl.load(ts + first + cols, mask=cols < n, other=0)
-    dt = tl.maximum(tl.abs(now[:, None] - then[None, :]), 1)
+    # Never wrapped around, and one short of the edges that int64 cannot hold.
+    dt = tl.maximum(now[:, None], then[None, :]) - tl.minimum(now[:, None], then[None, :])
+    dt = tl.where(dt < 0, 0x7FFFFFFFFFFFFFFE, tl.minimum(dt, 0x7FFFFFFFFFFFFFFE))
+    dt = tl.maximum(dt, 1)
     guess = (tl.log(dt.to(tl.float32)) / 0.301).to(tl.int32)
     guess = tl.minimum(guess, last_bucket)
     # The logarithm may be one off beside an edge; the integer edges decide.
     above = tl.load(edges + guess, mask=guess < last_bucket, other=0x7FFFFFFFFFFFFFFF)
-    guess = tl.where(above <= dt, guess + 1, guess)
+    guess = tl.where((above <= dt) & (guess < last_bucket), guess + 1, guess)
     below = tl.load(edges + guess - 1, mask=guess > 0, other=0)
     return tl.where(below > dt, guess - 1, guess)
 
 
 @triton.jit
 def _score_tile(
-    q_tile, k_tile, at, cols, lo, hi, inside, n, first, head,
+    q_tile, k_tile, at, cols, lo, hi, own, inside, n, first, head,
     position, position_stride, center, time, time_stride, last_bucket, ts, edges,
-    alpha, POSITION: tl.constexpr, TIME: tl.constexpr, TIME_SHIFT: tl.constexpr,
+    bias, bias_stride, line, alpha, POSITION: tl.constexpr, TIME: tl.constexpr, TIME_SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Scores, their mask, position indices and buckets."""
     scores = alpha * dot(q_tile, tl.trans(k_tile))
     seen = (cols[None, :] >= lo[:, None]) & (cols[None, :] < hi[:, None])
-    seen = (seen | (cols[None, :] == at[:, None])) & inside[:, None] & (cols < n)[None, :]
+    seen = (
+        (seen | ((cols[None, :] >= own[:, None]) & (cols[None, :] <= at[:, None])))
+        & inside[:, None]
+        & (cols < n)[None, :]
+    )
     where = center + cols[None, :] - at[:, None]
     bucket = where
     if POSITION:
@@ -53,6 +60,9 @@ def _score_tile(
     if TIME:
         bucket = _buckets(ts, first, at, cols, n, edges, last_bucket, TIME_SHIFT)
         scores += tl.load(time + head * time_stride + bucket, mask=seen, other=0.0).to(tl.float32)
+    if bias is not None:
+        pair = line[:, None] + cols[None, :]
+        scores += tl.load(bias + head * bias_stride + pair, mask=seen, other=0.0).to(tl.float32)
     return scores, seen, where, bucket
 
 
@@ -78,12 +88,13 @@ def _extent(offsets, b):
 
 
 @triton.jit
-def _intervals(lo_of, hi_of, first_q, row, n, m):
-    """Which query rows exist, their positions in the sequence, and the keys [lo, hi) that they see."""
+def _intervals(lo_of, hi_of, own_of, first_q, row, n, m):
+    """Which query rows exist, their positions in the sequence, and the keys [lo, hi) and [own, at] that they see."""
     inside = row < m
     lo = tl.load(lo_of + first_q + row, mask=inside, other=0)
     hi = tl.load(hi_of + first_q + row, mask=inside, other=0)
-    return inside, n - m + row, lo, hi
+    own = tl.load(own_of + first_q + row, mask=inside, other=0)
+    return inside, n - m + row, lo, hi, own
 
 
 @triton.jit
@@ -104,9 +115,18 @@ def _weights_and_d_scores(scores, seen, g_tile, v_tile, by):
 
 
 @triton.jit
-def _key_range(lo, hi, at, inside, n):
+def _lines(bias, bias_begin, b, row, n):
+    """First entry of the bias of each row."""
+    line = row
+    if bias is not None:
+        line = tl.load(bias_begin + b) + row.to(tl.int64) * n
+    return line
+
+
+@triton.jit
+def _key_range(lo, hi, own, at, inside, n):
     """First and one past the last key that any row of the block sees."""
-    least = tl.minimum(tl.where(lo < hi, lo, at), at)
+    least = tl.minimum(tl.where(lo < hi, lo, own), own)
     begin = tl.min(tl.where(inside, least, n))
     end = tl.max(tl.where(inside, tl.maximum(hi, at + 1), 0))
     return begin, end
@@ -114,9 +134,9 @@ def _key_range(lo, hi, at, inside, n):
 
 @triton.jit
 def forward_kernel(
-    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, offsets, q_offsets, lo_of, hi_of,
+    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, offsets, q_offsets, lo_of, hi_of, own_of,
     position, position_stride, center, time, time_stride, last_bucket, ts, edges, divisors,
-    alpha, divisor, seed_key, threshold, keep_scale, heads, out,
+    bias, bias_stride, bias_begin, slots, alpha, divisor, seed_key, threshold, keep_scale, heads, out,
     WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr, PADDED_QK: tl.constexpr, PADDED_V: tl.constexpr,
     POSITION: tl.constexpr, TIME: tl.constexpr, DROPOUT: tl.constexpr, ROW_DIVISOR: tl.constexpr,
     TIME_SHIFT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -128,18 +148,21 @@ def forward_kernel(
     if start >= m:
         return
     row = start + tl.arange(0, BLOCK_ROWS)
-    inside, at, lo, hi = _intervals(lo_of, hi_of, first_q, row, n, m)
+    inside, at, lo, hi, own = _intervals(lo_of, hi_of, own_of, first_q, row, n, m)
     q_tile = _load_rows(q, first_q + row, q_row, head, q_head, inside, WIDTH_QK, PADDED_QK)
     total = tl.zeros([BLOCK_ROWS, PADDED_V], dtype=tl.float32)
-    begin, end = _key_range(lo, hi, at, inside, n)
+    begin, end = _key_range(lo, hi, own, at, inside, n)
     for tile in range(begin // BLOCK_KEYS * BLOCK_KEYS, end, BLOCK_KEYS):
         cols = tile + tl.arange(0, BLOCK_KEYS)
-        k_tile = _load_rows(k, first + cols, k_row, head, k_head, cols < n, WIDTH_QK, PADDED_QK)
-        v_tile = _load_rows(v, first + cols, v_row, head, v_head, cols < n, WIDTH_V, PADDED_V)
+        key = first + cols
+        if slots is not None:
+            key = tl.load(slots + key, mask=cols < n, other=0)
+        k_tile = _load_rows(k, key, k_row, head, k_head, cols < n, WIDTH_QK, PADDED_QK)
+        v_tile = _load_rows(v, key, v_row, head, v_head, cols < n, WIDTH_V, PADDED_V)
         scores, seen, _, _ = _score_tile(
-            q_tile, k_tile, at, cols, lo, hi, inside, n, first, head,
-            position, position_stride, center, time, time_stride, last_bucket, ts, edges, alpha,
-            POSITION, TIME, TIME_SHIFT,
+            q_tile, k_tile, at, cols, lo, hi, own, inside, n, first, head,
+            position, position_stride, center, time, time_stride, last_bucket, ts, edges,
+            bias, bias_stride, _lines(bias, bias_begin, b, row, n), alpha, POSITION, TIME, TIME_SHIFT,
         )  # fmt: skip
         weights = tl.where(seen, scores * tl.sigmoid(scores), 0.0)
         if DROPOUT:
@@ -151,10 +174,10 @@ def forward_kernel(
 
 @triton.jit
 def dq_kernel(
-    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, offsets, q_offsets, lo_of, hi_of,
+    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, offsets, q_offsets, lo_of, hi_of, own_of,
     position, position_stride, center, time, time_stride, last_bucket, ts, edges, divisors,
-    alpha, divisor, seed_key, threshold, keep_scale, heads,
-    grad, grad_row, grad_head, dq, d_position, d_time, fixed_point,
+    bias, bias_stride, bias_begin, slots, alpha, divisor, seed_key, threshold, keep_scale, heads,
+    grad, grad_row, grad_head, dq, d_position, d_time, fixed_point, d_bias, pairs,
     WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr, PADDED_QK: tl.constexpr, PADDED_V: tl.constexpr,
     POSITION: tl.constexpr, TIME: tl.constexpr, DROPOUT: tl.constexpr, ROW_DIVISOR: tl.constexpr,
     TIME_SHIFT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -166,25 +189,28 @@ def dq_kernel(
     if start >= m:
         return
     row = start + tl.arange(0, BLOCK_ROWS)
-    inside, at, lo, hi = _intervals(lo_of, hi_of, first_q, row, n, m)
+    inside, at, lo, hi, own = _intervals(lo_of, hi_of, own_of, first_q, row, n, m)
     q_tile = _load_rows(q, first_q + row, q_row, head, q_head, inside, WIDTH_QK, PADDED_QK)
     g_tile = _load_rows(grad, first_q + row, grad_row, head, grad_head, inside, WIDTH_V, PADDED_V)
     by = _divisor(divisors, divisor, first_q, row, inside, ROW_DIVISOR)
     total = tl.zeros([BLOCK_ROWS, PADDED_QK], dtype=tl.float32)
-    begin, end = _key_range(lo, hi, at, inside, n)
+    begin, end = _key_range(lo, hi, own, at, inside, n)
     for tile in range(begin // BLOCK_KEYS * BLOCK_KEYS, end, BLOCK_KEYS):
         cols = tile + tl.arange(0, BLOCK_KEYS)
         k_tile = _load_rows(k, first + cols, k_row, head, k_head, cols < n, WIDTH_QK, PADDED_QK)
         v_tile = _load_rows(v, first + cols, v_row, head, v_head, cols < n, WIDTH_V, PADDED_V)
         scores, seen, where, bucket = _score_tile(
-            q_tile, k_tile, at, cols, lo, hi, inside, n, first, head,
-            position, position_stride, center, time, time_stride, last_bucket, ts, edges, alpha,
-            POSITION, TIME, TIME_SHIFT,
+            q_tile, k_tile, at, cols, lo, hi, own, inside, n, first, head,
+            position, position_stride, center, time, time_stride, last_bucket, ts, edges,
+            bias, bias_stride, _lines(bias, bias_begin, b, row, n), alpha, POSITION, TIME, TIME_SHIFT,
         )  # fmt: skip
         _, d_scores = _weights_and_d_scores(scores, seen, g_tile, v_tile, by)
         if DROPOUT:
             d_scores *= _kept(seed_key, threshold, keep_scale, head, first + at, cols)
         total += dot(d_scores.to(k_tile.dtype), k_tile)
+        if d_bias is not None:
+            line = _lines(bias, bias_begin, b, row, n)
+            tl.store(d_bias + head.to(tl.int64) * pairs + line[:, None] + cols[None, :], d_scores, mask=seen)
         amount = d_scores
         if fixed_point is not None:
             scaled = tl.floor(d_scores * tl.load(fixed_point).to(tl.float32) + 0.5)
@@ -199,9 +225,10 @@ def dq_kernel(
 
 @triton.jit
 def dkv_kernel(
-    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, offsets, q_offsets, lo_of, hi_of,
+    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, offsets, q_offsets, lo_of, hi_of, own_of,
     position, position_stride, center, time, time_stride, last_bucket, ts, edges, divisors,
-    alpha, divisor, seed_key, threshold, keep_scale, heads, grad, grad_row, grad_head, dk, dv,
+    bias, bias_stride, bias_begin, slots, alpha, divisor, seed_key, threshold, keep_scale, heads,
+    grad, grad_row, grad_head, dk, dv,
     WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr, PADDED_QK: tl.constexpr, PADDED_V: tl.constexpr,
     POSITION: tl.constexpr, TIME: tl.constexpr, DROPOUT: tl.constexpr, ROW_DIVISOR: tl.constexpr,
     TIME_SHIFT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -219,17 +246,17 @@ def dkv_kernel(
     dv_total = tl.zeros([BLOCK_KEYS, PADDED_V], dtype=tl.float32)
     for start in range(0, m, BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)
-        inside, at, lo, hi = _intervals(lo_of, hi_of, first_q, row, n, m)
+        inside, at, lo, hi, own = _intervals(lo_of, hi_of, own_of, first_q, row, n, m)
         sees = (lo < tile + BLOCK_KEYS) & (hi > tile) & (lo < hi)
-        sees = (sees | ((at >= tile) & (at < tile + BLOCK_KEYS))) & inside
+        sees = (sees | ((at >= tile) & (own < tile + BLOCK_KEYS))) & inside
         if tl.max(sees.to(tl.int32)) > 0:
             q_tile = _load_rows(q, first_q + row, q_row, head, q_head, inside, WIDTH_QK, PADDED_QK)
             g_tile = _load_rows(grad, first_q + row, grad_row, head, grad_head, inside, WIDTH_V, PADDED_V)
             by = _divisor(divisors, divisor, first_q, row, inside, ROW_DIVISOR)
             scores, seen, _, _ = _score_tile(
-                q_tile, k_tile, at, cols, lo, hi, inside, n, first, head,
-                position, position_stride, center, time, time_stride, last_bucket, ts, edges, alpha,
-                POSITION, TIME, TIME_SHIFT,
+                q_tile, k_tile, at, cols, lo, hi, own, inside, n, first, head,
+                position, position_stride, center, time, time_stride, last_bucket, ts, edges,
+                bias, bias_stride, _lines(bias, bias_begin, b, row, n), alpha, POSITION, TIME, TIME_SHIFT,
             )  # fmt: skip
             weights, d_scores = _weights_and_d_scores(scores, seen, g_tile, v_tile, by)
             if DROPOUT:
