@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from record import header, provenance, write
+
 from ltv.cli import main
 from ltv.compare import BTYD, COLUMNS, markdown
 from ltv.rundir import Run
-from record import header, provenance, write
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("FOOTFALL_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from hstu_kernels import HSTU
 from mtl_heads import TaskSpec
 from ubt.config import ModelConfig
-from ubt.model import Family, Sequences, UniversalBehavioralTransformer
+from ubt.encoder import Family, Sequences
+from ubt.model import UniversalBehavioralTransformer
 
 FAMILIES = {
     "event_type": Family("id", 7),

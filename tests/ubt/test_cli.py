@@ -1,6 +1,8 @@
 """The command line: a whole tiny run, a foreign log by YAML, and errors that say what to do."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from ubt.cli import main, presets, read_config
+from runkit.settings import SettingError
+from ubt.cli import APP, main
 from ubt.config import Config
 
 TINY = """
@@ -50,8 +53,9 @@ def test_one_command_goes_from_nothing_to_the_table(
     ):
         assert (run / name).exists(), name
     metadata = json.loads((run / "metadata.json").read_text())
-    assert set(metadata["stages"]) == {"generate", "prepare", "train", "embed", "score"}
-    assert metadata["seed"] == 42 and len(metadata["data_fingerprint"]) == 32 and metadata["versions"]["torch"]
+    assert set(metadata["commands"]) == {"generate", "prepare", "train", "embed", "score", "run"}
+    assert metadata["seed"] == 42 and metadata["versions"]["torch"]
+    assert len(metadata["commands"]["prepare"]["data_fingerprint"]) == 64
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["hidden_size"] == 16
     # Again, from the written config alone: nothing is prepared or trained a second time.
     assert main(["run", "--config", str(run / "config.yaml"), "--resume"]) == 0
@@ -190,7 +194,7 @@ def test_a_split_directory_is_read_as_it_is(
 
 def test_settings_have_one_name_everywhere(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {batch_size: 7}\nmodel: {num_layers: 5}")
-    config = read_config(
+    config = APP.parse(
         "train", ["--config", str(tmp_path / "a.yaml"), "--learning-rate=1e-2", "--train.num_epochs", "9", "--resume"]
     )
     assert (config.train.batch_size, config.model.num_layers) == (7, 5)
@@ -201,18 +205,18 @@ def test_settings_have_one_name_everywhere(tmp_path: Path) -> None:
 
 
 def test_switches_can_be_turned_off() -> None:
-    assert read_config("train", ["--no-progress", "--seed", "3"]).progress is False
-    config = read_config("train", ["--hold-out-newest", "--no-hold_out_newest"])
+    assert APP.parse("train", ["--no-progress", "--seed", "3"]).progress is False
+    config = APP.parse("train", ["--hold-out-newest", "--no-hold_out_newest"])
     assert config.progress and not config.train.hold_out_newest
-    with pytest.raises(SystemExit):
-        read_config("train", ["--no-seed"])
+    with pytest.raises(SettingError, match="no-seed"):
+        APP.parse("train", ["--no-seed"])
 
 
 def test_files_of_a_log_may_be_one_pattern(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("log: {files: '*.csv'}")
-    assert read_config("prepare", ["--config", str(tmp_path / "a.yaml")]).log.files == ["*.csv"]
-    assert read_config("prepare", ["--files", "a.parquet"]).log.files == ["a.parquet"]
-    assert read_config("prepare", ["--files", "[a.parquet, b.parquet]"]).log.files == ["a.parquet", "b.parquet"]
+    assert APP.parse("prepare", ["--config", str(tmp_path / "a.yaml")]).log.files == ["*.csv"]
+    assert APP.parse("prepare", ["--files", "a.parquet"]).log.files == ["a.parquet"]
+    assert APP.parse("prepare", ["--files", "[a.parquet, b.parquet]"]).log.files == ["a.parquet", "b.parquet"]
 
 
 def test_a_popularity_without_targets_is_named(
@@ -232,48 +236,59 @@ def test_training_without_ranked_tasks_says_no_auroc(
     assert "AUROC" not in capsys.readouterr().out
 
 
+def test_two_commands_do_not_share_a_run_directory(
+    raw_log: Path, tmp_path: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold = "import sys; from runkit.run import Run\nwith Run(sys.argv[1]).command('train'): print(); input()"
+    command = [sys.executable, "-uc", hold, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        assert main(["prepare", *settings, "--data-dir", str(raw_log)]) == 1
+        assert f"in use by `train`, process {other.pid}" in capsys.readouterr().err
+        other.kill()
+    assert main(["prepare", *settings, "--data-dir", str(raw_log)]) == 0
+
+
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
 def test_an_empty_file_overrides_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "empty.yaml").write_text(text)
     (tmp_path / "seed.yaml").write_text("seed: 5")
     files = ["--config", str(tmp_path / "seed.yaml"), f"--config={tmp_path / 'empty.yaml'}"]
-    assert read_config("train", files).seed == 5
+    assert APP.parse("train", files).seed == 5
 
 
 @pytest.mark.parametrize("text", ["train: {num_epochs: 3", "a: b: c", "- 1", "soon"])
 def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
-    assert main(["train", "--config", str(tmp_path / "wrong.yaml")]) == 1
+    assert main(["train", "--config", str(tmp_path / "wrong.yaml")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"ubt train: error: {tmp_path / 'wrong.yaml'}: ") and error.count("\n") == 1
+    assert error.startswith(f"ubt train: error: {tmp_path / 'wrong.yaml'}") and error.count("\n") == 1
 
 
 def test_torchrun_says_how_many_processes_train(
     settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
-    monkeypatch.setattr("ubt.pipeline._train", lambda config, whole: found.append(config.train.processes))
+    monkeypatch.setattr("ubt.pipeline._train", lambda config, facts: found.append(config.train.processes))
     for variable, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
         monkeypatch.setenv(variable, value)
     assert main(["train", *settings]) == main(["train", *settings, "--processes", "2"]) == 0
     assert found == [2, 2]
-    assert main(["train", *settings, "--processes", "3"]) == 1
+    assert main(["train", *settings, "--processes", "3"]) == 2
     assert "train.processes: got 3, needs 2, the processes that were started" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", APP.preset_names())
 def test_presets_are_configs(preset: str) -> None:
-    assert isinstance(read_config("run", ["--config", preset]), Config)
+    assert isinstance(APP.parse("run", ["--config", preset]), Config)
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     overview = capsys.readouterr().out
     assert "ubt prepare" in overview and "demo" in overview
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--help"])
+    assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    assert stop.value.code == 0
     assert "--train.learning_rate" in text and "--generate.clients" not in text and "examples:" in text
 
 
@@ -325,7 +340,7 @@ def test_duplicate_clients_are_named(raw_copy: Path, settings: list[str], capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frobnicate"], "unknown command 'frobnicate'"),
+        (["frobnicate"], "got 'frobnicate', needs one of generate, prepare"),
         (["prepare", "--data-dir", "/nowhere"], "/nowhere is not a folder"),
         (["prepare", "--data-dir", "$FOOTFALL_NOT_SET/x"], "names an environment variable that is not set"),
         (["embed"], "run `ubt prepare`"),
@@ -342,24 +357,29 @@ def test_wrong_commands_say_what_helps(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--processes 0", "train.processes: got 0, needs at least 1"),
-        ("--processes -1", "train.processes: got -1"),
-        ("--threads -1", "train.threads: got -1, needs at least 0"),
-        ("--focal_gamma -1", "train.focal_gamma: got -1.0"),
-        ("--focal_gamma .nan", "train.focal_gamma: got nan"),
-        ("--balance 1.0", "train.balance: got 1.0, needs a number from 0 to below 1"),
-        ("--id_size 0", "model.id_size: got 0"),
-        ("--time_buckets 0", "model.time_buckets: got 0"),
-        ("--dropout 1.5", "model.dropout: got 1.5, needs a share from 0 to below 1"),
-        ("--id_dropout -0.1", "model.id_dropout: got -0.1"),
-        ("--seed -1", "seed: got -1, needs a whole number from 0"),
-        ("--score.width 0", "score.width: got 0"),
+        ("--processes 0", "train.processes: got '0', needs int restricted to be >0"),
+        ("--processes -1", "train.processes: got '-1'"),
+        ("--threads -1", "train.threads: got '-1', needs int restricted to be"),
+        ("--focal_gamma -1", "train.focal_gamma: got '-1'"),
+        ("--focal_gamma .nan", "train.focal_gamma: got '.nan'"),
+        ("--balance 1.0", "train.balance: got '1.0', needs a share from 0 to below 1"),
+        ("--id_size 0", "model.id_size: got '0'"),
+        ("--time_buckets 0", "model.time_buckets: got '0'"),
+        ("--dropout 1.5", "model.dropout: got '1.5', needs a share from 0 to below 1"),
+        ("--id_dropout -0.1", "model.id_dropout: got '-0.1'"),
+        ("--weighting best", "train.weighting: got 'best', needs one of static, uncertainty, dwa, gradnorm"),
+        ("--windows_days []", "features.windows_days: got none"),
+        ("--windows_days [0]", "features.windows_days: got '[0]'"),
+        ("--clients 3", "generate.clients: got 3, needs at least 100"),
+        ("--blocks hstu,hstu", "blocks: got 'hstu,hstu', needs some of"),
+        ("--seed -1", "seed: got '-1', needs a whole number from 0"),
+        ("--score.width 0", "score.width: got '0'"),
     ],
 )
 def test_a_setting_without_sense_is_named_before_anything_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
-    assert main(["train", *option.split(), "--run-dir", str(tmp_path / "run")]) == 1
+    assert main(["train", *option.split(), "--run-dir", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith(f"ubt train: error: {message}")
     assert not (tmp_path / "run").exists()
 
@@ -376,9 +396,8 @@ def test_a_wrong_yaml_key_or_value_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--config", str(tmp_path / "wrong.yaml")])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert main(["train", "--config", str(tmp_path / "wrong.yaml")]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

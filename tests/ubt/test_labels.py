@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ubt.labels import earlier_labels, positions, window_labels
+from ubt.labels import earlier_labels, window_labels
 from ubt.prepare import TARGETS, Prepared, open_prepared
 
 
@@ -191,10 +191,3 @@ def test_a_purchase_of_an_unknown_sku_is_a_purchase_without_category(
     row = list(prepared.users).index(client)
     assert labels.churn[row] == 0
     assert labels.category[[row]].sum() == 0
-
-
-def test_positions_find_ids_in_any_order() -> None:
-    place, known = positions(np.array([5, 1, 9]), np.array([9, 2, 5, 1, 1, 100]))
-    assert known.tolist() == [True, False, True, True, True, False]
-    assert place[known].tolist() == [2, 0, 1, 1]
-    assert not positions(np.array([], int), np.array([3]))[1].any()

@@ -112,7 +112,7 @@ def test_training_and_embedding_do_not_open_the_scored_window(
 
 
 def test_labels_of_users_kept_apart_do_not_train(prepared: Prepared, tiny: Config) -> None:
-    from ubt.data import Reader
+    from ubt.batches import Reader
     from ubt.labels import window_labels
     from ubt.train import UserBatches
 

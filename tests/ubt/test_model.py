@@ -7,7 +7,8 @@ import torch
 
 from mtl_heads import TaskSpec
 from ubt.config import ModelConfig
-from ubt.model import EnhancedFeatureEncoder, Family, Sequences, UniversalBehavioralTransformer
+from ubt.encoder import EnhancedFeatureEncoder, Family, Sequences
+from ubt.model import UniversalBehavioralTransformer
 
 FAMILIES = {
     "event_type": Family("id", 7),

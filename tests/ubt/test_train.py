@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 
-from mtl_heads import UniformSampler
+from mtl_heads import WEIGHTINGS, UniformSampler
+from runkit.training import load_checkpoint
 from seqdata import Batch
-from ubt.config import TASKS, WEIGHTINGS, Config
-from ubt.data import Reader
+from ubt.batches import Reader
+from ubt.config import TASKS, Config
+from ubt.encoder import Sequences
 from ubt.labels import earlier_labels, window_labels
-from ubt.model import Sequences
 from ubt.prepare import Prepared
 from ubt.train import UBTModule, UserBatches, _task_weights, train
 
@@ -27,7 +28,7 @@ ALL_TASKS = "churn:1.0,category_propensity:0.5,product_propensity:0.5,price:1.0,
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return torch.load(checkpoint, weights_only=False)["state_dict"]
+    return load_checkpoint(checkpoint)["state_dict"]
 
 
 def epochs(config: Config, number: int) -> Config:
@@ -186,7 +187,7 @@ def test_task_weights_that_make_no_sense_are_refused(prepared: Prepared, tiny: C
 def test_the_newest_labels_can_be_held_out(prepared: Prepared, tiny: Config) -> None:
     config = replace(tiny, train=replace(tiny.train, hold_out_newest=True))
     labels = [window_labels(prepared, "train"), *earlier_labels(prepared, 2, 2)][::-1]
-    data = UserBatches(Reader(prepared, 500), labels, config)
+    data = UserBatches(Reader(prepared, 500), labels, config, ["churn"])
     starts = [int(one.start.replace(tzinfo=timezone.utc).timestamp()) for one in labels]
     for example in data.train(0):
         assert example.cutoffs.tolist() == starts[:2] and example.targets["churn"].shape[1] == 2
@@ -290,7 +291,7 @@ def test_every_weight_has_a_gradient_whoever_is_in_a_share(
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_user_is_in_one_batch_of_one_process(prepared: Prepared, tiny: Config, processes: int) -> None:
     reader = Reader(prepared, 500)
-    data = UserBatches(reader, [window_labels(prepared, "train")], tiny)
+    data = UserBatches(reader, [window_labels(prepared, "train")], tiny, ["churn"])
     everybody, orders = set(prepared.users[prepared.known]), []
     for epoch in (0, 1):
         shares = [data.train(epoch, rank, processes) for rank in range(processes)]

@@ -14,12 +14,13 @@ import torch
 
 import seqdata
 import ubt.update
+from runkit.files import file_hash
+from runkit.training import load_checkpoint, save_checkpoint
 from synthlogs.shop import TABLES
 from ubt.config import Config, EmbedConfig, LogConfig, UpdateConfig
 from ubt.embed import cache_writer, check_made_of, embed, embed_users
 from ubt.model import UniversalBehavioralTransformer
 from ubt.prepare import Prepared
-from ubt.rundir import file_hash
 from ubt.train import load, train
 from ubt.update import append_days, update
 
@@ -286,9 +287,37 @@ def test_an_update_without_a_cache_or_into_the_past_says_what_helps(
         updated(prepared, config, checkpoint, "2022-10-12")
     with pytest.raises(ValueError, match="got 'soon'"):
         updated(prepared, config, checkpoint, "soon")
-    torch.save(torch.load(checkpoint, weights_only=False) | {"more": 1}, checkpoint)
+    save_checkpoint(load_checkpoint(checkpoint) | {"more": 1}, checkpoint)
     with pytest.raises(ValueError, match="with another network"):
         updated(prepared, config, checkpoint)
+
+
+class Planted:
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('ran')",)
+
+
+def test_no_file_of_a_run_runs_code(prepared: Prepared, config: Config, checkpoint: Path) -> None:
+    embedded(prepared, config, checkpoint)
+    chunk = sorted((Path(config.run_dir) / "cache").glob("*.pt"))[0]
+    kept = chunk.read_bytes()
+    for content in (Planted(), {"rows": 1}):
+        torch.save(content, chunk)
+        with pytest.raises(ValueError, match=r"000001\.pt: got .* needs what `ubt embed` kept; run it again"):
+            updated(prepared, config, checkpoint, "2022-10-20")
+    chunk.write_bytes(kept)
+    torch.save({"state_dict": Planted()}, checkpoint)
+    with pytest.raises(ValueError, match=r"best\.ckpt"):
+        load(checkpoint, prepared)
+
+
+def test_folders_of_others_are_never_replaced(prepared: Prepared, config: Config, checkpoint: Path) -> None:
+    cache = Path(config.run_dir) / "cache"
+    cache.mkdir()
+    (cache / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="needs another name or to be moved away"):
+        embedded(prepared, config, checkpoint)
+    assert (cache / "thesis.txt").read_text() == "mine"
 
 
 def test_a_cache_serves_the_embeddings_it_was_kept_for(
@@ -312,7 +341,7 @@ def test_embeddings_of_another_log_network_or_moment_are_not_scored(
     updated(prepared, config, checkpoint, "2022-10-20")
     with pytest.raises(ValueError, match="brought the embeddings to 2022-10-20 00:00:00"):
         check_made_of(config.embeddings, prepared, checkpoint)
-    torch.save(torch.load(checkpoint, weights_only=False) | {"more": 1}, checkpoint)
+    save_checkpoint(load_checkpoint(checkpoint) | {"more": 1}, checkpoint)
     with pytest.raises(ValueError, match=r"made with another network than .*; run `ubt embed` again"):
         check_made_of(config.embeddings, prepared, checkpoint)
     # Embeddings from elsewhere come without a note.

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runkit.files import atomic_folder, file_hash, read_json, write_json
+from seqdata import positions_of
 from ubt.cf import collaborative
-from ubt.config import BLOCKS, Config
+from ubt.config import Config, parse_blocks
 from ubt.features import Features, aggregates, official_features
 from ubt.prepare import Prepared
-from ubt.rundir import file_hash, read_json, temporary_directory, write_json
 
 MAX_DIMS = 2048
 CHUNK = 1 << 15
@@ -24,18 +25,6 @@ LIMIT = 10.0
 LARGEST = 65504.0
 # Organisers' features as they come, the rival of every block; not a block one may ask for.
 BASELINE = "official baseline"
-
-
-def parse_blocks(text: str) -> list[str]:
-    """Return the blocks named in "hstu,aggregates,cf".
-
-    Raises:
-        ValueError: if a block is unknown or named twice, or none is named
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names) or not set(names) <= set(BLOCKS):
-        raise ValueError(f"blocks: got {text!r}, needs some of {', '.join(BLOCKS)}, each once, with commas")
-    return names
 
 
 def write_blocks(prepared: Prepared, config: Config, baseline: bool = True) -> dict[str, Path]:
@@ -55,7 +44,6 @@ def write_blocks(prepared: Prepared, config: Config, baseline: bool = True) -> d
         ValueError: if they are no entry the challenge accepts, or all together have more than 2048 dims
     """
     names = parse_blocks(config.blocks)
-    config.features.check()
     before, settings = prepared.train_start, config.features
     windows = settings.windows_days
     made: dict[str, Callable[[], Iterator[Features]]] = {
@@ -69,7 +57,7 @@ def write_blocks(prepared: Prepared, config: Config, baseline: bool = True) -> d
         state = _state(prepared, config, name)
         if read_json(folders[name] / "block.json") == state:
             continue
-        with temporary_directory(folders[name]) as new:
+        with atomic_folder(folders[name], "ubt block") as new:
             if name == "hstu":
                 parts, present = _network_parts(prepared, config.embeddings), np.ones(len(prepared.users), bool)
             else:
@@ -124,8 +112,7 @@ def open_entry(folder: str | Path, users: NDArray) -> tuple[NDArray[np.float16],
 
 def _network_parts(prepared: Prepared, folder: Path) -> Iterator[Features]:
     vectors, ids = open_entry(folder, prepared.users)
-    order = np.argsort(ids, kind="stable")
-    rows = order[np.searchsorted(ids, prepared.users, sorter=order)]
+    rows = positions_of(prepared.users, ids)
     names = [f"hstu {i}" for i in range(vectors.shape[1])]
     for start in range(0, len(rows), CHUNK):
         stop = min(start + CHUNK, len(rows))
@@ -173,7 +160,7 @@ def _concatenate(folder: Path, parts: list[Path], prepared: Prepared) -> None:
     if sum(dims) > MAX_DIMS:
         listed = " + ".join(f"{dim} ({part.name})" for dim, part in zip(dims, parts, strict=True))
         raise ValueError(f"blocks: {listed} = {sum(dims)} dims, the challenge accepts {MAX_DIMS}; use fewer or smaller")
-    with temporary_directory(folder) as new:
+    with atomic_folder(folder, "ubt block") as new:
         shape = (len(prepared.users), sum(dims))
         out = np.lib.format.open_memmap(new / "embeddings.npy", mode="w+", dtype=np.float16, shape=shape)
         for start in range(0, shape[0], CHUNK):

@@ -11,11 +11,11 @@ from scipy.sparse import csr_array, vstack
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 
+from runkit.progress import progress
 from seqdata import Batch, View
 from ubt.config import FeaturesConfig
 from ubt.features import BATCH_EVENTS, DAY, Features
 from ubt.prepare import Prepared
-from ubt.progress import progress
 
 FAMILIES = ("item", "category", "url")
 

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
+
+from runkit.settings import SettingError, settings_of
 from synthlogs.settings import ShopConfig
 
 TASKS = ("churn", "category_propensity", "product_propensity", "price", "name")
-WEIGHTINGS = ("static", "uncertainty", "dwa", "gradnorm")
 BLOCKS = ("hstu", "aggregates", "cf")
+if TYPE_CHECKING:
+    Share = float
+    Seed = int
+else:
+    Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="a share from 0 to below 1")
+    seeds = f"a whole number from 0 to {2**32 - 1}"
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring=seeds)
+
+
+class _Plain:
+    """Settings whose numbers are plain ones: no file and no checkpoint shall hold those of jsonargparse's types."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            setattr(self, one.name, _plain(getattr(self, one.name)))
 
 
 @dataclass
-class GenerateConfig(ShopConfig):
+class GenerateConfig(_Plain, ShopConfig):
     """Size and seed of a generated log, and whether `ubt run` writes one.
 
     Args:
@@ -31,7 +59,7 @@ class GenerateConfig(ShopConfig):
 
 
 @dataclass
-class LogConfig:
+class LogConfig(_Plain):
     """How a log that is not in the challenge layout is laid out; leave `files` empty for the challenge layout.
 
     Args:
@@ -66,19 +94,20 @@ class LogConfig:
     query: str | None = None
     label_events: list[str] = field(default_factory=list)
     active_events: list[str] = field(default_factory=list)
-    target_categories: int = 100
-    target_skus: int = 100
+    target_categories: NonNegativeInt = 100
+    target_skus: NonNegativeInt = 100
     train_start: str | None = None
     valid_start: str | None = None
     end: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.files, str):
             self.files = [self.files]
 
 
 @dataclass
-class PrepareConfig:
+class PrepareConfig(_Plain):
     """How events become the store.
 
     Args:
@@ -89,7 +118,7 @@ class PrepareConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(_Plain):
     """Size of the network.
 
     Args:
@@ -107,29 +136,21 @@ class ModelConfig:
         id_dropout: share of the skus and URLs that training replaces by "unknown"
     """
 
-    hidden_size: int = 256
-    num_layers: int = 3
-    num_heads: int = 4
-    max_seq_length: int = 300
-    id_size: int = 64
-    max_ids: int = 100_000
-    embedding_size: int = 512
-    half_lives_days: list[float] = field(default_factory=lambda: [2.0, 14.0, 60.0])
-    time_buckets: int = 128
-    dropout: float = 0.1
-    id_dropout: float = 0.1
-
-    def check(self) -> None:
-        """Raise ValueError for a size without sense."""
-        sizes = ("hidden_size", "num_layers", "num_heads", "max_seq_length", "id_size", "max_ids", "embedding_size")
-        _at_least("model", self, **dict.fromkeys((*sizes, "time_buckets"), 1))
-        for name in ("dropout", "id_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name}: got {getattr(self, name)}, needs a share from 0 to below 1")
+    hidden_size: PositiveInt = 256
+    num_layers: PositiveInt = 3
+    num_heads: PositiveInt = 4
+    max_seq_length: PositiveInt = 300
+    id_size: PositiveInt = 64
+    max_ids: PositiveInt = 100_000
+    embedding_size: PositiveInt = 512
+    half_lives_days: list[PositiveFloat] = field(default_factory=lambda: [2.0, 14.0, 60.0])
+    time_buckets: PositiveInt = 128
+    dropout: Share = 0.1
+    id_dropout: Share = 0.1
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(_Plain):
     """How the network is trained.
 
     Args:
@@ -164,46 +185,31 @@ class TrainConfig:
     """
 
     task_weights: str = "churn:1.0,category_propensity:0.5"
-    weighting: str = "static"
-    loss: str = "focal"
-    focal_alpha: float = 0.75
-    focal_gamma: float = 2.0
-    balance: float = 0.999
-    num_negatives: int = 400
-    novelty_weight: float = 0.01
-    num_epochs: int = 10
-    batch_size: int = 256
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    cutoffs: int = 1
-    span: int = 1
+    weighting: Literal["static", "uncertainty", "dwa", "gradnorm"] = "static"
+    loss: Literal["focal", "bce"] = "focal"
+    focal_alpha: ClosedUnitInterval = 0.75
+    focal_gamma: NonNegativeFloat = 2.0
+    balance: Share = 0.999
+    num_negatives: PositiveInt = 400
+    novelty_weight: NonNegativeFloat = 0.01
+    num_epochs: PositiveInt = 10
+    batch_size: PositiveInt = 256
+    learning_rate: PositiveFloat = 5e-5
+    weight_decay: NonNegativeFloat = 0.01
+    gradient_clip: PositiveFloat = 1.0
+    cutoffs: PositiveInt = 1
+    span: PositiveInt = 1
     hold_out_newest: bool = False
-    valid_share: float = 0.1
-    patience: int = 3
-    lr_patience: int = 1
-    threads: int = 0
-    processes: int = 1
-    precision: str = "32"
-
-    def check(self) -> None:
-        """Raise ValueError for a size or a share without sense."""
-        counts = ("num_epochs", "batch_size", "cutoffs", "span", "num_negatives", "patience", "processes")
-        _at_least("train", self, **dict.fromkeys(counts, 1))
-        _at_least("train", self, lr_patience=0, threads=0, focal_gamma=0, weight_decay=0, novelty_weight=0)
-        for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name}: got {getattr(self, name)}, needs a number above 0")
-        if not 0 < self.valid_share < 1:
-            raise ValueError(f"train.valid_share: got {self.valid_share}, needs a share between 0 and 1")
-        if not 0 <= self.focal_alpha <= 1:
-            raise ValueError(f"train.focal_alpha: got {self.focal_alpha}, needs a share from 0 to 1")
-        if not 0 <= self.balance < 1:
-            raise ValueError(f"train.balance: got {self.balance}, needs a number from 0 to below 1")
+    valid_share: OpenUnitInterval = 0.1
+    patience: PositiveInt = 3
+    lr_patience: NonNegativeInt = 1
+    threads: NonNegativeInt = 0
+    processes: PositiveInt = 1
+    precision: Literal["32", "bf16"] = "32"
 
 
 @dataclass
-class EmbedConfig:
+class EmbedConfig(_Plain):
     """What `ubt embed` keeps for `ubt update`.
 
     Args:
@@ -211,11 +217,11 @@ class EmbedConfig:
             event; users beyond it are embedded from all their events when they have new ones
     """
 
-    cache_gb: float = 2.0
+    cache_gb: NonNegativeFloat = 2.0
 
 
 @dataclass
-class UpdateConfig:
+class UpdateConfig(_Plain):
     """New days of a log.
 
     Args:
@@ -228,7 +234,7 @@ class UpdateConfig:
 
 
 @dataclass
-class FeaturesConfig:
+class FeaturesConfig(_Plain):
     """The blocks of user vectors beside the network's own.
 
     Args:
@@ -239,20 +245,14 @@ class FeaturesConfig:
         cf_users: users that the collaborative block is fitted on, at most
     """
 
-    windows_days: list[float] = field(default_factory=lambda: [1.0, 7.0, 30.0])
-    cf_size: int = 64
-    cf_values: int = 100_000
-    cf_users: int = 500_000
-
-    def check(self) -> None:
-        """Raise ValueError for no window, or one without length."""
-        if not self.windows_days or min(self.windows_days) <= 0:
-            raise ValueError(f"features.windows_days: got {self.windows_days}, needs lengths in days above 0")
-        _at_least("features", self, cf_size=1, cf_values=1, cf_users=1)
+    windows_days: list[PositiveFloat] = field(default_factory=lambda: [1.0, 7.0, 30.0])
+    cf_size: PositiveInt = 64
+    cf_values: PositiveInt = 100_000
+    cf_users: PositiveInt = 500_000
 
 
 @dataclass
-class ScoreConfig:
+class ScoreConfig(_Plain):
     """How representations are compared: one network, trained in the same way, serves all of them.
 
     Args:
@@ -265,22 +265,16 @@ class ScoreConfig:
         trees: boosting rounds of LightGBM on the aggregates, one model a label; 0 = without this rival
     """
 
-    scorer: str = "sampled"
-    sample: int = 20_000
-    width: int = 256
-    layers: int = 1
-    seeds: int = 1
-    trees: int = 100
-
-    def check(self) -> None:
-        """Raise ValueError for a scorer that does not exist or a size without sense."""
-        if self.scorer not in ("official", "sampled"):
-            raise ValueError(f"score.scorer: got {self.scorer!r}, needs official or sampled")
-        _at_least("score", self, sample=0, width=1, layers=0, seeds=1, trees=0)
+    scorer: Literal["official", "sampled"] = "sampled"
+    sample: NonNegativeInt = 20_000
+    width: PositiveInt = 256
+    layers: NonNegativeInt = 1
+    seeds: PositiveInt = 1
+    trees: NonNegativeInt = 100
 
 
 @dataclass
-class Config:
+class Config(_Plain):
     """All settings of a run.
 
     Args:
@@ -315,16 +309,28 @@ class Config:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     blocks: str = "hstu,aggregates,cf"
-    seed: int = 42
+    seed: Seed = 42
     resume: bool = False
     progress: bool = True
 
     def check(self) -> None:
-        """Raise ValueError for the first setting without sense, in any section."""
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: got {self.seed}, needs a whole number from 0 to {2**32 - 1}")
-        for section in (self.generate, self.model, self.train, self.features, self.score):
-            section.check()
+        """Raise SettingError for the first setting without sense, in any section."""
+        for one in settings_of(Config).values():
+            one.checked(attrgetter(one.name)(self))
+        self.generate.check()
+        if not self.features.windows_days:
+            raise SettingError("features.windows_days: got none, needs one length in days or more")
+        parse_blocks(self.blocks)
+
+    @property
+    def data(self) -> Path:
+        """Folder of the raw log."""
+        path = os.path.expandvars(os.path.expanduser(self.data_dir))
+        if "$" in path:
+            raise SettingError(
+                f"data_dir: {path} names an environment variable that is not set; set it or give --data-dir"
+            )
+        return Path(path)
 
     @property
     def embeddings(self) -> Path:
@@ -336,9 +342,31 @@ class Config:
         """Folder of the prepared log."""
         return Path(self.run_dir) / "prepared"
 
+    @property
+    def checkpoint(self) -> Path:
+        """The network of the best epoch."""
+        return Path(self.run_dir) / "checkpoints" / "best.ckpt"
 
-def _at_least(section: str, settings: object, **least: int) -> None:
-    for name, number in least.items():
-        # Written so that NaN is refused.
-        if not getattr(settings, name) >= number:
-            raise ValueError(f"{section}.{name}: got {getattr(settings, name)}, needs at least {number}")
+    @property
+    def cache(self) -> Path:
+        """Folder of what is kept of users' events for updates."""
+        return Path(self.run_dir) / "cache"
+
+
+def parse_blocks(text: str) -> list[str]:
+    """Return the blocks named in "hstu,aggregates,cf".
+
+    Raises:
+        SettingError: if a block is unknown or named twice, or none is named
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names) or not set(names) <= set(BLOCKS):
+        raise SettingError(f"blocks: got {text!r}, needs some of {', '.join(BLOCKS)}, each once, with commas")
+    return names
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    kind = next((kind for kind in (bool, int, float) if isinstance(value, kind)), None)
+    return value if kind is None else kind(value)

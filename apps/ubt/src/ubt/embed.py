@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from runkit.files import atomic_file, file_hash, read_json, write_json
+from runkit.progress import progress
 from seqdata import View
+from ubt.batches import Reader
 from ubt.config import EmbedConfig
-from ubt.data import Reader
-from ubt.model import State, UniversalBehavioralTransformer, no_events
-from ubt.prepare import Prepared
-from ubt.progress import progress
-from ubt.rundir import file_hash, read_json, temporary_directory, temporary_file, write_json
+from ubt.encoder import no_events
+from ubt.model import UniversalBehavioralTransformer
+from ubt.prepare import Prepared, seconds
+from ubt.states import CacheWriter, cache_writer
 from ubt.train import load
 
 BATCH_EVENTS = 16_384
@@ -68,7 +68,7 @@ def embed(
         order = np.argsort(_newest(view), kind="stable")
         rows, view = rows[order], view.at(order)
     with cache_writer(cache, config or EmbedConfig()) as writer:
-        with temporary_file(folder / "embeddings.npy") as name:
+        with atomic_file(folder / "embeddings.npy") as name:
             out = np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
             with progress(len(view), "embed", unit="user") as bar:
                 for some, vectors in embed_users(network, reader, view, rows, moment, writer):
@@ -79,7 +79,7 @@ def embed(
                 out[lost] = nobody
             out.flush()
             del out
-        with temporary_file(folder / "client_ids.npy") as name:
+        with atomic_file(folder / "client_ids.npy") as name:
             np.save(name, prepared.users)
         made_of.write(folder)
         if cache is not None:
@@ -159,83 +159,6 @@ def check_made_of(folder: str | Path, prepared: Prepared, checkpoint: str | Path
             f"{folder}: `ubt update` brought the embeddings to {moment}, and what is scored is made of events before "
             f"{prepared.train_start}; {again}"
         )
-
-
-@dataclass
-class Chunk:
-    """The states of some users.
-
-    Args:
-        rows: numbers of the users [b]
-        state: what the network knows of them
-    """
-
-    rows: NDArray[np.int64]
-    state: State
-
-
-class CacheWriter:
-    """Writes chunks of states to a new folder, which replaces the old one when all is well.
-
-    Args:
-        folder: where the chunks go; None keeps nothing
-        limit: bytes that may be kept; users beyond are not kept
-    """
-
-    def __init__(self, folder: Path | None, limit: float):
-        self.folder, self.limit, self.bytes, self.chunks = folder, limit, 0, 0
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing more is kept."""
-        return self.folder is None or self.bytes >= self.limit
-
-    def add(self, rows: NDArray[np.int64], state: State) -> None:
-        """Keep the states of users, unless the limit is reached."""
-        if self.full or not len(rows):
-            return
-        path = self._next()
-        torch.save(Chunk(rows, state), path)
-        self.bytes += path.stat().st_size
-
-    def keep(self, path: Path) -> None:
-        """Take over a chunk of the old folder as it is."""
-        os.link(path, self._next())
-        self.bytes += path.stat().st_size
-
-    def finish(
-        self, counts: NDArray[np.int64], moment: int, checkpoint: str | Path, embeddings: Path, cache: str | Path
-    ) -> None:
-        """Note what the embeddings were made of: events of every user [U], time and network, and where they lie."""
-        assert self.folder is not None
-        np.save(self.folder / "counts.npy", counts)
-        state = {"moment": moment, "checkpoint": file_hash(checkpoint), "embeddings": place(embeddings, cache)}
-        write_json(self.folder / "state.json", state)
-
-    def _next(self) -> Path:
-        assert self.folder is not None
-        self.chunks += 1
-        return self.folder / f"{self.chunks:06d}.pt"
-
-
-@contextmanager
-def cache_writer(folder: str | Path | None, config: EmbedConfig) -> Iterator[CacheWriter]:
-    """Give a writer to a new folder that takes the place of `folder` when the block ends well."""
-    if folder is None:
-        yield CacheWriter(None, 0)
-        return
-    with temporary_directory(folder) as new:
-        yield CacheWriter(new, config.cache_gb * 1e9)
-
-
-def place(embeddings: str | Path, cache: str | Path) -> str:
-    """Return where embeddings lie as seen from their cache, which a run that moves as a whole keeps."""
-    return os.path.relpath(Path(embeddings).resolve(), Path(cache).resolve())
-
-
-def seconds(moment: datetime) -> int:
-    """Return a moment in UTC as seconds since 1970."""
-    return int(moment.replace(tzinfo=timezone.utc).timestamp())
 
 
 def _newest(view: View) -> NDArray[np.int64]:

@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 import numpy as np
 from numpy.typing import NDArray
 
+from runkit.progress import progress
 from seqdata import Batch
 from ubt.prepare import Prepared
-from ubt.progress import progress
 
 BATCH_EVENTS = 2_000_000
 TOP = 10

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from seqdata import Vector
+from seqdata import Vector, positions_of
 from seqdata.vectors import parse_vectors
 from ubt.prepare import Prepared
 
@@ -74,9 +74,9 @@ def earlier_labels(prepared: Prepared, number: int, span: int = 1) -> list[Label
     outcomes = _Outcomes.read(prepared, ["history_target", "train_target"])
     rows = pq.read_table(prepared.folder / "target" / "active_since.parquet")
     since_client, since = _ids(rows.column("client_id")), rows.column("since").to_numpy().astype("datetime64[us]")
-    position, known = positions(prepared.users, since_client)
+    position = positions_of(since_client, prepared.users)
     active_since = np.full(len(prepared.users), np.datetime64("9999-01-01", "us"))
-    active_since[position[known]] = since[known]
+    active_since[position[position >= 0]] = since[position >= 0]
     result = []
     for k in range(1, number + 1):
         start = prepared.train_start - k * length
@@ -85,16 +85,6 @@ def earlier_labels(prepared: Prepared, number: int, span: int = 1) -> list[Label
         active = prepared.active & (active_since < np.datetime64(start, "us"))
         result.append(outcomes.labels(start, inside, active, prepared.asked & prepared.seen(start)))
     return result
-
-
-def positions(users: NDArray, ids: NDArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the position of each id [n] among the distinct `users` [U], and whether it is there."""
-    order = np.argsort(users, kind="stable")
-    if not len(order):
-        return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
-    ordered = users[order]
-    place = np.minimum(np.searchsorted(ordered, ids), len(order) - 1)
-    return order[place], ordered[place] == ids
 
 
 @dataclass
@@ -133,15 +123,14 @@ class _Outcomes:
         parts = [pq.read_table(path, columns=[c for c in wanted if c in present]) for path in paths]
         # Built anew from their columns, because one file may rule nulls out and the other not.
         table = pa.concat_tables(pa.table(dict(zip(part.column_names, part.columns, strict=True))) for part in parts)
-        user, known = positions(prepared.users, _ids(table.column("client_id")))
+        user = positions_of(_ids(table.column("client_id")), prepared.users)
         # An outcome of somebody who is not asked for is no label of anybody.
-        table, user = table.filter(pa.array(known)), user[known]
+        table, user = table.filter(pa.array(user >= 0)), user[user >= 0]
         target = {}
         for label, column in COLUMN_OF.items():
             target[label] = np.full(len(user), -1)
             if column in present and len(prepared.targets[label].ids):
-                place, hit = _lookup(prepared.targets[label].ids, table.column(column))
-                target[label][hit] = place[hit]
+                target[label] = _lookup(prepared.targets[label].ids, table.column(column))
         price = np.full(len(user), np.nan, np.float32)
         if "price" in present:
             price = pc.cast(table.column("price"), pa.float32()).to_numpy()
@@ -212,14 +201,14 @@ class _Outcomes:
         return multi_hot
 
 
-def _lookup(targets: NDArray, column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Position of every value [n] among the targets, and whether it is there; a null never is."""
+def _lookup(targets: NDArray, column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Position of every value [n] among the targets, -1 = none of them; a null is none."""
     if pa.types.is_floating(column.type):
         # Whole numbers with nulls among them come as floats from pandas.
         column = pc.cast(column, pa.int64(), safe=False)
     missing = "" if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else 0
-    place, hit = positions(targets, _ids(pc.fill_null(column, missing)))
-    return place, hit & pc.is_valid(column).to_numpy()
+    place = positions_of(_ids(pc.fill_null(column, missing)), targets)
+    return np.where(pc.is_valid(column).to_numpy(), place, -1)
 
 
 def _names(column: pa.ChunkedArray, width: int, path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

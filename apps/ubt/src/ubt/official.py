@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mtl_heads.losses import diversity_loss, novelty_loss
 from mtl_heads.metrics import AUROC, PropensityScore
 from mtl_heads.metrics.propensity import NOVELTY_POWER, SHARES
-from ubt.metrics import Auroc, macro_auroc
+from runkit.compare import Estimate, macro_auroc, two_class_columns
 
 SEED, WIDTH, BLOCKS, EPOCHS, BATCH, LEARNING_RATE = 1278, 2048, 3, 3, 128, 1e-3
 # Rows that go through the network together when it is judged; metrics still see them in batches of BATCH.
@@ -50,27 +50,21 @@ class Result:
     """What one representation scores on one task.
 
     Args:
-        score: the task's score, of the best epoch
-        influence: contribution of each row to the error of `score` [n]; their squares sum to its variance
+        estimate: the task's score, of the best epoch, and what each row contributes to its error [n]
         parts: AUROC, diversity and novelty of the best epoch; churn and conversion have the AUROC only
         best_epoch: counted from 0
         logits: of the best epoch [n, C]
     """
 
-    score: float
-    influence: NDArray[np.float64]
+    estimate: Estimate
     parts: dict[str, float]
     best_epoch: int
     logits: NDArray[np.float32]
 
     @property
-    def standard_error(self) -> float:
-        return float(np.sqrt(np.sum(self.influence**2)))
-
-    def minus(self, other: Result) -> tuple[float, float]:
-        """Return the difference to another result on the same rows and its standard error."""
-        error = np.sqrt(np.sum((self.influence - other.influence) ** 2))
-        return self.score - other.score, float(error)
+    def score(self) -> float:
+        """The task's score."""
+        return self.estimate.value
 
 
 class Network(nn.Module):
@@ -137,7 +131,7 @@ def fit(
                 best = value, parts, epoch, logits
     assert best is not None
     value, parts, epoch, logits = best
-    return Result(value, _influence(logits, task), parts, epoch, logits)
+    return Result(Estimate(value, _influence(logits, task)), parts, epoch, logits)
 
 
 def official_score(logits: NDArray[np.float32], task: Task) -> tuple[float, dict[str, float]]:
@@ -168,7 +162,7 @@ def judged(task: Task, logits: NDArray[np.float32]) -> Result:
     """Return the result of logits [n, C] that were had without the scorer's network."""
     logits = np.asarray(logits, np.float32)
     value, parts = official_score(logits, task)
-    return Result(value, _influence(logits, task), parts, 0, logits)
+    return Result(Estimate(value, _influence(logits, task)), parts, 0, logits)
 
 
 def _influence(logits: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
@@ -178,9 +172,11 @@ def _influence(logits: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
     users who are scored; it does not know how another seed of the network would have done.
     """
     truth = task.scored.toarray()
-    area = _area(truth, logits)
+    usable = two_class_columns(truth)
     # A label with one class counts as 0 for everybody and adds no error.
-    influence = area.influence * area.labels / truth.shape[1]
+    influence = np.zeros(len(truth))
+    if usable:
+        influence = macro_auroc(logits, truth).influence * len(usable) / truth.shape[1]
     if task.popularity is None:
         return influence
     with torch.no_grad():
@@ -191,10 +187,3 @@ def _influence(logits: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
     influence = SHARES["auroc"] * influence
     influence -= SHARES["diversity"] * (spread - spread.mean()) / len(spread)
     return influence - SHARES["novelty"] * slope * (popular - popular.mean()) / len(popular)
-
-
-def _area(truth: NDArray, logits: NDArray[np.float32]) -> Auroc:
-    try:
-        return macro_auroc(truth, logits)
-    except ValueError:
-        return Auroc(0.0, np.zeros(len(truth)), 0)

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import seqdata
+from runkit.files import atomic_folder, content_hash, file_hash, read_json, write_json
 from ubt.config import LogConfig, PrepareConfig
 from ubt.log import Log, read_log
 from ubt.log.sql import copy, scan, text
 from ubt.log.table import VECTORS
-from ubt.rundir import content_hash, file_hash, read_json, temporary_directory, write_json
 
 FORMAT = 4
 PRICE_BUCKETS = 100
@@ -109,7 +109,7 @@ def prepare(data_dir: str | Path, folder: str | Path, log_config: LogConfig, con
     fingerprint = content_hash([*settings, [[Path(name).name, one["hash"]] for name, one in files.items()]])
     if found.get("fingerprint") == fingerprint:
         return False
-    with temporary_directory(folder) as new:
+    with atomic_folder(folder, "ubt prepared log") as new:
         events = new / "events.parquet"
         if log.events:
             # Read once, into the columns and types of this app; what follows reads the copy.
@@ -156,6 +156,11 @@ def fingerprints(paths: Iterable[Path], folder: Path, known: Mapping[str, Any]) 
         same = stamp.items() <= before.items()
         found[name] = stamp | {"hash": before["hash"] if same else file_hash(path)}
     return found
+
+
+def seconds(moment: datetime) -> int:
+    """Return a moment in UTC as seconds since 1970."""
+    return int(moment.replace(tzinfo=timezone.utc).timestamp())
 
 
 def open_prepared(folder: str | Path) -> Prepared:

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from sklearn.metrics import roc_curve
 
+from runkit.compare import Estimate, auroc, two_class_columns, verdict
+from runkit.files import atomic_file, write_json
+from runkit.plots import lines
+from runkit.progress import progress
+from seqdata import positions_of
 from ubt import official
-from ubt.blocks import BASELINE, open_entry, parse_blocks, write_blocks
-from ubt.config import Config, ScoreConfig
+from ubt.blocks import BASELINE, open_entry, write_blocks
+from ubt.config import Config, ScoreConfig, parse_blocks
 from ubt.labels import Labels, window_labels
-from ubt.metrics import auroc, roc_curve
 from ubt.official import Result, Task
-from ubt.plots import plot_labels, plot_roc
 from ubt.prepare import Prepared
-from ubt.progress import progress
-from ubt.rundir import temporary_file, write_json
 
 CONSTANT, TREES, ALL = "constant", "LightGBM on aggregates", "all"
 # Propensity task -> what is asked about.
@@ -58,7 +61,6 @@ def score(prepared: Prepared, config: Config) -> str:
         FileNotFoundError: if the network's embeddings are missing; names the command that helps
         ValueError: if they are no entry the challenge accepts, or no task can be scored
     """
-    config.score.check()
     names = parse_blocks(config.blocks)
     folders = write_blocks(prepared, config)
     order = _order(prepared, config, names)
@@ -75,7 +77,7 @@ def score(prepared: Prepared, config: Config) -> str:
     _write(run_dir, prepared, config, tasks, left_out, methods, results)
     _plot(run_dir, tasks, results, [BASELINE, *names, *([ALL] if len(names) > 1 else [])])
     text = _tables(prepared, config, tasks, left_out, names, methods, results)
-    with temporary_file(run_dir / "scores" / "table.txt") as path:
+    with atomic_file(run_dir / "scores" / "table.txt") as path:
         path.write_text(text + "\n")
     return text
 
@@ -84,9 +86,7 @@ def _order(prepared: Prepared, config: Config, names: list[str]) -> NDArray[np.i
     """Positions of the users in the order of the entry's client_ids.npy, which is the order of training."""
     if "hstu" not in names:
         return np.arange(len(prepared.users))
-    ids = np.load(config.embeddings / "client_ids.npy")
-    by_id = np.argsort(prepared.users, kind="stable")
-    return by_id[np.searchsorted(prepared.users, ids, sorter=by_id)]
+    return positions_of(np.load(config.embeddings / "client_ids.npy"), prepared.users)
 
 
 def _tasks(
@@ -174,9 +174,9 @@ def _fit(features: Callable[[NDArray[np.int64]], NDArray], task: Task, config: S
     results = [
         official.fit(features, task, config.width, config.layers, official.SEED + i) for i in range(config.seeds)
     ]
+    influence = np.mean([one.estimate.influence for one in results], axis=0)
     return Result(
-        score=float(np.mean([one.score for one in results])),
-        influence=np.mean([one.influence for one in results], axis=0),
+        estimate=Estimate(float(np.mean([one.score for one in results])), influence),
         parts={part: float(np.mean([one.parts[part] for one in results])) for part in results[0].parts},
         best_epoch=results[0].best_epoch,
         logits=results[0].logits,
@@ -229,15 +229,15 @@ def _write(
         found = {}
         for name in methods:
             result = results[name][task.name]
-            difference, error = result.minus(results[BASELINE][task.name])
+            difference = result.estimate - results[BASELINE][task.name].estimate
             found[name] = {
                 "dims": methods[name].dims,
                 "score": round(result.score, 5),
-                "standard_error": round(result.standard_error, 5),
+                "standard_error": round(result.estimate.error, 5),
                 **{part: round(value, 5) for part, value in result.parts.items()},
                 "best_epoch": result.best_epoch,
-                "minus_official_baseline": round(difference, 5),
-                "standard_error_of_difference": round(error, 5),
+                "minus_official_baseline": round(difference.value, 5),
+                "standard_error_of_difference": round(difference.error, 5),
             }
         content["tasks"][task.name] = {
             "clients": len(task.rows),
@@ -285,7 +285,7 @@ def _tables(
         line = f"{name:<24}{method.dims if method.dims else '-':>6}"
         for task in tasks:
             result = results[name][task.name]
-            line += f"{result.score:>9.4f} ({result.standard_error:.4f})"
+            line += f"{result.score:>9.4f} ({result.estimate.error:.4f})"
         lines.append(line)
     clients = ", ".join(f"{shown[t.name]} {len(t.rows):,} / {t.scored.nnz:,}" for t in tasks)
     lines.append(f"clients / positive labels in the scored window: {clients}")
@@ -295,8 +295,8 @@ def _tables(
     for one, other in _comparisons(names, ours, methods):
         line = f"{f'{one} - {other}':<30}"
         for task in tasks:
-            difference, error = results[one][task.name].minus(results[other][task.name])
-            line += f"{difference:>+10.4f} ({error:.4f}) {verdict(difference, error):<4}"
+            difference = results[one][task.name].estimate - results[other][task.name].estimate
+            line += f"{difference.value:>+10.4f} ({difference.error:.4f}) {verdict(difference):<4}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -310,21 +310,20 @@ def _comparisons(names: list[str], ours: str, methods: dict[str, Method]) -> lis
     return [(one, other) for one, other in pairs if one in methods and other in methods]
 
 
-def verdict(difference: float, error: float) -> str:
-    """Return "win", "LOSE", or "tie" within two standard errors."""
-    return "win" if difference > 2 * error else "LOSE" if difference < -2 * error else "tie"
-
-
 def _plot(run_dir: Path, tasks: list[Task], results: dict[str, dict[str, Result]], shown: list[str]) -> None:
     for task in tasks:
-        truth = task.scored.toarray()
+        truth, logits = task.scored.toarray(), {name: results[name][task.name].logits for name in shown}
+        series: dict[str, tuple[Any, Any]] = {}
         if task.name == "churn":
-            curves = {name: roc_curve(truth[:, 0], results[name][task.name].logits[:, 0]) for name in shown}
-            plot_roc(run_dir, curves, "Churn in the scored window")
+            for name, one in logits.items():
+                series[name] = roc_curve(truth[:, 0], one[:, 0], drop_intermediate=False)[:2]
+            path, title = run_dir / "plots" / "roc_churn.png", "Churn in the scored window"
+            rates = "false positive rate", "true positive rate"
+            lines(path, series, title, *rates, size=(5, 5), diagonal=True)
         elif task.name == "propensity_category":
-            usable = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
-            lists = {
-                name: [auroc(truth[:, c], results[name][task.name].logits[:, c]).value for c in usable]
-                for name in shown
-            }
-            plot_labels(run_dir, lists, "Purchase of each target category in the scored window")
+            for name, one in logits.items():
+                areas = [auroc(one[:, c], truth[:, c]).value for c in two_class_columns(truth)]
+                series[name] = (range(1, len(areas) + 1), sorted(areas, reverse=True))
+            title = "Purchase of each target category in the scored window"
+            path = run_dir / "plots" / "auroc_category.png"
+            lines(path, series, title, x="target category, best first", y="AUROC")

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mtl_heads import WEIGHTINGS, MultiTaskHeads, TaskSpec, parse_task_weights
 from mtl_heads.distributed import all_reduce_sum
 from mtl_heads.losses import class_balanced_weights, novelty_loss
-from seqdata import View
-from seqdata.view import Gather
+from mtl_heads.metrics import AUROC
+from runkit.files import read_json
+from runkit.plots import lines
+from runkit.training import ResumableModule, fit, gather, load_checkpoint, trainer
+from ubt.batches import Example, Reader, UserBatches
 from ubt.config import TASKS, Config, ModelConfig, TrainConfig
-from ubt.config import WEIGHTINGS as WEIGHTING_NAMES
-from ubt.data import Example, Reader, examples
 from ubt.labels import Labels, earlier_labels, window_labels
-from ubt.metrics import auroc, macro_auroc
 from ubt.model import UniversalBehavioralTransformer
-from ubt.plots import plot_losses
 from ubt.prepare import Prepared
-from ubt.rundir import read_json, write_json
 
 KINDS = {
     "churn": "binary",
@@ -39,9 +32,9 @@ KINDS = {
     "price": "regression",
     "name": "vector",
 }
-# Tasks whose ranking of the users kept apart is reported.
 # What a run that is resumed may change: how long it goes on, and what it runs on. Weights are compared as numbers.
 FREE = ("num_epochs", "patience", "threads", "processes", "task_weights")
+# Tasks whose ranking of the users kept apart is reported.
 AREAS = ("churn", "category_propensity")
 
 
@@ -56,7 +49,7 @@ def train(prepared: Prepared, config: Config) -> Path:
         ValueError: if a task is unknown, has no label, nobody is left to train on, or the loss is not finite
     """
     config.check()
-    settings, folder = config.train, Path(config.run_dir) / "checkpoints"
+    settings, run_dir = config.train, Path(config.run_dir)
     weights = _task_weights(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -64,7 +57,7 @@ def train(prepared: Prepared, config: Config) -> Path:
     if settings.hold_out_newest and settings.cutoffs < 2:
         raise ValueError(f"train.hold_out_newest: needs train.cutoffs of 2 or more, got {settings.cutoffs}")
     labels = [window_labels(prepared, "train"), *earlier_labels(prepared, settings.cutoffs - 1, settings.span)][::-1]
-    _check(labels[:-1] if settings.hold_out_newest else labels, weights, settings)
+    _check(labels[:-1] if settings.hold_out_newest else labels, weights)
     L.seed_everything(config.seed, verbose=False)
     module = UBTModule(reader, labels, config, weights)
     views = {"train on": module.data.train_view, "keep apart": module.data.valid_view}
@@ -74,39 +67,21 @@ def train(prepared: Prepared, config: Config) -> Path:
                 f"train.valid_share: {settings.valid_share} of the {sum(map(len, views.values()))} relevant clients "
                 f"with a history leaves nobody to {use}; needs another share, or more clients"
             )
-    last, finished = folder / "last.ckpt", folder / "finished.json"
-    resume_from = str(last) if config.resume and last.exists() else None
-    if resume_from is not None and read_json(finished).get("num_epochs") == settings.num_epochs:
-        check_same(read_json(finished)["spec"], module.spec)
-        return folder / "best.ckpt"
-    trainer = _trainer(config, folder)
-    if trainer.is_global_zero:
-        if resume_from is None:
-            for old in folder.glob("*.ckpt"):
-                old.unlink()
-            (folder.parent / "epochs.json").unlink(missing_ok=True)
-        finished.unlink(missing_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
-        trainer.fit(module, ckpt_path=resume_from, weights_only=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if trainer.is_global_zero:
-        write_json(finished, {"num_epochs": settings.num_epochs, "epochs": trainer.current_epoch, "spec": module.spec})
-        plot_losses(folder.parent)
-    return folder / "best.ckpt"
-
-
-def check_same(was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError where a run that is resumed has other settings than it was started with; names the first."""
-    for key, value in now.items():
-        old = was.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value != old:
-            key, old, value = next(
-                (f"{key}.{k}", old.get(k), value.get(k)) for k in {**old, **value} if old.get(k) != value.get(k)
-            )
-        if old != value:
-            raise ValueError(f"resume: the run was started with {key} {old}, now it is {value}; start without --resume")
+    lightning = trainer(
+        run_dir,
+        settings.num_epochs,
+        patience=settings.patience,
+        progress=config.progress,
+        devices=settings.processes,
+        # Every weight has a gradient, also where a share of a small last batch holds nobody.
+        strategy="ddp" if settings.processes > 1 else "auto",
+        precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
+        gradient_clip_val=settings.gradient_clip,
+    )
+    best = fit(lightning, module, run_dir, config.resume)
+    if lightning.is_global_zero:
+        _plot(run_dir)
+    return best
 
 
 def _task_weights(settings: TrainConfig) -> dict[str, float]:
@@ -115,38 +90,6 @@ def _task_weights(settings: TrainConfig) -> dict[str, float]:
     if not weights:
         raise ValueError(f"task_weights: got {settings.task_weights!r}, needs at least one above 0")
     return weights
-
-
-def _trainer(config: Config, folder: Path) -> L.Trainer:
-    callbacks: list[Callback] = [
-        ModelCheckpoint(folder, filename="best", monitor="valid_loss", enable_version_counter=False),
-        # save_last of the one above would follow the best epochs only, and a run resumed would lose the others.
-        ModelCheckpoint(folder, filename="last", enable_version_counter=False),
-        EarlyStopping("valid_loss", patience=config.train.patience, check_finite=True),
-        History(folder.parent),
-    ]
-    if config.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=5))
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
-        return L.Trainer(
-            max_epochs=config.train.num_epochs,
-            accelerator="auto",
-            devices=config.train.processes,
-            # Every weight has a gradient, also where a share of a small last batch holds nobody.
-            strategy="ddp" if config.train.processes > 1 else "auto",
-            precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
-            gradient_clip_val=config.train.gradient_clip,
-            callbacks=callbacks,
-            logger=False,
-            enable_progress_bar=config.progress,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            reload_dataloaders_every_n_epochs=1,
-        )
 
 
 def tasks_of(
@@ -196,8 +139,8 @@ def load(checkpoint: str | Path, prepared: Prepared) -> tuple[UniversalBehaviora
     help = "run `ubt train` with the same --config and --run-dir first"
     if not Path(checkpoint).exists():
         raise FileNotFoundError(f"{checkpoint}: no trained model; {help}")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    spec = state["network"]
+    state = load_checkpoint(checkpoint)
+    spec = state["spec"]
     if spec["fingerprint"] != prepared.fingerprint:
         raise ValueError(f"{checkpoint}: was trained on another log than {prepared.folder} holds now; {help}")
     model = ModelConfig(**spec["model"])
@@ -210,35 +153,35 @@ def load(checkpoint: str | Path, prepared: Prepared) -> tuple[UniversalBehaviora
     return network.eval(), reader
 
 
-class UBTModule(L.LightningModule):
+class UBTModule(ResumableModule):
     """The network with its losses, optimiser and schedule."""
 
     def __init__(self, reader: Reader, labels: list[Labels], config: Config, weights: dict[str, float]):
-        super().__init__()
         # Kept in every checkpoint: what is needed to load it, and what may not differ when it is resumed.
-        settings = {key: value for key, value in asdict(config.train).items() if key not in FREE}
-        self.spec = {
+        spec = {
             "tasks": list(weights),
             "weights": weights,
             "model": asdict(config.model),
-            "train": settings,
+            "train": {key: value for key, value in asdict(config.train).items() if key not in FREE},
             "seed": config.seed,
             "fingerprint": reader.prepared.fingerprint,
         }
-        self.data = UserBatches(reader, labels, config)
+        super().__init__(config.seed, spec)
+        self.data = UserBatches(reader, labels, config, weights)
         labels = self.data.train_labels
         tasks, values = tasks_of(reader, weights, config.model, config.train, labels)
         self.network = UniversalBehavioralTransformer(reader.families, tasks, values, config.model)
         self.weighting = WEIGHTINGS[config.train.weighting](list(weights), static=weights)
         _start_from_base_rates(self.network.tasks.heads, labels)
-        self.settings, self.seed, self.weights = config.train, config.seed, weights
+        self.settings, self.weights = config.train, weights
         self.popularity = {
             task: torch.from_numpy(reader.prepared.targets[what].popularity)
             for task, what in (("category_propensity", "category"), ("product_propensity", "sku"))
             if task in weights and reader.prepared.targets[what].popularity.any()
         }
         self._sums: list[Tensor] = []
-        self._judged: list[dict[str, tuple[Tensor, Tensor]]] = []
+        sizes = {"churn": 1, "category_propensity": len(reader.prepared.categories)}
+        self._areas = {task: AUROC(sizes[task]) for task in AREAS if task in weights}
         self._schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         self._schedule_state: dict[str, Any] = {}
 
@@ -254,10 +197,6 @@ class UBTModule(L.LightningModule):
     def val_dataloader(self) -> Any:
         return self.data.valid(self.global_rank, self.trainer.world_size)
 
-    def on_train_epoch_start(self) -> None:
-        # Dropout and negatives are all the randomness inside an epoch: one that is resumed draws the same again.
-        torch.manual_seed((self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank)
-
     def training_step(self, example: Example, _: int) -> Tensor:
         users = self._users(example)
         losses = self.network.tasks.heads.losses(users, example.targets)
@@ -267,19 +206,19 @@ class UBTModule(L.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1, sync_dist=True)
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        # The same negatives every time, so that epochs can be compared.
-        torch.manual_seed(self.seed)
-
     def validation_step(self, example: Example, _: int) -> None:
         users = self._users(example)
         losses = self.network.tasks.heads.losses(users, example.targets)
         logits = self.network.logits(users)
         self._sums.append(torch.stack([losses.values.float() * losses.counts, losses.counts]).cpu())
-        self._judged.append({task: (example.targets[task], logits[task].float()) for task in AREAS if task in logits})
+        for task, area in self._areas.items():
+            # Of the newest window.
+            truth, scores = example.targets[task][:, -1].cpu(), logits[task][:, -1].float().cpu()
+            known = ~truth.isnan() if truth.ndim == 1 else ~truth.isnan().any(1)
+            area.update(scores.reshape(truth.shape), truth.nan_to_num(), known)
 
     def on_validation_epoch_end(self) -> None:
-        values, counts = _gather(torch.stack(self._sums).sum(0)).sum(0)
+        values, counts = torch.stack(gather(torch.stack(self._sums).sum(0))).sum(0)
         losses = dict(zip(self.weights, (values / counts.clamp(min=1)).tolist(), strict=True))
         self.log("valid_loss", sum(self.weights[task] * loss for task, loss in losses.items()), prog_bar=True)
         for task, loss in losses.items():
@@ -288,10 +227,12 @@ class UBTModule(L.LightningModule):
         assert self._schedule is not None
         self._schedule.step(losses[next(iter(self.weights))])
         self.weighting.end_epoch()
-        for task, area in _areas(self._judged).items():
-            self.log(f"valid_auroc_{task}", area, prog_bar=True)
         self._sums.clear()
-        self._judged.clear()
+        for task, area in self._areas.items():
+            value = area.compute()["macro"]
+            if not np.isnan(value):
+                self.log(f"valid_auroc_{task}", value, prog_bar=True)
+            area.reset()
 
     def configure_optimizers(self) -> Any:
         # Id tables are not decayed: a rare id has no gradient in most batches, and decay alone would wipe it out.
@@ -308,12 +249,13 @@ class UBTModule(L.LightningModule):
         return optimiser
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same(checkpoint["network"], self.spec)
+        super().on_load_checkpoint(checkpoint)
         self._schedule_state = checkpoint["schedule"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         assert self._schedule is not None
-        checkpoint["network"], checkpoint["schedule"] = self.spec, self._schedule.state_dict()
+        checkpoint["schedule"] = self._schedule.state_dict()
 
     def _users(self, example: Example) -> Tensor:
         return self.network(example.sequences, example.cutoffs)
@@ -329,104 +271,6 @@ class UBTModule(L.LightningModule):
             for task, popularity in self.popularity.items()
         )
         return self.settings.novelty_weight * self.trainer.world_size / rows * total
-
-
-class UserBatches:
-    """Shuffled batches of the training users, ordered ones of the users kept apart.
-
-    Several processes share every batch: process r reads the rows r, r + processes, ... of it. So they train on the same
-    batches as one process would, nobody is left out or seen twice, and all of them take the same number of steps.
-    """
-
-    def __init__(self, reader: Reader, labels: list[Labels], config: Config):
-        self.reader, self.config = reader, config
-        self.train_labels = labels[:-1] if config.train.hold_out_newest else labels
-        self.valid_labels = labels[-1:]
-        prepared = reader.prepared
-        # Those whose first event comes later are in the store because of it, so they must not be among them.
-        users = np.random.default_rng([config.seed, 7]).permutation(np.flatnonzero(prepared.seen(prepared.train_start)))
-        number = max(1, round(len(users) * config.train.valid_share))
-        valid, rest = np.sort(users[:number]), np.sort(users[number:])
-        self.train_view = prepared.store.as_of(self.train_labels[-1].start).select(prepared.users[rest])
-        self.valid_view = prepared.store.as_of(prepared.train_start).select(prepared.users[valid])
-
-    def train(self, epoch: int, rank: int = 0, processes: int = 1) -> _Batches:
-        """Return one process's share of the batches of an epoch, in an order drawn from the seed and the epoch."""
-        return _Batches(self, self.train_view, self.train_labels, epoch, rank, processes)
-
-    def valid(self, rank: int = 0, processes: int = 1) -> _Batches:
-        """Return one process's share of the users kept apart, with the labels of the train window."""
-        return _Batches(self, self.valid_view, self.valid_labels, None, rank, processes)
-
-
-@dataclass
-class _Batches:
-    data: UserBatches
-    view: View
-    labels: list[Labels]
-    epoch: int | None
-    rank: int
-    processes: int
-
-    def __len__(self) -> int:
-        return -(-len(self.view) // self.data.config.train.batch_size)
-
-    def __iter__(self) -> Iterator[Example]:
-        config = self.data.config
-        tasks = list(_task_weights(config.train))
-        gather = Gather(self.view.store, self.data.reader.fields)
-        plan = self.view.plan(
-            config.train.batch_size, shuffle=self.epoch is not None, seed=config.seed, epoch=self.epoch or 0
-        )
-        for rows in plan:
-            batch = self.view.batch(rows[self.rank :: self.processes], gather, config.model.max_seq_length)
-            yield examples(self.data.reader, batch, self.labels, tasks)
-
-
-class History(Callback):
-    """Keep the losses of every finished epoch in ``epochs.json``."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "epochs.json"
-
-    @rank_zero_only
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epochs = read_json(self.path)
-        values = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
-        values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-        epochs[str(trainer.current_epoch)] = values
-        write_json(self.path, epochs)
-
-
-def _gather(value: Tensor) -> Tensor:
-    """Return the value of every process [processes, ...]."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value[None]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value.cpu())
-    return torch.stack(found)
-
-
-def _areas(judged: list[dict[str, tuple[Tensor, Tensor]]]) -> dict[str, float]:
-    """Return the AUROC of every task for which the users kept apart have labels of both classes."""
-    areas = {}
-    everybody: list[Any] = [judged]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        everybody = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, judged)
-    for task in judged[0]:
-        pairs = [step[task] for mine in everybody for step in mine]
-        truth, score = (torch.cat([pair[i][:, -1] for pair in pairs]).cpu().numpy() for i in (0, 1))
-        truth = truth.reshape(len(truth), -1)
-        rows = ~np.isnan(truth).any(1)
-        try:
-            if task == "churn":
-                areas[task] = auroc(truth[rows, 0], score[rows, 0]).value
-            else:
-                areas[task] = macro_auroc(truth[rows], score[rows]).value
-        except ValueError:
-            continue
-    return areas
 
 
 def _binary_loss(config: TrainConfig, rate: float) -> dict[str, Any]:
@@ -463,7 +307,8 @@ def _ids(prepared: Prepared, family: str, values: np.ndarray) -> list[int]:
     return prepared.store.vocabulary(prepared.families[family]).encode(values).tolist()
 
 
-def _check(labels: list[Labels], weights: dict[str, float], settings: TrainConfig) -> None:
+def _check(labels: list[Labels], weights: dict[str, float]) -> None:
+    """Raise ValueError for the first task without a label."""
     newest = labels[-1]
     has = {
         "churn": not np.isnan(newest.churn).all(),
@@ -480,6 +325,14 @@ def _check(labels: list[Labels], weights: dict[str, float], settings: TrainConfi
         if not has[task]:
             reason = why.get(task, "no outcome before valid_start has one")
             raise ValueError(f"task {task}: {reason}; leave the task out of task_weights")
-    for name, known in (("weighting", WEIGHTING_NAMES), ("loss", ("focal", "bce")), ("precision", ("32", "bf16"))):
-        if str(getattr(settings, name)) not in known:
-            raise ValueError(f"train.{name}: got {getattr(settings, name)!r}, needs one of {', '.join(known)}")
+
+
+def _plot(run_dir: Path) -> None:
+    epochs = read_json(run_dir / "epochs.json")
+    x = [int(number) + 1 for number in epochs]
+    series = {
+        name.replace("_", " "): (x, [values.get(name) for values in epochs.values()])
+        for name in ("train_loss", "valid_loss")
+    }
+    path, height = run_dir / "plots" / "loss.png", "weighted loss, nats a user"
+    lines(path, series, "Loss over the epochs", x="epoch", y=height, whole=True, marker="o")

@@ -15,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 import seqdata
+from runkit.files import atomic_file, file_hash, read_json, write_json
+from runkit.progress import progress
+from ubt.batches import Reader
 from ubt.config import Config, LogConfig
-from ubt.data import Reader
-from ubt.embed import BATCH_USERS, CacheWriter, Chunk, Made, cache_writer, embed_users, finite, place, seconds
+from ubt.embed import BATCH_USERS, Made, embed_users, finite
 from ubt.log import challenge, connect, described
 from ubt.log.base import COLUMNS
 from ubt.log.sql import parse_moment
 from ubt.model import UniversalBehavioralTransformer
-from ubt.prepare import Prepared, fingerprints
-from ubt.progress import progress
-from ubt.rundir import file_hash, read_json, temporary_file, write_json
+from ubt.prepare import Prepared, fingerprints, seconds
+from ubt.states import CacheWriter, cache_writer, place, read_chunk
 from ubt.train import load
 
 # A day more is a shard more, and every shard makes reading slower.
@@ -116,7 +117,7 @@ def update(
     # Late events change what stands before the cached rows; too many would push cached rows out.
     cached = changed & (old == counts) & (now <= network.max_seq_length)
     done = np.zeros(len(changed), bool)
-    with cache_writer(cache, config.embed) as writer, temporary_file(folder / "embeddings.npy") as name:
+    with cache_writer(cache, config.embed) as writer, atomic_file(folder / "embeddings.npy") as name:
         shutil.copyfile(folder / "embeddings.npy", name)
         out = np.load(name, mmap_mode="r+")
         if out.shape[0] != len(prepared.users):
@@ -153,18 +154,18 @@ def _continue(
     writer: CacheWriter,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Carry one chunk on to the new moment; return the users with new events and their vectors."""
-    chunk: Chunk = torch.load(path, weights_only=False)
-    if not changed[chunk.rows].any():
+    rows, state = read_chunk(path)
+    if not changed[rows].any():
         writer.keep(path)
         return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
-    kept = np.flatnonzero(cached[chunk.rows] | ~changed[chunk.rows])
-    rows = chunk.rows[kept]
+    kept = np.flatnonzero(cached[rows] | ~changed[rows])
+    rows = rows[kept]
     if not len(rows):
         return rows, np.zeros((0, 1), np.float32)
     view = prepared.store.all().window(_datetime(window[0]), _datetime(window[1])).select(prepared.users[rows])
     (batch,) = view.batches(BATCH_USERS, fields=reader.fields)
     with torch.inference_mode():
-        state = chunk.state.select(torch.from_numpy(kept))
+        state = state.select(torch.from_numpy(kept))
         vectors, state = network.advance(state, reader.sequences(batch), window[1])
     writer.add(rows, state)
     new = changed[rows]

@@ -1,19 +1,20 @@
-"""Batches for the network: packed events of a view, and labels of the same users."""
+"""Batches for the network: packed events of a view, and labels of the same users, shared by several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timezone
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seqdata import Batch
+from seqdata import Batch, View
+from seqdata.gather import Gather
+from ubt.config import Config
+from ubt.encoder import Family, Sequences
 from ubt.labels import Labels
-from ubt.model import Family, Sequences
-from ubt.prepare import Prepared
+from ubt.prepare import Prepared, seconds
 
 ID_FAMILIES = ("event_type", "category", "price", "item", "url")
 
@@ -88,8 +89,59 @@ def examples(reader: Reader, batch: Batch, labels: list[Labels], tasks: Iterable
             # Rare skus share one vector, which is no label.
             target = np.where(target < reader.families["item"].size, target, 0)
         targets[task] = torch.from_numpy(target)
-    cutoffs = [int(one.start.replace(tzinfo=timezone.utc).timestamp()) for one in labels]
+    cutoffs = [seconds(one.start) for one in labels]
     return Example(reader.sequences(batch), targets, torch.tensor(cutoffs))
+
+
+class UserBatches:
+    """Shuffled batches of the training users, ordered ones of the users kept apart.
+
+    Several processes share every batch: process r reads the rows r, r + processes, ... of it. So they train on the same
+    batches as one process would, nobody is left out or seen twice, and all of them take the same number of steps.
+    """
+
+    def __init__(self, reader: Reader, labels: list[Labels], config: Config, tasks: Iterable[str]):
+        self.reader, self.config, self.tasks = reader, config, list(tasks)
+        self.train_labels = labels[:-1] if config.train.hold_out_newest else labels
+        self.valid_labels = labels[-1:]
+        prepared = reader.prepared
+        # Those whose first event comes later are in the store because of it, so they must not be among them.
+        users = np.random.default_rng([config.seed, 7]).permutation(np.flatnonzero(prepared.seen(prepared.train_start)))
+        number = max(1, round(len(users) * config.train.valid_share))
+        valid, rest = np.sort(users[:number]), np.sort(users[number:])
+        self.train_view = prepared.store.as_of(self.train_labels[-1].start).select(prepared.users[rest])
+        self.valid_view = prepared.store.as_of(prepared.train_start).select(prepared.users[valid])
+
+    def train(self, epoch: int, rank: int = 0, processes: int = 1) -> _Batches:
+        """Return one process's share of the batches of an epoch, in an order drawn from the seed and the epoch."""
+        return _Batches(self, self.train_view, self.train_labels, epoch, rank, processes)
+
+    def valid(self, rank: int = 0, processes: int = 1) -> _Batches:
+        """Return one process's share of the users kept apart, with the labels of the train window."""
+        return _Batches(self, self.valid_view, self.valid_labels, None, rank, processes)
+
+
+@dataclass
+class _Batches:
+    data: UserBatches
+    view: View
+    labels: list[Labels]
+    epoch: int | None
+    rank: int
+    processes: int
+
+    def __len__(self) -> int:
+        return -(-len(self.view) // self.data.config.train.batch_size)
+
+    def __iter__(self) -> Iterator[Example]:
+        config = self.data.config
+        gather = Gather(self.view.store, self.data.reader.fields)
+        plan = self.view.plan(
+            config.train.batch_size, shuffle=self.epoch is not None, seed=config.seed, epoch=self.epoch or 0
+        )
+        for rows in plan:
+            batch = self.view.batch(rows[self.rank :: self.processes], gather, config.model.max_seq_length)
+            yield examples(self.data.reader, batch, self.labels, self.data.tasks)
 
 
 def _categories(labels: Labels, rows: np.ndarray) -> np.ndarray:
