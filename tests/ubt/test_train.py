@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from datetime import timezone
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import lightning as L
 import numpy as np
@@ -14,16 +15,17 @@ import pytest
 import torch
 import yaml
 
-from mtl_heads import WEIGHTINGS, UniformSampler
+from mtl_heads import UniformSampler
 from runkit.training import load_checkpoint
 from seqdata import Batch
 from ubt.batches import Reader
-from ubt.config import TASKS, Config
+from ubt.config import TASKS, Config, TrainConfig
 from ubt.encoder import Sequences
 from ubt.labels import earlier_labels, window_labels
 from ubt.prepare import Prepared
 from ubt.train import UBTModule, UserBatches, _task_weights, train
 
+WEIGHTINGS = get_args(get_type_hints(TrainConfig)["weighting"])
 ALL_TASKS = "churn:1.0,category_propensity:0.5,product_propensity:0.5,price:1.0,name:0.3"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,10 @@ from scipy.sparse import csr_array, vstack
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 
-from runkit.progress import progress
-from seqdata import Batch, View
+from seqdata import View
+from seqdata.aggregates import Past
 from ubt.config import FeaturesConfig
-from ubt.features import BATCH_EVENTS, DAY, Features
+from ubt.features import DAY, Features, pasts
 from ubt.prepare import Prepared
 
 FAMILIES = ("item", "category", "url")
@@ -57,8 +57,7 @@ class _Matrix:
     """Which column a value has, and what an event weighs."""
 
     def __init__(self, prepared: Prepared, before: datetime, config: FeaturesConfig):
-        self.now = int(before.replace(tzinfo=timezone.utc).timestamp())
-        self.half_life = config.windows_days[-1] * DAY
+        self.before, self.half_life = before, config.windows_days[-1] * DAY
         self.event = prepared.families["event_type"]
         counts = np.asarray(prepared.store.vocabulary(self.event).counts, np.float64)
         # Ids 0 and 1 are "missing" and "unknown".
@@ -80,25 +79,19 @@ class _Matrix:
                 "blocks: cf needs items, categories or URLs, and there are none; leave it out: --blocks hstu,aggregates"
             )
         fields = [self.event, *(name for name, _, _ in self.blocks)]
-        longest = max(int(view.lengths().max(initial=0)), 1)
-        with progress(len(view), what, unit="user") as bar:
-            for batch in view.batches(max_tokens=max(BATCH_EVENTS, longest), fields=fields):
-                yield self._part(batch), len(batch)
-                bar.update(len(batch))
+        for _, past in pasts(view, self.before, fields, what):
+            yield self._part(past), len(past)
 
-    def _part(self, batch: Batch) -> csr_array:
-        jagged = batch.jagged
-        user = np.repeat(np.arange(len(batch)), jagged.lengths)
-        age = self.now - jagged["timestamp"]
-        weight = self.weight[jagged[self.event]] * 0.5 ** (age / self.half_life)
+    def _part(self, past: Past) -> csr_array:
+        weight = self.weight[past[self.event]] * 0.5 ** (past.age / self.half_life)
         places, weights = [], []
         for name, first, size in self.blocks:
-            values = jagged[name]
+            values = past[name]
             hit = (values > 1) & (values < size)
-            places.append((user[hit], first + values[hit].astype(np.int64)))
+            places.append((past.row[hit], first + values[hit].astype(np.int64)))
             weights.append(weight[hit])
         rows, columns = (np.concatenate([place[i] for place in places]) for i in range(2))
-        shape = (len(batch), self.columns)
+        shape = (len(past), self.columns)
         # Events of one user and value are summed.
         counts = csr_array((np.concatenate(weights).astype(np.float32), (rows, columns)), shape=shape)
         counts.sum_duplicates()
