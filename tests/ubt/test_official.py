@@ -62,7 +62,7 @@ def test_a_label_without_positives_scores_zero_and_counts() -> None:
     score, parts = official_score(z, task([[1, 0, 1], [0, 0, 1]], [1, 1, 1]))
     assert parts["auroc"] == pytest.approx(1 / 3)
     result = judged(task([[1, 0, 1], [0, 0, 1]], [1, 1, 1]), z)
-    assert result.score == score and np.isfinite(result.influence).all()
+    assert result.score == score and np.isfinite(result.estimate.influence).all()
 
 
 def test_churn_with_one_class_is_zero_and_no_error() -> None:
@@ -188,7 +188,7 @@ def test_standard_errors_agree_with_the_bootstrap() -> None:
         row = rng.integers(0, 400, 400)
         scores.append([official_score(z[row].astype(np.float32), task(truth[row], weights))[0] for z in (base, other)])
     first, second = np.array(scores).T
-    assert found[0].standard_error == pytest.approx(first.std(), rel=0.2)
-    difference, error = found[0].minus(found[1])
-    assert difference == pytest.approx(found[0].score - found[1].score)
-    assert error == pytest.approx((first - second).std(), rel=0.2)
+    assert found[0].estimate.error == pytest.approx(first.std(), rel=0.2)
+    difference = found[0].estimate - found[1].estimate
+    assert difference.value == pytest.approx(found[0].score - found[1].score)
+    assert difference.error == pytest.approx((first - second).std(), rel=0.2)

@@ -16,10 +16,8 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtl_heads.losses import diversity_loss, novelty_loss
-from mtl_heads.metrics import AUROC, PropensityScore
-from mtl_heads.metrics.propensity import NOVELTY_POWER, SHARES
-from runkit.compare import Estimate, macro_auroc, two_class_columns
+from mtl_heads.metrics import AUROC, PropensityScore, auroc_influence, propensity_influence
+from runkit.compare import Estimate
 
 SEED, WIDTH, BLOCKS, EPOCHS, BATCH, LEARNING_RATE = 1278, 2048, 3, 3, 128, 1e-3
 # Rows that go through the network together when it is judged; metrics still see them in batches of BATCH.
@@ -168,22 +166,10 @@ def judged(task: Task, logits: NDArray[np.float32]) -> Result:
 def _influence(logits: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
     """What every row contributes to the error of the score [n].
 
-    AUROC: DeLong's. Diversity and novelty: of a mean over rows, and of its 100th power. The error speaks of the
-    users who are scored; it does not know how another seed of the network would have done.
+    The error speaks of the users who are scored; it does not know how another seed of the network would have done.
     """
-    truth = task.scored.toarray()
-    usable = two_class_columns(truth)
-    # A label with one class counts as 0 for everybody and adds no error.
-    influence = np.zeros(len(truth))
-    if usable:
-        influence = macro_auroc(logits, truth).influence * len(usable) / truth.shape[1]
-    if task.popularity is None:
-        return influence
-    with torch.no_grad():
-        scores, popularity = torch.from_numpy(logits), torch.from_numpy(np.asarray(task.popularity))
-        spread = diversity_loss(scores, reduction="none").double().numpy()
-        popular = novelty_loss(scores, popularity, reduction="none").double().numpy()
-    slope = NOVELTY_POWER * (1 - popular.mean()) ** (NOVELTY_POWER - 1)
-    influence = SHARES["auroc"] * influence
-    influence -= SHARES["diversity"] * (spread - spread.mean()) / len(spread)
-    return influence - SHARES["novelty"] * slope * (popular - popular.mean()) / len(popular)
+    scores, truth = torch.from_numpy(logits), torch.from_numpy(task.scored.toarray())
+    if task.popularity is not None:
+        return propensity_influence(scores, truth, torch.from_numpy(np.asarray(task.popularity))).numpy()
+    # One class alone scores 0 whatever the rows say.
+    return auroc_influence(scores[:, 0], truth[:, 0]).nan_to_num(0.0).numpy()

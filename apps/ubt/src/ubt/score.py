@@ -61,6 +61,7 @@ def score(prepared: Prepared, config: Config) -> str:
         FileNotFoundError: if the network's embeddings are missing; names the command that helps
         ValueError: if they are no entry the challenge accepts, or no task can be scored
     """
+    config.check()
     names = parse_blocks(config.blocks)
     folders = write_blocks(prepared, config)
     order = _order(prepared, config, names)

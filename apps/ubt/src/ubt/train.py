@@ -15,10 +15,10 @@ from torch import Tensor
 from mtl_heads import WEIGHTINGS, MultiTaskHeads, TaskSpec, parse_task_weights
 from mtl_heads.distributed import all_reduce_sum
 from mtl_heads.losses import class_balanced_weights, novelty_loss
-from mtl_heads.metrics import AUROC
+from mtl_heads.metrics import AUROC, MeanLosses
 from runkit.files import read_json
 from runkit.plots import lines
-from runkit.training import ResumableModule, fit, gather, load_checkpoint, trainer
+from runkit.training import ResumableModule, fit, load_checkpoint, trainer
 from ubt.batches import Example, Reader, UserBatches
 from ubt.config import TASKS, Config, ModelConfig, TrainConfig
 from ubt.labels import Labels, earlier_labels, window_labels
@@ -179,13 +179,16 @@ class UBTModule(ResumableModule):
             for task, what in (("category_propensity", "category"), ("product_propensity", "sku"))
             if task in weights and reader.prepared.targets[what].popularity.any()
         }
-        self._sums: list[Tensor] = []
         sizes = {"churn": 1, "category_propensity": len(reader.prepared.categories)}
-        self._areas = {task: AUROC(sizes[task]) for task in AREAS if task in weights}
+        # Not attributes of their own: what is summed up inside an epoch does not belong into a checkpoint.
+        self._judges: dict[str, Any] = {task: AUROC(sizes[task]) for task in AREAS if task in weights}
+        self._judges["losses"] = MeanLosses(list(weights))
         self._schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         self._schedule_state: dict[str, Any] = {}
 
     def on_fit_start(self) -> None:
+        for judge in self._judges.values():
+            judge.to(self.device)
         for task in self.weights:
             options = self.network.tasks.heads.head(task).options
             if "weight" in options:
@@ -210,16 +213,18 @@ class UBTModule(ResumableModule):
         users = self._users(example)
         losses = self.network.tasks.heads.losses(users, example.targets)
         logits = self.network.logits(users)
-        self._sums.append(torch.stack([losses.values.float() * losses.counts, losses.counts]).cpu())
-        for task, area in self._areas.items():
-            # Of the newest window.
-            truth, scores = example.targets[task][:, -1].cpu(), logits[task][:, -1].float().cpu()
-            known = ~truth.isnan() if truth.ndim == 1 else ~truth.isnan().any(1)
-            area.update(scores.reshape(truth.shape), truth.nan_to_num(), known)
+        self._judges["losses"].update(losses)
+        for task in AREAS:
+            if task in self._judges:
+                # Of the newest window.
+                truth, scores = example.targets[task][:, -1], logits[task][:, -1].float()
+                known = ~truth.isnan() if truth.ndim == 1 else ~truth.isnan().any(1)
+                self._judges[task].update(scores.reshape(truth.shape), truth.nan_to_num(), known)
 
     def on_validation_epoch_end(self) -> None:
-        values, counts = torch.stack(gather(torch.stack(self._sums).sum(0))).sum(0)
-        losses = dict(zip(self.weights, (values / counts.clamp(min=1)).tolist(), strict=True))
+        found = {name: judge.compute() for name, judge in self._judges.items()}
+        # A task that nobody kept apart has a label of adds nothing.
+        losses = {task: 0.0 if np.isnan(loss) else loss for task, loss in found.pop("losses").items()}
         self.log("valid_loss", sum(self.weights[task] * loss for task, loss in losses.items()), prog_bar=True)
         for task, loss in losses.items():
             self.log(f"valid_loss_{task}", loss)
@@ -227,12 +232,11 @@ class UBTModule(ResumableModule):
         assert self._schedule is not None
         self._schedule.step(losses[next(iter(self.weights))])
         self.weighting.end_epoch()
-        self._sums.clear()
-        for task, area in self._areas.items():
-            value = area.compute()["macro"]
-            if not np.isnan(value):
-                self.log(f"valid_auroc_{task}", value, prog_bar=True)
-            area.reset()
+        for task, area in found.items():
+            if not np.isnan(area["macro"]):
+                self.log(f"valid_auroc_{task}", area["macro"], prog_bar=True)
+        for judge in self._judges.values():
+            judge.reset()
 
     def configure_optimizers(self) -> Any:
         # Id tables are not decayed: a rare id has no gradient in most batches, and decay alone would wipe it out.
