@@ -43,11 +43,11 @@ def main() -> None:
 def report(name: str, command: str, run_dir: Path) -> None:
     """Write the tables of a run with its date, commit, seed, times and memory."""
     metadata = json.loads((run_dir / "metadata.json").read_text())
-    stages = metadata["stages"]
+    stages = {step: one for step, one in metadata["commands"].items() if step != "run"}
     facts = {
         "date": stages["score"]["finished"][:16].replace("T", " ") + " UTC",
         "machine": machine(),
-        "commit": metadata["commit"][:7],
+        "commit": (metadata["commit"] or "unknown")[:7],
         "command": command,
         "seed": str(metadata["seed"]),
         **{package: metadata["versions"][package] for package in ("python", "torch", "lightgbm")},

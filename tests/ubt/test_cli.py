@@ -287,6 +287,9 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     overview = capsys.readouterr().out
     assert "ubt prepare" in overview and "demo" in overview
+    assert main(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "number of clients in the log" in text and "writes the log itself" in text
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--train.learning_rate" in text and "--generate.clients" not in text and "examples:" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
+from inspect import cleandoc
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,11 +43,10 @@ class _Plain:
 
 @dataclass
 class GenerateConfig(_Plain, ShopConfig):
-    """Size and seed of a generated log, and whether `ubt run` writes one.
-
-    Args:
-        if_missing: `ubt run` writes the log itself where data_dir holds none, or one with other settings
-    """
+    # The settings of synthlogs, documented there, and one more.
+    __doc__ = f"""{cleandoc(ShopConfig.__doc__ or "")}
+    if_missing: `ubt run` writes the log itself where data_dir holds none, or one with other settings
+"""
 
     if_missing: bool = False
 
