@@ -52,8 +52,8 @@ def embed(
         ValueError: if a vector is not finite in float16; names the first such user
     """
     folder = Path(folder)
-    made_of = Made(prepared.fingerprint, file_hash(checkpoint), seconds(prepared.train_start))
     network, reader = load(checkpoint, prepared)
+    made_of = Made(prepared.fingerprint, file_hash(checkpoint), seconds(prepared.train_start))
     view = prepared.history(prepared.train_start)
     moment = seconds(prepared.train_start)
     with torch.inference_mode():
