@@ -112,11 +112,10 @@ def test_training_and_embedding_do_not_open_the_scored_window(
 
 
 def test_labels_of_users_kept_apart_do_not_train(prepared: Prepared, tiny: Config) -> None:
-    from ubt.batches import Reader
+    from ubt.batches import Reader, UserBatches
     from ubt.labels import window_labels
-    from ubt.train import UserBatches
 
-    batches = UserBatches(Reader(prepared, 500), [window_labels(prepared, "train")], tiny)
+    batches = UserBatches(Reader(prepared, 500), [window_labels(prepared, "train")], tiny, ["churn"])
     training, apart = set(batches.train_view.users), set(batches.valid_view.users)
     assert not training & apart
     assert training | apart == set(prepared.users[prepared.seen(prepared.train_start)])

@@ -18,12 +18,12 @@ import yaml
 from mtl_heads import UniformSampler
 from runkit.training import load_checkpoint
 from seqdata import Batch
-from ubt.batches import Reader
+from ubt.batches import Reader, UserBatches
 from ubt.config import TASKS, Config, TrainConfig
 from ubt.encoder import Sequences
 from ubt.labels import earlier_labels, window_labels
 from ubt.prepare import Prepared
-from ubt.train import UBTModule, UserBatches, _task_weights, train
+from ubt.train import UBTModule, _task_weights, train
 
 WEIGHTINGS = get_args(get_type_hints(TrainConfig)["weighting"])
 ALL_TASKS = "churn:1.0,category_propensity:0.5,product_propensity:0.5,price:1.0,name:0.3"
