@@ -86,8 +86,13 @@ SMALL = {"n_estimators": 30, "num_leaves": 15, "min_data_in_leaf": 40, "learning
 
 
 def small_config(**changes: object) -> LTVConfig:
-    settings = {"classifier": SMALL, "regressor": SMALL, "meta": {"n_estimators": 30}, "features": FEATURES}
-    return LTVConfig.from_dict({**settings, "num_threads": 1, "sample_rows": 5000, **changes})
+    settings = {
+        "buyer_classifier": SMALL,
+        "revenue_regressor": SMALL,
+        "stacking_meta": {"n_estimators": 30},
+        "features": FEATURES,
+    }
+    return LTVConfig.from_dict({**settings, "threads": 1, "sample_rows": 5000, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_it_works_for_models_of_several_stages_and_after_a_round_trip(
     model: str, world: Path, schema: Schema, config: Config, tmp_path: Path
 ) -> None:
     data = open_partitions(world, max_partitions=3)
-    settings = config(model=model, split="cross_fit", folds=2, stack_bases=["elastic_net"], max_rows=2500)
+    settings = config(model=model, split="cross_fit", folds=2, stacking_bases=["elastic_net"], max_rows=2500)
     pipe = LTVPipeline(schema, settings).fit(data)
     assert pipe.report_["held_out_rows"] == 2500
     later = open_partitions(world, start="2025-10-01-10-00")

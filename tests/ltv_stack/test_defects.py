@@ -91,7 +91,7 @@ def test_5_the_stack_learns_from_out_of_fold_predictions_only(world: Path, schem
     def out_of_fold(source: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         columns = ["revenue_d1", "revenue_d7", "revenue_d14", "buyer_d7"]
         cache = build_cache(pipe.builder, from_table(source), folder / "features", label_columns=columns)
-        settings, _ = parameters(CLASSIFIER, dict(pipe.config.classifier), 0, 1)
+        settings, _ = parameters(CLASSIFIER, dict(pipe.config.buyer_classifier), 0, 1)
         rows = np.arange(cache.rows)
         labels = Labels.of(cache, schema.horizons, {})
         trainer = Trainer(pipe.config, cache, labels, pipe.horizons, pipe.main, pipe.builder.category_sizes)
@@ -145,7 +145,9 @@ def test_6_rows_are_held_out_by_time_with_an_embargo_and_probabilities_are_proba
 ) -> None:
     """A random split looks across time; scores of a reweighted classifier are not probabilities."""
     data = open_partitions(world, end="2025-10-01-09-00")
-    pipe = LTVPipeline(schema, config(embargo="1h", classifier={"n_estimators": 40, "scale_pos_weight": 8})).fit(data)
+    pipe = LTVPipeline(schema, config(embargo="1h", buyer_classifier={"n_estimators": 40, "scale_pos_weight": 8})).fit(
+        data
+    )
     assert pipe.report_["rows_in_embargo"] == 1000 and pipe.report_["training_rows"] == 7000
     later = open_partitions(world, start="2025-10-01-10-00")
     said = predict_table(pipe, later)["buyer_probability"].to_numpy().mean()
@@ -189,7 +191,7 @@ def test_8_leaks_are_found_by_role_and_value_and_no_feature_sees_a_label(
 @pytest.mark.parametrize("model", ["stack", "document", "log1p"])
 def test_9_what_is_put_out_is_ordered_at_every_horizon(model: str, world: Path, schema: Schema, config: Config) -> None:
     """Order enforced inside stage 2 only is lost in the stacker, which puts out one horizon without the others."""
-    settings = config(model=model, stack_bases=["elastic_net", "random_forest"])
+    settings = config(model=model, stacking_bases=["elastic_net", "random_forest"])
     pipe = LTVPipeline(schema, settings).fit(open_partitions(world, end="2025-10-01-08-00"))
     found = predict_table(pipe, open_partitions(world, start="2025-10-01-09-00"))
     amounts = np.column_stack([found[f"revenue_{h}"].to_numpy() for h in ("d1", "d7", "d14")])

@@ -116,8 +116,8 @@ def test_the_mean_estimand_adds_up_and_the_log_estimand_does_not(
     model: str, train: Dataset, later: Dataset, schema: Schema, config: Config
 ) -> None:
     bases = ["elastic_net", "random_forest"]
-    mean = evaluate(LTVPipeline(schema, config(model=model, estimand="mean", stack_bases=bases)).fit(train), later)
-    log = evaluate(LTVPipeline(schema, config(model=model, estimand="log1p", stack_bases=bases)).fit(train), later)
+    mean = evaluate(LTVPipeline(schema, config(model=model, estimand="mean", stacking_bases=bases)).fit(train), later)
+    log = evaluate(LTVPipeline(schema, config(model=model, estimand="log1p", stacking_bases=bases)).fit(train), later)
     for horizon in ("d7", "d14"):
         assert 0.8 < mean.metrics[horizon]["bias_ratio"] < 1.25
         assert log.metrics[horizon]["bias_ratio"] < 0.6
@@ -314,7 +314,10 @@ def _term(left: str, right: str) -> dict:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classifier": {"n_leafs": 3}}, "classifier: got 'n_leafs', which is no parameter of LightGBM; did you mean"),
+        (
+            {"buyer_classifier": {"n_leafs": 3}},
+            "buyer_classifier: got 'n_leafs', which is no parameter of LightGBM; did you mean",
+        ),
         ({"order_weights": {"d7": 0}}, "order_weights: got 0 for d7, needs a number above 0"),
         ({"order_weights": {"d7": float("nan")}}, "order_weights: got nan for d7"),
         ({"order_weights": {"d8": 2}}, r"order_weights: got \['d8'\], needs names out of \['d1', 'd7', 'd14'"),
@@ -391,7 +394,7 @@ def test_the_cache_goes_and_stays_as_asked(train: Dataset, schema: Schema, confi
 
 def test_stages_may_differ_in_leaves_and_bins(train: Dataset, schema: Schema, config: Config) -> None:
     trees = {"n_estimators": 10, "learning_rate": 0.1}
-    settings = config(classifier={**trees, "min_data_in_leaf": 200}, regressor={**trees, "max_bin": 31})
+    settings = config(buyer_classifier={**trees, "min_data_in_leaf": 200}, revenue_regressor={**trees, "max_bin": 31})
     assert LTVPipeline(schema, settings).fit(train).horizons == ["d1", "d7", "d14"]
 
 
@@ -412,7 +415,9 @@ def test_boosting_stops_when_held_out_rows_gain_no_more(
     trees = {"n_estimators": 150, "learning_rate": 0.3, "num_leaves": 31, "min_data_in_leaf": 5}
     scores = {}
     for patience in (10, None):
-        pipe = LTVPipeline(schema, config(classifier=trees, regressor=trees, early_stopping=patience)).fit(train)
+        pipe = LTVPipeline(
+            schema, config(buyer_classifier=trees, revenue_regressor=trees, early_stopping=patience)
+        ).fit(train)
         scores[patience] = evaluate(pipe, later).metrics["d7"]["msle"]
         grown = pipe.models.points.boosters["d7"].num_trees()
         assert grown == 150 if patience is None else grown < 100
@@ -429,7 +434,7 @@ def test_a_horizon_too_thin_to_convert_is_skipped_and_the_others_are_fitted(
     thin = table["revenue_d1"].to_numpy().copy()
     thin[4000:] = 0.0
     table = table.set_column(table.column_names.index("revenue_d1"), "revenue_d1", pa.array(thin))
-    settings = config(model=model, stack_bases=["elastic_net"], guard="off")
+    settings = config(model=model, stacking_bases=["elastic_net"], guard="off")
     pipe = LTVPipeline(schema, settings).fit(from_table(table))
     assert pipe.horizons == ["d7", "d14"]
     assert "0 of 2000 held-out rows have an amount" in pipe.skipped_horizons["d1"]
@@ -520,4 +525,18 @@ def test_errors_name_the_setting(fitted: LTVPipeline, schema: Schema, tmp_path: 
     with pytest.raises(ValueError, match=r"holds no pipeline\.json"):
         LTVPipeline.load(tmp_path)
     with pytest.raises(ValueError, match="main_horizon: got 'd9'"):
-        LTVPipeline(schema, LTVConfig(main_horizon="d9", num_threads=1)).fit(train)
+        LTVPipeline(schema, LTVConfig(main_horizon="d9", threads=1)).fit(train)
+
+
+def test_models_saved_under_the_names_of_1_0_0_load(fitted: LTVPipeline, later: Dataset, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "old")
+    file = tmp_path / "old" / "pipeline.json"
+    state = json.loads(file.read_text())
+    old = {"stacking_bases": "stack_bases", "buyer_classifier": "classifier", "revenue_regressor": "regressor"}
+    old |= {"stacking_meta": "meta", "threads": "num_threads"}
+    assert set(old) < set(state["config"])
+    state["config"] = {old.get(name, name): value for name, value in state["config"].items()}
+    file.write_text(json.dumps(state))
+    again = LTVPipeline.load(tmp_path / "old")
+    assert again.config == fitted.config
+    assert predict_table(again, later).equals(predict_table(fitted, later))

@@ -52,5 +52,5 @@ def test_a_base_named_is_never_left_out_silently(monkeypatch: pytest.MonkeyPatch
     assert Stack().bases == ("elastic_net", "random_forest")
     with pytest.raises(ImportError, match=r"ltv-stack\[xgboost\]"):
         Stack(["xgboost"])
-    with pytest.raises(ValueError, match="stack_bases: got \\['svm'\\]"):
+    with pytest.raises(ValueError, match="stacking_bases: got \\['svm'\\]"):
         Stack(["svm"])

@@ -10,7 +10,7 @@ from ltv.config import Config, Slice
 from ltv.evaluate import evaluate_split
 from ltv.rundir import Run, fingerprint, read_json, write_json
 from ltv.slices import closed_before, content_of, engine_of, features_of, horizon_days, open_train, schema_of
-from ltv_stack import LTVConfig, LTVPipeline
+from ltv_stack import FeatureConfig, LTVConfig, LTVPipeline
 
 log = logging.getLogger("ltv.train")
 
@@ -62,37 +62,20 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
 
 
 def ltv_config(config: Config, run: Run) -> LTVConfig:
-    """Translate the app's settings into the pipeline's."""
-    models, training = config.models, config.training
-    settings: dict[str, Any] = {
-        "model": models.model,
-        "estimand": models.estimand,
-        "sampling": models.sampling,
-        "histos": models.histos,
-        "histus": models.histus,
-        "quantiles": models.quantiles,
-        "intervals": models.intervals,
-        "calibration": models.calibration,
-        "calibrate_by": models.calibrate_by,
-        "stack_bases": models.stacking_bases,
-        "split": training.split.strategy,
-        "calibration_frac": training.split.val_share,
-        "embargo": f"{training.split.embargo_hours}h",
-        "folds": training.n_folds,
-        "early_stopping": models.early_stopping,
-        "guard": models.guard,
-        "max_rows": training.max_rows,
-        "num_threads": models.threads,
-        "seed": config.seed,
-        "classifier": models.buyer_classifier,
-        "regressor": models.revenue_regressor,
-        "meta": models.stacking_meta,
-        "deep": models.deep,
-        "features": features_of(config),
-        "cache_dir": str(run.processed) if training.cache_features else None,
-        "keep_cache": training.cache_features,
-    }
-    return LTVConfig.from_dict(settings)
+    """Return the pipeline's settings: those of ``models`` under their own names, and how rows are split and read."""
+    training = config.training
+    return LTVConfig(
+        **vars(config.models),
+        split=training.split.strategy,
+        calibration_frac=training.split.val_share,
+        embargo=f"{training.split.embargo_hours}h",
+        folds=training.n_folds,
+        max_rows=training.max_rows,
+        seed=config.seed,
+        features=FeatureConfig.from_dict(features_of(config)),
+        cache_dir=str(run.processed) if training.cache_features else None,
+        keep_cache=training.cache_features,
+    )
 
 
 def _warn_of_open_labels(config: Config) -> None:

@@ -13,6 +13,13 @@ from .sampling import check_settings
 
 MODELS = ("log1p", "tweedie", "two_stage", "document", "stack", "ziln", "odmn", "optdist")
 DEEP = ("ziln", "odmn", "optdist")
+_NAMES_OF_1_0_0 = {
+    "stack_bases": "stacking_bases",
+    "classifier": "buyer_classifier",
+    "regressor": "revenue_regressor",
+    "meta": "stacking_meta",
+    "num_threads": "threads",
+}
 SAMPLING = ("none", "histos", "histus", "histos_weights", "histus_weights")
 
 
@@ -30,7 +37,7 @@ class LTVConfig:
         intervals: share of rows the intervals cover; None for none.
         calibration: "none", "isotonic" or "bucket" on held-out rows, in the space of the estimand.
         calibrate_by: column by whose values the calibration is split.
-        stack_bases: names out of elastic_net, random_forest, xgboost; None for all that are installed.
+        stacking_bases: names out of elastic_net, random_forest, xgboost; None for all that are installed.
         stack_rows: most rows the stack is trained on.
         sampling: "none" or names out of histos, histus, histos_weights, histus_weights joined by "+"; histos shapes the
             buyer classifier's rows, histus those of the amount regressors.
@@ -49,9 +56,12 @@ class LTVConfig:
         sample_rows: rows kept in memory to find histogram bins from.
         main_horizon: horizon whose buyers the classifier learns; None for d7, or the longest where there is no d7.
         order_weights: horizon -> weight in the projection; 1 where left out.
-        num_threads: of LightGBM; 0 for one thread on few rows and all cores on many.
+        threads: of LightGBM; 0 for one thread on few rows and all cores on many.
         seed: of everything drawn.
-        classifier, regressor, meta, deep: settings that differ from the defaults of the stages.
+        buyer_classifier: LightGBM parameters of the buyer model that differ from its defaults, n_estimators included.
+        revenue_regressor: LightGBM parameters of the models of amounts that differ from their defaults.
+        stacking_meta: LightGBM parameters of the stack's last model that differ from its defaults.
+        deep: settings of the deep heads that differ from their defaults.
         features: the feature groups.
         cache_dir: folder of the feature cache; None for a temporary one.
         keep_cache: leave the cache there after fit.
@@ -63,7 +73,7 @@ class LTVConfig:
     intervals: float | None = 0.9
     calibration: str = "none"
     calibrate_by: str | None = None
-    stack_bases: tuple[str, ...] | None = None
+    stacking_bases: tuple[str, ...] | None = None
     stack_rows: int = 200_000
     sampling: str = "none"
     histos: Mapping[str, Any] = field(default_factory=dict)
@@ -78,11 +88,11 @@ class LTVConfig:
     sample_rows: int = 100_000
     main_horizon: str | None = None
     order_weights: Mapping[str, float] = field(default_factory=dict)
-    num_threads: int = 0
+    threads: int = 0
     seed: int = 0
-    classifier: Mapping[str, Any] = field(default_factory=dict)
-    regressor: Mapping[str, Any] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    buyer_classifier: Mapping[str, Any] = field(default_factory=dict)
+    revenue_regressor: Mapping[str, Any] = field(default_factory=dict)
+    stacking_meta: Mapping[str, Any] = field(default_factory=dict)
     deep: Mapping[str, Any] = field(default_factory=dict)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     cache_dir: str | None = None
@@ -105,7 +115,7 @@ class LTVConfig:
         check_settings(**self.histus)
         if self.estimand not in ("log1p", "mean"):
             estimand_level(self.estimand)
-        for name in ("quantiles", "stack_bases"):
+        for name in ("quantiles", "stacking_bases"):
             value = getattr(self, name)
             if isinstance(value, (str, int, float)):
                 raise ValueError(f"{name}: got {value!r}, needs a list")
@@ -114,7 +124,7 @@ class LTVConfig:
         for horizon, weight in self.order_weights.items():
             if not (isinstance(weight, (int, float)) and 0.0 < weight < float("inf")):
                 raise ValueError(f"order_weights: got {weight!r} for {horizon}, needs a number above 0")
-        for name in ("classifier", "regressor", "meta"):
+        for name in ("buyer_classifier", "revenue_regressor", "stacking_meta"):
             _lightgbm_names(name, getattr(self, name))
         for level in (*self.quantiles, *([self.intervals] if self.intervals is not None else [])):
             if not 0.0 < level < 1.0:
@@ -152,8 +162,9 @@ class LTVConfig:
 
     @classmethod
     def restore(cls, values: Mapping[str, Any]) -> "LTVConfig":
-        """The settings `to_dict` wrote."""
-        return cls.from_dict({**values, "features": FeatureConfig.restore(values["features"])})
+        """The settings `to_dict` wrote, also those of models saved under the names of version 1.0.0."""
+        named = {_NAMES_OF_1_0_0.get(name, name): value for name, value in values.items()}
+        return cls.from_dict({**named, "features": FeatureConfig.restore(values["features"])})
 
 
 def estimand_level(estimand: str) -> float:

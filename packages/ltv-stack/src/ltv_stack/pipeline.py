@@ -281,7 +281,7 @@ class LTVPipeline:
         pipe.main, pipe.report_ = state["main"], state["report"]
         buyers, others = state["class_weights"]
         pipe.models = Models.load(
-            folder, pipe.config.model, pipe.horizons, pipe.main, (buyers, others), pipe.config.num_threads
+            folder, pipe.config.model, pipe.horizons, pipe.main, (buyers, others), pipe.config.threads
         )
         outputs = Outputs(pipe.config, pipe.horizons, pipe.main)
         pipe.outputs = _read_part(folder / "calibration.json", outputs.restore)
@@ -328,7 +328,7 @@ class LTVPipeline:
         if self.config.guard == "off":
             return
         findings = audit(
-            dataset, self.schema, self.config.features, seed=self.config.seed, num_threads=self.config.num_threads
+            dataset, self.schema, self.config.features, seed=self.config.seed, num_threads=self.config.threads
         )
         self.report_["leaks"] = [str(finding) for finding in findings]
         if self.config.guard == "strict":

@@ -197,9 +197,9 @@ class Stack:
         self.bases = tuple(_installed() if bases is None else bases)
         unknown = [name for name in self.bases if name not in BASES]
         if unknown or not self.bases:
-            raise ValueError(f"stack_bases: got {list(self.bases)}, needs names out of {list(BASES)}")
+            raise ValueError(f"stacking_bases: got {list(self.bases)}, needs names out of {list(BASES)}")
         if "xgboost" in self.bases and "xgboost" not in _installed():
-            raise ImportError("stack_bases: 'xgboost' needs the extra: pip install 'ltv-stack[xgboost]'")
+            raise ImportError("stacking_bases: 'xgboost' needs the extra: pip install 'ltv-stack[xgboost]'")
         self.meta = META | (meta or {})
         self.seed, self.threads = seed, threads
         self.fitted: dict[str, dict[str, Base]] = {}

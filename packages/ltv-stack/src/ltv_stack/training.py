@@ -62,7 +62,7 @@ class Trainer:
             trees: how many each booster of `Models.boosters` grows.
         """
         config, trees = self.config, trees or {}
-        settings, rounds = self._settings(stages.CLASSIFIER, config.classifier)
+        settings, rounds = self._settings(stages.CLASSIFIER, config.buyer_classifier)
         data = self.cache.dataset(rows, settings)
         if config.early_stopping is not None and not trees:
             chosen = drawn_rows(self.cache, stopping_rows, _STOPPING_ROWS)
@@ -127,13 +127,13 @@ class Trainer:
             part = data.subset(outside.tolist()).construct()
             trees = stages.trees_of(models.classifier.boosters[""])
             booster = stages.train_on(part, buyer[outside], settings, trees, _none_if_one(weight[outside]))
-            fitted: dict[str, tuple[Boosted, str]] = {"p": (Boosted({"": booster}, self.config.num_threads), "")}
+            fitted: dict[str, tuple[Boosted, str]] = {"p": (Boosted({"": booster}, self.config.threads), "")}
             for name in self.horizons:
                 y = self.revenue[name]
                 others = rows[outside]
                 trees = stages.trees_of(models.amounts.boosters[name])
                 amount = self._amount(others[y[others] > 0], y, trees=trees)
-                fitted[name] = (Boosted({"": amount}, self.config.num_threads), "")
+                fitted[name] = (Boosted({"": amount}, self.config.threads), "")
             found = stages.predict_rows(self.cache, rows[chosen[own]], fitted)
             p[own] = undo_weights(found["p"], *models.class_weights)
             for name in self.horizons:
@@ -141,7 +141,7 @@ class Trainer:
         return meta_features(p, g, blend_weights(self.horizons, self.main)), fold[chosen]
 
     def _settings(self, base: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        return stages.parameters(base, dict(overrides), self.config.seed, self.config.num_threads)
+        return stages.parameters(base, dict(overrides), self.config.seed, self.config.threads)
 
     def _stopping(self, target: Floats) -> stages.Stopping | None:
         if self.config.early_stopping is None or self._stop_on is None:
@@ -165,7 +165,7 @@ class Trainer:
         resampled = "histos" in self.config.sampling
         stopping = None if resampled else self._stopping(self.buyers)
         booster = stages.train_on(data, np.nan_to_num(buyer), settings, rounds, _none_if_one(weight), stopping)
-        return Boosted({"": booster}, self.config.num_threads), class_weights
+        return Boosted({"": booster}, self.config.threads), class_weights
 
     def _classifier_weight(self, rows: Ints) -> Floats:
         """How often each row is trained on: the multiplicities of HistOS on the amount, drawn or expected."""
@@ -186,12 +186,12 @@ class Trainer:
             stopping = None if "histus" in self.config.sampling else self._stopping(_log_of_buyers(y))
             grown = trees.get(f"amount:{name}")
             boosters[name] = self._amount(rows[y[rows] > 0], y, trees=grown, stopping=stopping)
-        return Boosted(boosters, self.config.num_threads)
+        return Boosted(boosters, self.config.threads)
 
     def _amount(
         self, rows: Ints, y: Floats, *, trees: int | None = None, stopping: stages.Stopping | None = None
     ) -> lgb.Booster:
-        settings, rounds = self._settings(stages.REGRESSOR, self.config.regressor)
+        settings, rounds = self._settings(stages.REGRESSOR, self.config.revenue_regressor)
         parts = self.config.sampling.split("+")
         weight = None
         if "histus" in parts:
@@ -207,8 +207,8 @@ class Trainer:
         base = dict(stages.REGRESSOR)
         if self.config.model == "tweedie":
             base |= {"objective": "tweedie", "tweedie_variance_power": 1.5}
-        settings, rounds = self._settings(base, self.config.regressor)
-        classifier = {**stages.CLASSIFIER, **self.config.classifier}
+        settings, rounds = self._settings(base, self.config.revenue_regressor)
+        classifier = {**stages.CLASSIFIER, **self.config.buyer_classifier}
         if any(settings.get(key) != classifier.get(key) for key in stages.BINNING):
             data = self.cache.dataset(rows, settings)
         boosters = {}
@@ -220,7 +220,7 @@ class Trainer:
             boosters[name] = stages.train_on(
                 data, np.nan_to_num(target[rows]), settings, grown, weight, self._stopping(target)
             )
-        return Boosted(boosters, self.config.num_threads)
+        return Boosted(boosters, self.config.threads)
 
     def _stack(self, models: Models, data: lgb.Dataset, rows: Ints, settings: dict[str, Any]) -> Stack:
         """Every meta-feature of a row comes from models that were fitted without its fold."""
@@ -231,7 +231,7 @@ class Trainer:
             chosen = np.searchsorted(rows, drawn_rows(self.cache, rows, config.stack_rows))
         features, fold = self.out_of_fold(models, data, rows, chosen, settings)
         targets = {name: np.log1p(self.revenue[name][rows[chosen]]) for name in self.horizons}
-        stack = Stack(config.stack_bases, dict(config.meta), config.seed, config.num_threads)
+        stack = Stack(config.stacking_bases, dict(config.stacking_meta), config.seed, config.threads)
         return stack.fit(features, targets, fold)
 
     def _deep(self, rows: Ints) -> Any:
