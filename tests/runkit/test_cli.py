@@ -14,6 +14,7 @@ from runkit.cli import App, Command
 from runkit.errors import SettingError
 from runkit.progress import progress
 from runkit.run import Run
+from runkit.settings import settings_of
 
 
 @dataclass
@@ -338,6 +339,22 @@ def test_help_teaches(app: App, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--train.split.kind {newest,random}" in text and "--seed" in text
     assert "--train.learning_rate" not in text and "--log.name" not in text
     assert app.main(["import", "-h"]) == 0 and "(required, type" in capsys.readouterr().out
+
+
+def test_an_inherited_setting_is_explained_as_where_it_was_declared() -> None:
+    @dataclass
+    class Wider(Split):
+        """More of it.
+
+        Args:
+            kind: which rows, differently
+        """
+
+        kind: Literal["newest", "random"] = "random"
+
+    found = settings_of(Wider)
+    assert [one.help for one in found.values()] == ["share of the rows", "which rows, differently"]
+    assert found["share"].about == "More of it."
 
 
 def test_what_comes_out_is_a_file_that_goes_in(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

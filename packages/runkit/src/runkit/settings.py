@@ -90,7 +90,9 @@ def settings_of(kind: type, default: Any = MISSING, prefix: str = "") -> dict[st
     """Return the settings of a dataclass, and of those in it, by name, in their order."""
     found: dict[str, Setting] = {}
     hints, text = get_type_hints(kind), parse_docstring(kind.__doc__ or "")
-    helps = {one.arg_name: " ".join((one.description or "").split()) for one in text.params}
+    # A setting that is inherited is explained where it was declared.
+    explained = [*(parse_docstring(base.__doc__ or "") for base in reversed(kind.__mro__[1:])), text]
+    helps = {one.arg_name: " ".join((one.description or "").split()) for each in explained for one in each.params}
     about, group = text.short_description or "", prefix.rstrip(".") or "settings"
     for one in fields(kind):
         name, value = f"{prefix}{one.name}", getattr(default, one.name, MISSING)
