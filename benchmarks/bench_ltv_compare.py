@@ -25,8 +25,9 @@ import pandas as pd
 from record import header, provenance, write
 
 from ltv.cli import main
-from ltv.compare import BTYD, COLUMNS, markdown
-from ltv.rundir import Run
+from ltv.compare import BTYD, COLUMNS
+from runkit.compare import markdown_table, mean
+from runkit.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("FOOTFALL_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -128,8 +129,8 @@ def tables(found: dict[str, list[Run]]) -> dict[str, pd.DataFrame]:
         sums = [float(_squared(run).sum(axis=1).mean()) for run in found[name]]
         line |= {"sum": np.mean(sums), "lowest and highest seed": f"{min(sums):.5g} .. {max(sums):.5g}"}
         if name != DEFAULT:
-            gap = (errors[name] - errors[DEFAULT]).sum(axis=1)
-            line["above the default"] = f"{gap.mean():.3g} ± {1.96 * gap.std() / len(gap) ** 0.5:.2g}"
+            gap = mean((errors[name] - errors[DEFAULT]).sum(axis=1))
+            line["above the default"] = f"{gap.value:.3g} ± {1.96 * gap.error:.2g}"
         ranking.append(line)
     covered, metrics = [], []
     for h in horizons:
@@ -167,15 +168,18 @@ def report(name: str, seeds: list[int], found: dict[str, list[Run]], rolled: pd.
         f"{rows:,} validation rows. Ordered by the sum of MSLE over the horizons; `{DEFAULT}` is the default. Squared "
     )
     text += "errors are averaged over the seeds; ± is the 95 % interval of the mean paired difference between rows.\n\n"
-    text += markdown(parts["ranking"]) + f"\nShare of rows in the 90 % intervals of `{DEFAULT}`:\n\n"
-    text += markdown(parts["coverage"]) + "\n"
+    text += (
+        markdown_table(parts["ranking"].to_dict("records"))
+        + f"\nShare of rows in the 90 % intervals of `{DEFAULT}`:\n\n"
+    )
+    text += markdown_table(parts["coverage"].to_dict("records")) + "\n"
     if rolled is not None:
         text += (
             f"The same over {len(ORIGINS)} windows of a month, each after a model of all months before it; means over "
         )
         text += "the seeds:\n\n"
-        text += markdown(rolled) + "\n"
-    text += markdown(parts["metrics"])
+        text += markdown_table(rolled.to_dict("records")) + "\n"
+    text += markdown_table(parts["metrics"].to_dict("records"))
     plain = {key: table.astype(object).where(table.notna(), None).to_dict("records") for key, table in parts.items()}
     write(RESULTS / f"ltv_compare_{name}", {"facts": facts, "rows": rows, **plain}, text)
 

@@ -45,7 +45,7 @@ OWNED = {
     *("progress", "show_progress", "check_same", "History"),
 }
 # Apps that have not moved to runkit: delete a name as soon as its app has.
-NOT_MOVED = {"ubt", "ltv"}
+NOT_MOVED = {"ubt"}
 LINES_OF_A_FILE = 400
 
 

@@ -3,10 +3,9 @@
 from dataclasses import asdict, fields
 
 from ltv.config import Config, ModelsConfig
-from ltv.rundir import Run
 from ltv.train import ltv_config
-
 from ltv_stack import LTVConfig
+from runkit.run import Run
 
 
 def test_settings_of_models_are_the_pipelines_own_by_name_and_default(tmp_path):

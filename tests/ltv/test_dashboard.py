@@ -11,10 +11,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-import ltv.dashboard as dashboard
 import numpy as np
 import pytest
-from ltv.rundir import Run
+
+import ltv.dashboard as dashboard
+from runkit.run import Run
 
 PAGE = Path(dashboard.__file__).with_name("page.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -31,6 +32,13 @@ def test_runs_are_found_by_their_evaluations(trained, tmp_path):
     assert dashboard.find_runs(trained) == {"small": trained}
     assert dashboard.find_runs(tmp_path) == {}
     assert dashboard.splits_of(trained) == ["val"]
+
+
+def test_what_a_killed_evaluation_left_is_no_split(trained, tmp_path):
+    for name in (".val.4711.tmp", ".val.0abc-4711-00000000.new"):
+        (tmp_path / "run" / "evaluation" / name).mkdir(parents=True)
+        shutil.copy(trained / "evaluation" / "val" / "rows.parquet", tmp_path / "run" / "evaluation" / name)
+    assert dashboard.find_runs(tmp_path) == {} and dashboard.splits_of(tmp_path / "run") == []
 
 
 def test_histogram_counts_every_row_once(trained):

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
+
 from ltv.btyd import predict_btyd
 from ltv.cli import main
 from ltv.config import ImportConfig
 from ltv.transactions import import_transactions
-
 from ltv_stack import open_partitions
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
+
 from ltv.cli import main
 from ltv.config import ImportConfig
 from ltv.transactions import customer_rows, import_transactions, read_cdnow, read_online_retail

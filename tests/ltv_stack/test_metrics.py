@@ -10,6 +10,7 @@ from sklearn.metrics import mean_squared_log_error, r2_score
 from ltv_stack import (
     buyer_metrics,
     calibration_table,
+    call_metrics,
     decile_table,
     interval_coverage,
     lift_table,
@@ -107,3 +108,9 @@ def test_errors_name_the_argument() -> None:
         revenue_metrics(np.ones(3), np.array([1.0, np.nan, 1.0]))
     with pytest.raises(ValueError, match="y: 1 amounts are negative"):
         revenue_metrics(np.array([-1.0]), np.array([1.0]))
+
+
+def test_as_many_rows_are_called_buyers_as_there_are() -> None:
+    buyer, chance = np.array([1.0, 0.0, 1.0, 0.0, 0.0]), np.array([0.9, 0.8, 0.3, 0.2, 0.1])
+    found = call_metrics(buyer, chance)
+    assert found == {"accuracy": 0.6, "precision": 0.5, "recall": 0.5, "f1": 0.5, "roc_auc": pytest.approx(5 / 6)}

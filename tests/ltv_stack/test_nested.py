@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_stack.nested import ALL_STATISTICS, column_numbers, nested_lookup, nested_recency, nested_statistics
+from ltv_stack.columns import column_numbers
+from ltv_stack.nested import ALL_STATISTICS, nested_lookup, nested_recency, nested_statistics
 
 VALUES = st.one_of(
     st.none(),

@@ -1,13 +1,14 @@
 """The projection onto ordered horizons: exact, never worse, and kept between rows."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.isotonic import isotonic_regression
 
-from ltv_stack import project_order
+from ltv_stack import check_order, project_order
 from ltv_stack.order import widen_order
 
 AMOUNTS = st.integers(1, 5).flatmap(
@@ -86,3 +87,13 @@ def test_errors_name_the_argument() -> None:
         project_order(np.ones((2, 2)), np.array([1.0, -1.0]))
     with pytest.raises(ValueError, match="space: got 'sqrt'"):
         project_order(np.ones((2, 2)), space="sqrt")
+
+
+@pytest.mark.parametrize("rest", ["", "_lo", "_buyer_hi", "_q90"])
+@pytest.mark.parametrize("value", [1.0, np.nan, np.inf, -1.0])
+def test_every_ordered_column_is_checked_whatever_horizons_have_it(rest, value):
+    """The first horizon may have had too few rows for intervals."""
+    amounts = {"revenue_d1": [1.0], f"revenue_d7{rest}": [5.0], f"revenue_d14{rest}": [6.0]}
+    check_order(pa.table(amounts), ["d1", "d7", "d14"])
+    with pytest.raises(RuntimeError, match=f"revenue_d14{rest}"):
+        check_order(pa.table(amounts | {f"revenue_d14{rest}": [value]}), ["d1", "d7", "d14"])

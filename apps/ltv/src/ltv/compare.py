@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,15 @@ import numpy as np
 import pandas as pd
 
 from ltv.btyd import predict_btyd
-from ltv.config import Comparison, Config, Slice
-from ltv.rundir import Run, machine, temporary_file, write_json
+from ltv.config import PACKAGES, Config, Slice
 from ltv.slices import data_root, open_slice, open_train, schema_of, slice_name
 from ltv.train import train
-from ltv_stack import revenue_metrics
+from ltv_stack import Evaluation, revenue_metrics
+from ltv_stack import compare as compare_evaluations
+from runkit.compare import Estimate, markdown_table, mean
+from runkit.errors import SettingError
+from runkit.files import atomic_file, write_json
+from runkit.run import Run, machine
 
 log = logging.getLogger("ltv.compare")
 # What a name on the command line changes in the settings; BTYD is not a model of the pipeline.
@@ -37,26 +44,33 @@ COLUMNS = {
     "mutual_gini": "Mutual Gini",
     "bias_ratio": "money predicted / true",
 }
+CHANCES = {
+    "buyer_auc": "AUC",
+    "coverage_overall": "covered, all rows",
+    "coverage_if_buyer": "covered, buyers",
+}
 
 
-def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False) -> str:
+def compare(
+    config: Config, rows: Slice, variants: Sequence[str] = (), runs: Sequence[str] = (), resume: bool = False
+) -> str:
     """Fit or read the models, write ``compare.md`` and ``compare.json`` to run_dir, and return the Markdown table.
 
     Raises:
-        ValueError: if neither models nor runs are named, a name is not known, or they were scored on different rows.
-        FileNotFoundError: if a run has no metrics of the split.
+        SettingError: if neither models nor runs are named, a name is not known, or a run has no metrics of the split.
+        ValueError: if the models were scored on different rows, or none could be fitted.
     """
-    if bool(what.variants) == bool(what.runs):
-        raise ValueError("compare: needs either --variants log1p ziln ... or --runs DIR DIR ...")
-    unknown = [name for name in what.variants if name not in VARIANTS | BTYD]
+    if bool(variants) == bool(runs):
+        raise SettingError("variants, runs: got both or neither, needs --variants log1p ziln ... or --runs DIR DIR ...")
+    unknown = [name for name in variants if name not in VARIANTS | BTYD]
     if unknown:
-        raise ValueError(f"variants: {', '.join(unknown)} not known; there are {', '.join(VARIANTS | BTYD)}")
+        raise SettingError(f"variants: got {', '.join(unknown)}, needs names out of {', '.join(VARIANTS | BTYD)}")
     run = Run(config.run_dir)
     found: dict[str, dict[str, Any]] = {}
     predictions: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
-    with run.command("compare", config) as facts:
-        for name in what.variants:
+    with run.command("compare", config, PACKAGES) as facts:
+        for name in variants:
             log.info("compare: %s", name)
             try:
                 own = Run(run.folder / name)
@@ -67,10 +81,10 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
                 log.error("%s: %s", name, error)
                 failed[name] = str(error)
         split = slice_name(config, rows)
-        for folder in what.runs:
+        for folder in runs:
             metrics = Run(folder).metrics().get(split)
             if metrics is None:
-                raise FileNotFoundError(f"runs: {folder} has no metrics of {split}; run `ltv evaluate`")
+                raise SettingError(f"runs: {folder} has no metrics of {split}; run `ltv evaluate`")
             found[folder] = metrics
             predictions[folder] = _predictions(Run(folder), split)
         if not found:
@@ -78,15 +92,15 @@ def compare(config: Config, rows: Slice, what: Comparison, resume: bool = False)
         summary = summary_table(predictions)
         order = summary["model"].tolist()
         text = (
-            markdown(summary)
+            markdown_table(summary.to_dict("records"))
             + _left_out(predictions)
             + "\n"
-            + markdown(metrics_table(found, order))
+            + markdown_table(metrics_table(found, order).to_dict("records"))
             + "".join(f"\nNot fitted: {name}: {reason}\n" for name, reason in failed.items())
         )
         facts |= {"models": list(found), "failed": failed}
     write_json(run.folder / "compare.json", {"models": found, "failed": failed})
-    with temporary_file(run.folder / "compare.md") as path:
+    with atomic_file(run.folder / "compare.md") as path:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         commit = run.metadata().get("commit")
         path.write_text(f"{now}, {machine()}, commit {commit}, seed {config.seed}\n\n{text}")
@@ -97,7 +111,7 @@ def summary_table(predictions: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return one row a model: rows, MSLE of each common horizon, their sum, and how far that lies above the best one's.
 
     The sum over horizons is what the projection in order never raises, and what the rows are ordered by. The interval
-    is that of a mean of paired differences, 95 %, normal.
+    is that of the paired difference, 95 %, normal.
 
     Args:
         predictions: model -> true_<h> and revenue_<h> of every row; ids and segments where it has them
@@ -107,20 +121,16 @@ def summary_table(predictions: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """
     horizons = common_horizons(predictions)
     _check_rows(predictions, horizons)
-    errors: dict[str, pd.DataFrame] = {}
-    for name, table in predictions.items():
-        logs = {h: (np.log1p(table[f"revenue_{h}"]) - np.log1p(table[f"true_{h}"])) ** 2 for h in horizons}
-        errors[name] = pd.DataFrame(logs)
-    sums = {name: error.mean().sum() for name, error in errors.items()}
-    best = min(sums, key=lambda name: sums[name])
+    errors = {name: {h: _msle(table, h) for h in horizons} for name, table in predictions.items()}
+    sums = {name: reduce(add, own.values()) for name, own in errors.items()}
+    order = sorted(sums, key=lambda name: sums[name].value)
     lines = []
-    for name in sorted(sums, key=lambda name: sums[name]):
-        line: dict[str, Any] = {"model": name, "rows": len(errors[name])}
-        line |= {f"MSLE {h}": value for h, value in errors[name].mean().items()}
-        line["sum"] = sums[name]
-        if name != best:
-            gap = errors[name].sum(axis=1) - errors[best].sum(axis=1)
-            line["above the best"] = f"{gap.mean():.4g} ± {1.96 * gap.std() / len(gap) ** 0.5:.2g}"
+    for name in order:
+        line: dict[str, Any] = {"model": name, "rows": len(predictions[name])}
+        line |= {f"MSLE {h}": error.value for h, error in errors[name].items()} | {"sum": sums[name].value}
+        if name != order[0]:
+            gap = sums[name] - sums[order[0]]
+            line["above the best"] = f"{gap.value:.4g} ± {1.96 * gap.error:.2g}"
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -140,31 +150,24 @@ def common_horizons(predictions: dict[str, pd.DataFrame]) -> list[str]:
 
 def metrics_table(found: dict[str, dict[str, Any]], order: list[str]) -> pd.DataFrame:
     """Return one row a model and horizon, models in `order`: errors, ranking, money, coverage of the intervals."""
-    lines = []
+    evaluations = {}
     for name in order:
-        covered = found[name].get("coverage", {})
-        for h, values in found[name].items():
-            if ":" in h or "msle" not in values:
-                continue
-            line = {title: values.get(key) for key, title in COLUMNS.items()}
-            line["AUC"] = found[name].get("buyer", {}).get("auc")
-            line["covered, all rows"] = covered.get(h, {}).get("overall")
-            line["covered, buyers"] = covered.get(f"{h}:buyer", {}).get("overall")
-            # metrics.json holds null for a number that is none.
-            numbers = {key: np.nan if value is None else value for key, value in line.items()}
-            lines.append({"model": name, "horizon": h} | numbers)
-    return pd.DataFrame(lines)
+        metrics = {key: values for key, values in found[name].items() if key != "coverage"}
+        evaluations[name] = Evaluation(metrics, found[name].get("coverage", {}))
+    titles = COLUMNS | CHANCES
+    # metrics.json holds null for a number that is none.
+    table = compare_evaluations(evaluations).reindex(columns=["model", "horizon", *titles]).rename(columns=titles)
+    return table.astype(dict.fromkeys(titles.values(), float))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Return the table as Markdown, five significant digits."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    for row in table.itertuples(index=False):
-        cells = [
-            "" if isinstance(v, float) and np.isnan(v) else f"{v:.5g}" if isinstance(v, float) else str(v) for v in row
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def _msle(table: pd.DataFrame, horizon: str) -> Estimate:
+    """The mean squared log error over the rows whose outcome is known; the others have no influence on it."""
+    known = table[f"true_{horizon}"].notna().to_numpy()
+    gap = np.log1p(table[f"revenue_{horizon}"]) - np.log1p(table[f"true_{horizon}"])
+    error = mean(gap[known] ** 2)
+    influence = np.zeros(len(table))
+    influence[known] = error.influence
+    return Estimate(error.value, influence)
 
 
 def _check_rows(predictions: dict[str, pd.DataFrame], horizons: list[str]) -> None:
@@ -214,21 +217,23 @@ def _fit(config: Config, run: Run, name: str, rows: Slice, resume: bool) -> dict
     own = replace(config, run_dir=str(run.folder), models=replace(config.models, **VARIANTS[name]))
     metrics = train(own, replace(rows, split="train"), resume)
     if not metrics:
-        raise ValueError("data.val_start: not set, so there is nothing to compare the models on")
+        raise SettingError("data.val_start: not set, so there is nothing to compare the models on")
     return metrics
 
 
 def _btyd(config: Config, run: Run, name: str) -> dict[str, Any]:
     purchases = data_root(config) / "transactions.parquet"
     if config.data.layout != "transactions" or not purchases.exists():
-        raise ValueError(f"{name} needs purchases over time, i.e. data.layout: transactions from `ltv import`")
+        raise SettingError(
+            f"variants: {name} needs purchases over time, i.e. data.layout: transactions from `ltv import`"
+        )
     rows = open_slice(config, Slice("val"))
     horizons = [horizon.name for horizon in schema_of(config).horizons]
     predicted = predict_btyd(purchases, open_train(config, Slice("train")), rows, horizons, BTYD[name])
     truth = rows.read([f"revenue_{horizon}" for horizon in horizons])
     table = {f"true_{h}": truth[f"revenue_{h}"].to_numpy() for h in horizons}
     table |= {f"revenue_{h}": predicted[h] for h in horizons}
-    with temporary_file(_place(run, "val")) as path:
+    with atomic_file(_place(run, "val")) as path:
         pd.DataFrame(table).to_parquet(path)
     metrics = {h: revenue_metrics(table[f"true_{h}"], predicted[h]) for h in horizons}
     run.add_metrics("val", metrics)

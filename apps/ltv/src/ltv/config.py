@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from runkit.errors import SettingError
+
+# Whose versions the record of a run holds.
+PACKAGES = ("ltv", "ltv-stack", "lightgbm", "numpy", "pandas", "pyarrow", "scikit-learn", "xgboost", "torch")
 PARTITION = "%Y-%m-%d-%H-%M"
 Split = Literal["train", "val", "test"]
 
@@ -258,20 +262,6 @@ class Slice:
 
 
 @dataclass
-class Comparison:
-    """What is lined up.
-
-    Args:
-        variants: models to fit on the same rows, each below <run_dir>/<variant>: log1p, tweedie, two_stage, document,
-            document_sampled, stack, ziln, odmn, optdist, and for transactions btyd and btyd_recalibrated
-        runs: finished run directories to read instead
-    """
-
-    variants: list[str] = field(default_factory=list)
-    runs: list[str] = field(default_factory=list)
-
-
-@dataclass
 class Submission:
     """What is handed in, and how.
 
@@ -295,9 +285,9 @@ def partition_time(text: str, name: str) -> datetime:
     """Return the hour a partition name stands for.
 
     Raises:
-        ValueError: if `text` is not YYYY-MM-DD-HH-MM; the message names the setting `name`.
+        SettingError: if `text` is not YYYY-MM-DD-HH-MM; the message names the setting `name`.
     """
     try:
         return datetime.strptime(text, PARTITION)
     except ValueError:
-        raise ValueError(f"{name}: got {text!r}, needs YYYY-MM-DD-HH-MM, e.g. 2025-10-01-00-00") from None
+        raise SettingError(f"{name}: got {text!r}, needs YYYY-MM-DD-HH-MM, e.g. 2025-10-01-00-00") from None

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv.predict import load_pipeline
-from ltv.rundir import Run
 from ltv_stack import LTVPipeline
+from runkit.errors import SettingError
+from runkit.run import Run
 
 SHOWN_POINTS = 4000
 
@@ -36,11 +37,11 @@ def serve(runs: str | Path, port: int) -> None:
     """Start the page on localhost and stay until it is stopped.
 
     Raises:
-        FileNotFoundError: if there is no run with an evaluation below `runs`; says how to make one.
+        SettingError: if there is no run with an evaluation below `runs`; says how to make one.
         RuntimeError: if Streamlit is not installed.
     """
     if not find_runs(runs):
-        raise FileNotFoundError(f"runs: no run with an evaluation in {runs}; run `ltv train` or `ltv evaluate` first")
+        raise SettingError(f"runs: no run with an evaluation in {runs}; run `ltv train` or `ltv evaluate` first")
     if importlib.util.find_spec("streamlit") is None:
         raise RuntimeError("the dashboard needs Streamlit: pip install 'ltv[dashboard]'")
     page = Path(__file__).with_name("page.py")
@@ -53,13 +54,13 @@ def serve(runs: str | Path, port: int) -> None:
 def find_runs(folder: str | Path) -> dict[str, Path]:
     """Return the run directories in or below `folder` that hold an evaluation, by their path seen from there."""
     folder = Path(folder)
-    found = {path.parents[2] for path in folder.glob("**/evaluation/*/rows.parquet")}
+    found = {path.parents[2] for path in folder.glob("**/evaluation/*/rows.parquet") if _whole(path)}
     return {str(path.relative_to(folder)) if path != folder else path.name: path for path in sorted(found)}
 
 
 def splits_of(run: Path) -> list[str]:
     """Return the splits of a run that were evaluated."""
-    return sorted(path.parent.name for path in run.glob("evaluation/*/rows.parquet"))
+    return sorted(path.parent.name for path in run.glob("evaluation/*/rows.parquet") if _whole(path))
 
 
 def load_evaluated(folder: Path, split: str) -> Evaluated:
@@ -144,3 +145,8 @@ def contributions(pipe: LTVPipeline, row: pa.Table, horizon: str, most: int = 12
 def pipeline_of(folder: Path) -> LTVPipeline:
     """Load the pipeline of a run."""
     return load_pipeline(Run(folder))
+
+
+def _whole(rows: Path) -> bool:
+    """Whether an evaluation was finished: what a killed one leaves has a hidden name."""
+    return not rows.parent.name.startswith(".")

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-from ltv.config import Config, Slice
-from ltv.predict import check_order, load_pipeline
-from ltv.rundir import Run, files_hash, read_json, temporary_directory, write_json
+from ltv.config import PACKAGES, Config, Slice
+from ltv.predict import load_pipeline
 from ltv.slices import content_of, engine_of, features_of, open_slice, open_train, schema_of, slice_name
-from ltv_stack import Dataset, Evaluation, LTVPipeline, audit, revenue_metrics, write_report
+from ltv_stack import Dataset, Evaluation, audit, call_metrics, check_order, write_report
 from ltv_stack import evaluate as evaluate_pipeline
+from runkit.errors import SettingError
+from runkit.files import atomic_folder, folder_hash, read_json, write_json
+from runkit.run import Run
 
 log = logging.getLogger("ltv.evaluate")
 EXPLAINED_ROWS = 2000
@@ -31,42 +32,36 @@ def evaluate_split(config: Config, rows: Slice, resume: bool = False) -> dict[st
         the metrics, which also go into ``metrics.json``: per horizon, of the buyer probability, and interval coverage.
 
     Raises:
-        ValueError: if the split is "val" and the models were fitted on some of its partitions.
+        SettingError: if the split is "val" and the models were fitted on some of its partitions.
     """
     run = Run(config.run_dir)
     pipe = load_pipeline(run)
-    with run.command("evaluate", config) as facts:
+    with run.command("evaluate", packages=PACKAGES) as facts:
         data = open_slice(config, rows)
         if rows.split == "val":
             refuse_fitted(run, data)
-        identity = {
-            "model": files_hash(run.models),
-            "rows": content_of(data),
-        }
+        request = {"model": folder_hash(run.folder / "models"), "rows": content_of(data)}
         name = slice_name(config, rows)
         place = run.folder / "evaluation" / name
-        if resume and name in run.metrics() and read_json(place / "request.json") == identity:
+        if resume and name in run.metrics() and read_json(place / "request.json") == request:
             log.info("%s is from these models and rows: kept", place)
             return run.metrics()[name]
         if name != rows.split:
             log.info("a part of %s: written to %s, the score of the whole split stays", rows.split, place)
-        with engine_of(config) as engine:
-            result = evaluate_pipeline(pipe, data, engine=engine, segments=pipe.schema.segments)
-        assert result.predictions is not None
-        check_order(result.predictions, pipe.horizons)
-        metrics: dict[str, Any] = {**result.metrics, "coverage": result.coverage}
-        with temporary_directory(place) as folder:
-            write_json(folder / "request.json", identity)
-            importance = pipe.importance(data)
-            drift = pipe.drift(data)
+        with atomic_folder(place, "ltv evaluation") as folder:
+            with engine_of(config) as engine:
+                result = evaluate_pipeline(pipe, data, engine=engine, segments=pipe.schema.segments)
+            assert result.predictions is not None
+            check_order(result.predictions, pipe.horizons)
+            write_json(folder / "request.json", request)
+            importance, drift = pipe.importance(data), pipe.drift(data)
             title = f"{run.folder.name}: {name}"
             write_report(result, pipe, folder, title=title, drift=drift, importance=importance)
             pq.write_table(result.predictions, folder / "predictions.parquet")
-            importance.to_csv(folder / "importance.csv", index=False)
-            drift.to_csv(folder / "drift.csv", index=False)
-            for title, table in result.tables.items():
-                table.to_csv(folder / f"{title.replace(':', '_')}.csv", index=False)
+            for key, table in {**result.tables, "importance": importance, "drift": drift}.items():
+                table.to_csv(folder / f"{key.replace(':', '_')}.csv", index=False)
             pq.write_table(_explained(data), folder / "rows.parquet")
+        metrics: dict[str, Any] = {**result.metrics, "coverage": result.coverage}
         run.add_metrics(name, metrics)
         facts |= {"split": name, "rows": data.num_rows, "partitions": len(data.partitions)}
         log_table(result)
@@ -82,7 +77,7 @@ def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
     """
     run = Run(config.run_dir)
     pipe = load_pipeline(run)
-    with run.command(f"validation_{name}", config) as facts:
+    with run.command(f"validation_{name}", packages=PACKAGES) as facts:
         report: dict[str, Any] = {"name": name, "splits": {}}
         for split in ("train", "val"):
             own = _of_split(rows, split)
@@ -95,9 +90,7 @@ def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
                 for line in report["findings"] or ["no column leaks"]:
                     log.info("audit: %s", line)
             with engine_of(config) as engine:
-                predictions = evaluate_pipeline(pipe, data, engine=engine).predictions
-            assert predictions is not None
-            report["splits"][split] = _stages(predictions, pipe)
+                report["splits"][split] = _stages(evaluate_pipeline(pipe, data, engine=engine))
             for stage, values in report["splits"][split].items():
                 numbers = ", ".join(f"{key} {value:.5g}" for key, value in values.items())
                 log.info("%s %s: %s", split, stage, numbers)
@@ -107,11 +100,11 @@ def validate(config: Config, rows: Slice, name: str) -> dict[str, Any]:
 
 
 def refuse_fitted(run: Run, data: Dataset) -> None:
-    """Raise ValueError if the run's models were fitted on a partition of the data: its numbers would be in-sample."""
-    fitted = set(read_json(run.models / "trained.json").get("partitions", ()))
+    """Raise SettingError if the run's models were fitted on a partition of the data: its numbers would be in-sample."""
+    fitted = set(read_json(run.folder / "models" / "trained.json").get("partitions", ()))
     seen = [p.name for p in data.partitions if p.name in fitted]
     if seen:
-        raise ValueError(
+        raise SettingError(
             f"val window: the models of {run.folder} were fitted on {len(seen)} of its {len(data.partitions)} "
             f"partitions ({seen[0]} .. {seen[-1]}); evaluate later hours, or say --split train"
         )
@@ -155,28 +148,18 @@ def _of_split(rows: Slice, split: str) -> Slice:
     return Slice(split, **limits)  # type: ignore[arg-type]
 
 
-def _stages(predictions: pa.Table, pipe: LTVPipeline) -> dict[str, dict[str, float]]:
-    """Return the numbers of the buyer model, of the amounts of all rows and of the amounts among buyers."""
-    frame = predictions.to_pandas()
+def _stages(result: Evaluation) -> dict[str, dict[str, float]]:
+    """The numbers of the amounts of all rows, of the amounts among buyers, and of the buyer model."""
     stages: dict[str, dict[str, float]] = {}
-    for horizon in pipe.horizons:
-        known = frame[frame[f"true_{horizon}"].notna()]
-        for name, rows in ((f"amounts_{horizon}", known), (f"buyers_{horizon}", known[known[f"true_{horizon}"] > 0])):
-            if len(rows):
-                money, predicted = (rows[f"{kind}_{horizon}"].to_numpy() for kind in ("true", "revenue"))
-                stages[name] = revenue_metrics(money, predicted)
-    known = frame[frame["true_buyer"].notna()]
-    bought, probability = known["true_buyer"].to_numpy() > 0, known["buyer_probability"].to_numpy()
-    stages["data"] = {"rows": float(len(bought)), "buyers": float(bought.sum()), "buyer_rate": float(bought.mean())}
-    if bought.any() and not bought.all():
-        # As many rows are called buyers as there are: a threshold that no metric was tuned on.
-        called = probability >= np.sort(probability)[-int(bought.sum())]
-        precision, recall, f1, _ = precision_recall_fscore_support(bought, called, average="binary", zero_division=0)
-        stages["buyer"] = {
-            "accuracy": float(accuracy_score(bought, called)),
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "roc_auc": float(roc_auc_score(bought, probability)),
-        }
+    for horizon in result.horizons:
+        stages[f"amounts_{horizon}"] = result.metrics[horizon]
+        if f"buyers_only:{horizon}" in result.metrics:
+            stages[f"buyers_{horizon}"] = result.metrics[f"buyers_only:{horizon}"]
+    assert result.predictions is not None
+    buyer, chance = (result.predictions[name].to_numpy() for name in ("true_buyer", "buyer_probability"))
+    buyer, chance = buyer[np.isfinite(buyer)], chance[np.isfinite(buyer)]
+    bought = float((buyer > 0).sum())
+    stages["data"] = {"rows": float(len(buyer)), "buyers": bought, "buyer_rate": bought / len(buyer)}
+    if 0 < bought < len(buyer):
+        stages["buyer"] = call_metrics(buyer, chance)
     return stages

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -21,11 +23,13 @@ BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#9a9a9a"
 
 @st.cache_resource(show_spinner="loading the models")
 def pipeline(folder: str, stamp: float) -> LTVPipeline:
+    """Load a run's models anew where `stamp`, the time of its evaluation, is another."""
     return dashboard.pipeline_of(Path(folder))
 
 
 @st.cache_data(show_spinner="reading the predictions")
 def evaluated_run(folder: str, split: str, stamp: float) -> Evaluated:
+    """Read an evaluated split anew where `stamp`, the time of its evaluation, is another."""
     return dashboard.load_evaluated(Path(folder), split)
 
 
@@ -65,28 +69,20 @@ def main(runs: str) -> None:
             f"Amounts are predictions of the estimand {pipe.config.estimand}, not of the mean: their sum lies far from "
             "the money (the money ratio, predicted over true). For bids train with models.estimand: mean."
         )
-    names = [
-        "Distributions",
-        "Probability and revenue",
-        "Deciles, lift, calibration",
-        "One user",
-        "Features and drift",
-        "Run",
-    ]
-    distributions, scatter, deciles, user, features, about = st.tabs(names)
-    with distributions:
-        draw_distributions(truth, predicted, probability, horizon)
-    with scatter:
-        draw_scatter(rows, amount, horizon)
-    with deciles:
-        segment = None if column == "(all rows)" else column
-        draw_deciles(rows, truth, predicted, horizon, segment, pipe.config.estimand)
-    with user:
-        draw_user(data, pipe, horizon)
-    with features:
-        draw_features(data)
-    with about:
-        st.json({"metadata": data.run.metadata(), "metrics": data.metrics})
+    segment = None if column == "(all rows)" else column
+    tabs: dict[str, Callable[[], object]] = {
+        "Distributions": lambda: draw_distributions(truth, predicted, probability, horizon),
+        "Probability and revenue": lambda: draw_scatter(rows, amount, horizon),
+        "Deciles, lift, calibration": lambda: draw_deciles(
+            rows, truth, predicted, horizon, segment, pipe.config.estimand
+        ),
+        "One user": lambda: draw_user(data, pipe, horizon),
+        "Features and drift": lambda: draw_features(data),
+        "Run": lambda: st.json({"metadata": data.run.metadata(), "metrics": data.metrics}),
+    }
+    for tab, draw in zip(st.tabs(list(tabs)), tabs.values(), strict=True):
+        with tab:
+            draw()
 
 
 def choose(label: str, options: list[str], index: int = 0) -> str:
@@ -130,9 +126,9 @@ def draw_distributions(truth: np.ndarray, predicted: np.ndarray, probability: np
     )
     chart = alt.Chart(bars).mark_line(interpolate="step", strokeWidth=2)
     chart = chart.encode(
-        x=alt.X("middle:Q", scale=alt.Scale(type="log"), title=f"1 + revenue by {horizon} (currency of the data)"),
-        y=alt.Y("rows:Q", scale=alt.Scale(type="log"), title="rows (log scale)"),
-        color=alt.Color("series:N", scale=alt.Scale(domain=["true", "predicted"], range=[GREY, BLUE]), title=None),
+        x=logarithmic(alt.X, "middle", f"1 + revenue by {horizon} (currency of the data)"),
+        y=logarithmic(alt.Y, "rows", "rows (log scale)"),
+        color=colours("series", true=GREY, predicted=BLUE),
     )
     left.subheader("Amounts above zero")
     left.altair_chart(chart, width="stretch")
@@ -141,18 +137,13 @@ def draw_distributions(truth: np.ndarray, predicted: np.ndarray, probability: np
     bought, _ = np.histogram(probability[truth > 0], edges)
     shares = pd.DataFrame({"from": edges[:-1], "to": edges[1:], "all rows": counts, "buyers": bought})
     shares = shares.melt(["from", "to"], var_name="series", value_name="rows").query("rows > 0")
-    chart = (
-        alt.Chart(shares)
-        .mark_bar(opacity=0.75)
-        .encode(
-            x=alt.X("from:Q", title="buyer probability"),
-            x2="to:Q",
-            y2=alt.datum(0.5),
-            y=alt.Y("rows:Q", scale=alt.Scale(type="log"), title="rows (log scale)", stack=None),
-            color=alt.Color(
-                "series:N", scale=alt.Scale(domain=["all rows", "buyers"], range=[GREY, ORANGE]), title=None
-            ),
-        )
+    chart = alt.Chart(shares).mark_bar(opacity=0.75)
+    chart = chart.encode(
+        x=alt.X("from:Q", title="buyer probability"),
+        x2="to:Q",
+        y=logarithmic(alt.Y, "rows", "rows (log scale)", stack=None),
+        y2=alt.datum(0.5),
+        color=colours("series", **{"all rows": GREY, "buyers": ORANGE}),
     )
     right.subheader("Buyer probability")
     right.altair_chart(chart, width="stretch")
@@ -169,17 +160,12 @@ def draw_scatter(rows: pd.DataFrame, amount: str, horizon: str) -> None:
             "bought": np.where(shown[amount].to_numpy() > 0, "bought", "did not buy"),
         }
     ).sort_values("true", kind="stable")
-    chart = (
-        alt.Chart(table)
-        .mark_circle(size=28, opacity=0.6)
-        .encode(
-            x=alt.X("buyer probability:Q"),
-            y=alt.Y("predicted:Q", scale=alt.Scale(type="log"), title=f"1 + predicted revenue by {horizon}"),
-            color=alt.Color(
-                "bought:N", scale=alt.Scale(domain=["did not buy", "bought"], range=[GREY, ORANGE]), title=None
-            ),
-            tooltip=["buyer probability", "predicted", "true"],
-        )
+    chart = alt.Chart(table).mark_circle(size=28, opacity=0.6)
+    chart = chart.encode(
+        x="buyer probability:Q",
+        y=logarithmic(alt.Y, "predicted", f"1 + predicted revenue by {horizon}"),
+        color=colours("bought", **{"did not buy": GREY, "bought": ORANGE}),
+        tooltip=["buyer probability", "predicted", "true"],
     )
     st.subheader("Who is likely to buy, and for how much")
     st.altair_chart(chart.properties(height=460), width="stretch")
@@ -195,15 +181,12 @@ def draw_deciles(
     bars = deciles.melt("bin", ["mean_true", "mean_predicted"], "series", "mean").replace(
         {"mean_true": "true", "mean_predicted": "predicted"}
     )
-    chart = (
-        alt.Chart(bars)
-        .mark_bar()
-        .encode(
-            x=alt.X("bin:O", title="tenth of the rows by prediction, highest first", axis=alt.Axis(labelAngle=0)),
-            xOffset="series:N",
-            y=alt.Y("mean:Q", title=f"mean revenue by {horizon}"),
-            color=alt.Color("series:N", scale=alt.Scale(domain=["true", "predicted"], range=[GREY, BLUE]), title=None),
-        )
+    chart = alt.Chart(bars).mark_bar()
+    chart = chart.encode(
+        x=alt.X("bin:O", title="tenth of the rows by prediction, highest first", axis=alt.Axis(labelAngle=0)),
+        xOffset="series:N",
+        y=alt.Y("mean:Q", title=f"mean revenue by {horizon}"),
+        color=colours("series", true=GREY, predicted=BLUE),
     )
     left.subheader("Deciles")
     left.altair_chart(chart, width="stretch")
@@ -212,18 +195,14 @@ def draw_deciles(
     lines = lift.melt("fraction", ["revenue_share", "buyer_share"], "series", "share").replace(
         {"revenue_share": "of the revenue", "buyer_share": "of the buyers"}
     )
-    chart = (
-        alt.Chart(lines)
-        .mark_line(strokeWidth=2)
-        .encode(
-            x=alt.X("fraction:Q", title="share of the rows, highest predictions first", axis=alt.Axis(format="%")),
-            y=alt.Y("share:Q", title="share found", axis=alt.Axis(format="%")),
-            color=alt.Color("series:N", scale=alt.Scale(range=[ORANGE, BLUE]), title=None),
-        )
+    chart = alt.Chart(lines).mark_line(strokeWidth=2)
+    chart = chart.encode(
+        x=alt.X("fraction:Q", title="share of the rows, highest predictions first", axis=alt.Axis(format="%")),
+        y=alt.Y("share:Q", title="share found", axis=alt.Axis(format="%")),
+        color=colours("series", **{"of the buyers": ORANGE, "of the revenue": BLUE}),
     )
-    chance = alt.Chart(pd.DataFrame({"x": [0, 1]})).mark_line(strokeDash=[4, 4], color=GREY).encode(x="x:Q", y="x:Q")
     right.subheader("Lift")
-    right.altair_chart(chart + chance, width="stretch")
+    right.altair_chart(chart + diagonal([0, 1]), width="stretch")
     left, right = st.columns(2)
     left.subheader("Calibration")
     left.altair_chart(calibration_chart(truth, predicted, estimand, horizon), width="stretch")
@@ -240,18 +219,13 @@ def calibration_chart(truth: np.ndarray, predicted: np.ndarray, estimand: str, h
     said, true = calibration_points(space(truth), space(np.maximum(predicted, 0.0)))
     table = pd.DataFrame({"predicted": said, "true": true}).query("predicted > 0 and true > 0")
     ends = [table.to_numpy().min(initial=np.inf), table.to_numpy().max(initial=0.0)] if len(table) else [0.1, 1.0]
-    scale = alt.Scale(type="log", nice=False)
-    points = (
-        alt.Chart(table)
-        .mark_circle(size=70, color=BLUE, opacity=1)
-        .encode(
-            x=alt.X("predicted:Q", scale=scale, title=f"mean predicted {unit}"),
-            y=alt.Y("true:Q", scale=scale, title=f"mean true {unit}"),
-            tooltip=["predicted", "true"],
-        )
+    points = alt.Chart(table).mark_circle(size=70, color=BLUE, opacity=1)
+    points = points.encode(
+        x=logarithmic(alt.X, "predicted", f"mean predicted {unit}", nice=False),
+        y=logarithmic(alt.Y, "true", f"mean true {unit}", nice=False),
+        tooltip=["predicted", "true"],
     )
-    line = alt.Chart(pd.DataFrame({"x": ends})).mark_line(strokeDash=[4, 4], color=GREY).encode(x="x:Q", y="x:Q")
-    return line + points
+    return diagonal(ends) + points
 
 
 def draw_user(data: Evaluated, pipe: LTVPipeline, horizon: str) -> None:
@@ -264,18 +238,16 @@ def draw_user(data: Evaluated, pipe: LTVPipeline, horizon: str) -> None:
     row = data.rows.slice(number, 1)
     said = dashboard.predict_row(pipe, row)
     true = data.predictions.iloc[number]
-    lines = []
-    for name in pipe.horizons:
-        low, high = said.get(f"revenue_{name}_lo"), said.get(f"revenue_{name}_hi")
-        lines.append(
-            {
-                "horizon": name,
-                "predicted": said[f"revenue_{name}"],
-                "from": low,
-                "to": high,
-                "true": true.get(f"true_{name}"),
-            }
-        )
+    lines = [
+        {
+            "horizon": name,
+            "predicted": said[f"revenue_{name}"],
+            "from": said.get(f"revenue_{name}_lo"),
+            "to": said.get(f"revenue_{name}_hi"),
+            "true": true.get(f"true_{name}"),
+        }
+        for name in pipe.horizons
+    ]
     left, right = st.columns([2, 3])
     left.subheader("Prediction")
     left.metric("buyer probability", f"{said['buyer_probability']:.2%}")
@@ -284,22 +256,17 @@ def draw_user(data: Evaluated, pipe: LTVPipeline, horizon: str) -> None:
     table = dashboard.contributions(pipe, row, horizon)
     table["sign"] = np.where(table["contribution"] >= 0, "up", "down")
     table["label"] = table["feature"] + table["value"].map(lambda v: "" if pd.isna(v) else f" = {v:.4g}")
-    chart = (
-        alt.Chart(table)
-        .mark_bar()
-        .encode(
-            x=alt.X("contribution:Q", title="contribution (model's scale)"),
-            y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=340)),
-            color=alt.Color("sign:N", scale=alt.Scale(domain=["up", "down"], range=[BLUE, ORANGE]), legend=None),
-        )
+    chart = alt.Chart(table).mark_bar()
+    chart = chart.encode(
+        x=alt.X("contribution:Q", title="contribution (model's scale)"),
+        y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=340)),
+        color=colours("sign", up=BLUE, down=ORANGE).legend(None),
     )
     right.altair_chart(chart, width="stretch")
     st.subheader("What if")
     columns = dashboard.scalar_columns(data.rows, pipe)
     changed = st.multiselect("Change", columns, key="changed", help="columns of the raw row that the model reads")
-    values = {}
-    for name in changed:
-        values[name] = ask_value(data.rows, row, name)
+    values = {name: ask_value(data.rows, row, name) for name in changed}
     if values:
         other = dashboard.predict_row(pipe, dashboard.with_values(row, values))
         names = ["buyer_probability", *(f"revenue_{name}" for name in pipe.horizons)]
@@ -321,18 +288,29 @@ def ask_value(rows: pa.Table, row: pa.Table, name: str) -> object:
 
 def draw_features(data: Evaluated) -> None:
     """Importance and drift, as the evaluation measured them."""
-    left, right = st.columns(2)
-    importance, drift = (dashboard.table_of(data, name) for name in ("importance", "drift"))
-    left.subheader("Importance")
-    if importance is None:
-        left.info("The evaluation wrote no importance.csv.")
-    else:
-        left.dataframe(importance, hide_index=True, width="stretch", height=520)
-    right.subheader("Drift against the training rows")
-    if drift is None:
-        right.info("The evaluation wrote no drift.csv.")
-    else:
-        right.dataframe(drift, hide_index=True, width="stretch", height=520)
+    tables = {"Importance": "importance", "Drift against the training rows": "drift"}
+    for place, (title, name) in zip(st.columns(2), tables.items(), strict=True):
+        place.subheader(title)
+        table = dashboard.table_of(data, name)
+        if table is None:
+            place.info(f"The evaluation wrote no {name}.csv.")
+        else:
+            place.dataframe(table, hide_index=True, width="stretch", height=520)
+
+
+def colours(field: str, **kinds: str) -> alt.Color:
+    """Colour by the kinds of a field, each with its own."""
+    return alt.Color(f"{field}:N", scale=alt.Scale(domain=list(kinds), range=list(kinds.values())), title=None)
+
+
+def logarithmic(axis: Any, field: str, title: str, nice: bool = True, **more: Any) -> Any:
+    """An axis, alt.X or alt.Y, of amounts on a log scale."""
+    return axis(f"{field}:Q", scale=alt.Scale(type="log", nice=nice), title=title, **more)
+
+
+def diagonal(ends: list[float]) -> alt.Chart:
+    """A dashed line where both axes say the same."""
+    return alt.Chart(pd.DataFrame({"x": ends})).mark_line(strokeDash=[4, 4], color=GREY).encode(x="x:Q", y="x:Q")
 
 
 if __name__ == "__main__":

@@ -8,73 +8,51 @@ import os
 import re
 from dataclasses import asdict, replace
 from datetime import timedelta
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ltv.config import PARTITION, Config, Slice, Split, partition_time
-from ltv.rundir import fingerprint
-from ltv_stack import (
-    Column,
-    DaskEngine,
-    Dataset,
-    Horizon,
-    LocalEngine,
-    Schema,
-    make_engine,
-    open_partitions,
-    smadex_features,
-    smadex_schema,
-)
+from ltv.layouts import LAYOUTS
+from ltv_stack import DaskEngine, Dataset, LocalEngine, PartitionError, Schema, make_engine, open_partitions
+from runkit.errors import SettingError
+from runkit.files import content_hash
 
 log = logging.getLogger("ltv.slices")
-TRANSACTION_NUMBERS = (
-    "orders",
-    "active_days",
-    "repeat_days",
-    "recency_days",
-    "spend_per_repeat_day",
-    "spend",
-    "spend_per_order",
-    "first_order",
-    "largest_order",
-    "last_order",
-    "units",
-    "lines",
-    "returned",
-    "mean_gap_days",
-    "first_weekday",
-    "first_hour",
-)
 
 
 def open_slice(config: Config, rows: Slice) -> Dataset:
     """Open the partitions of one split, cut as the slice and the config say.
 
     Raises:
-        ValueError: if a window has no end where one is needed, or an end that is no hour.
-        PartitionError: if there is no partition in the window, or one cannot be read.
+        SettingError: if a window has no end where one is needed, or holds no partition, or a limit cannot be.
+        PartitionError: if a partition cannot be read.
     """
     whole = _whole(config, rows.split)
     if rows.split == "val" and whole.start_dt is None and rows.start_dt is None:
-        raise ValueError("data.val_start: not set, so there are no validation rows; set it or give --start-dt")
+        raise SettingError("data.val_start: not set, so there are no validation rows; set it or give --start-dt")
     start, end = rows.start_dt or whole.start_dt, rows.end_dt or whole.end_dt
     for name, text in (("start", start), ("end", end)):
         if text is not None:
             partition_time(text, f"{rows.split} window, {name}")
-    return open_partitions(
-        data_root(config) / (config.data.test_dir if rows.split == "test" else config.data.train_dir),
-        start=start,
-        end=end,
-        sample_frac=_first(rows.sample_frac, whole.sample_frac, 1.0),
-        max_partitions=_first(rows.max_partitions, whole.max_partitions),
-        limit_rows=_first(rows.limit_rows, whole.limit_rows),
-        chunk_size=_first(rows.chunk_size, config.inference.chunk_size, config.training.chunk_size),
-        seed=config.seed,
-        on_error=config.data.on_error,
-    )
+    try:
+        return open_partitions(
+            data_root(config) / (config.data.test_dir if rows.split == "test" else config.data.train_dir),
+            start=start,
+            end=end,
+            sample_frac=_first(rows.sample_frac, whole.sample_frac, 1.0),
+            max_partitions=_first(rows.max_partitions, whole.max_partitions),
+            limit_rows=_first(rows.limit_rows, whole.limit_rows),
+            chunk_size=_first(rows.chunk_size, config.inference.chunk_size, config.training.chunk_size),
+            seed=config.seed,
+            on_error=config.data.on_error,
+        )
+    except ValueError as error:
+        # A file that cannot be read is no fault of the settings.
+        if type(error) is PartitionError:
+            raise
+        raise SettingError(str(error)) from error
 
 
 def slice_name(config: Config, rows: Slice) -> str:
@@ -87,7 +65,7 @@ def open_train(config: Config, rows: Slice) -> Dataset:
     """Open the rows to fit on, less the partitions of the validation window, which no model may have seen.
 
     Raises:
-        ValueError: if nothing is left.
+        SettingError: if nothing is left.
     """
     data, window = open_slice(config, rows), config.data
     if window.val_start is None:
@@ -97,7 +75,7 @@ def open_train(config: Config, rows: Slice) -> Dataset:
     kept = tuple(p for p in data.partitions if p.time is None or p.time < first or (last and p.time > last))
     left_out = len(data.partitions) - len(kept)
     if not kept:
-        raise ValueError(
+        raise SettingError(
             f"train window: all {left_out} partitions lie in the validation window, {window.val_start} .. "
             f"{window.val_end or 'the end'}; widen data.train_*, or move data.val_start"
         )
@@ -107,20 +85,22 @@ def open_train(config: Config, rows: Slice) -> Dataset:
 
 
 def content_of(data: Dataset) -> str:
-    """Return a short hash of the rows asked for and of every file's size and Parquet footer, which holds its counts,
-    offsets and statistics: other data, another hash."""
-    return fingerprint([(p.name, p.total, p.rows, [_footer_hash(file) for file in p.files]) for p in data.partitions])
+    """Return a hash of the rows asked for and of every file's size and footer: other data, another hash.
+
+    A Parquet footer holds the counts, offsets and statistics of its file.
+    """
+    return content_hash([(p.name, p.total, p.rows, [_footer_hash(file) for file in p.files]) for p in data.partitions])
 
 
 def data_root(config: Config) -> Path:
     """Return ``data.root`` with "$NAME" filled from the environment.
 
     Raises:
-        FileNotFoundError: if there is no such folder; says how to make one.
+        SettingError: if there is no such folder; says how to make one.
     """
     path = Path(os.path.expandvars(config.data.root)).expanduser()
     if not path.is_dir():
-        raise FileNotFoundError(
+        raise SettingError(
             f"data.root: {path} is not a folder; write a log with `ltv generate --data-dir {path}`, transactions with "
             "`ltv import`, or give --data.root"
         )
@@ -131,31 +111,24 @@ def schema_of(config: Config) -> Schema:
     """Return the declared columns of the layout: roles, kinds, and when each becomes known.
 
     Raises:
-        ValueError: if a horizon is not d and a number of days, or they are not in order.
+        SettingError: if a horizon is not d and a number of days, or they are not in order.
     """
     days = horizon_days(config)
-    if config.data.layout == "advertising":
-        return smadex_schema(horizons=tuple(config.data.horizons), d1_revenue="iap_revenue_d1")
-    columns = [Column(name, kind="number") for name in TRANSACTION_NUMBERS]
-    columns += [Column(name, kind="unix_seconds") for name in ("first_time", "last_time")]
-    columns += [Column(name, kind="nested") for name in ("spend_by_day", "spend_by_item")]
-    columns += [Column("country", kind="category"), Column("customer", role="id"), Column("datetime", role="time")]
-    for name, number in days.items():
-        known = timedelta(days=number)
-        columns += [Column(f"{kind}_{name}", role="label", available_at=known) for kind in ("revenue", "buyer")]
-    horizons = [Horizon(name, revenue=f"revenue_{name}", buyer=f"buyer_{name}") for name in config.data.horizons]
-    return Schema(columns, horizons, time="datetime", id="customer", segments=("country",))
+    try:
+        return LAYOUTS[config.data.layout].schema(days)
+    except ValueError as error:
+        raise SettingError(f"data.{error}") from None
 
 
 def horizon_days(config: Config) -> dict[str, int]:
     """Return the days of every horizon asked for.
 
     Raises:
-        ValueError: if there is none, or one is not d and a number of days.
+        SettingError: if there is none, or one is not d and a number of days.
     """
     wrong = [name for name in config.data.horizons if not re.fullmatch(r"d[1-9]\d*", name)]
     if wrong or not config.data.horizons:
-        raise ValueError(f"data.horizons: got {wrong or 'none'}, needs d and a number of days each, e.g. [d1, d7]")
+        raise SettingError(f"data.horizons: got {wrong or 'none'}, needs d and a number of days each, e.g. [d1, d7]")
     return {name: int(name[1:]) for name in config.data.horizons}
 
 
@@ -163,20 +136,19 @@ def features_of(config: Config) -> dict[str, Any]:
     """Return the feature catalogue: the layout's full one, with what the YAML file says on top, group by group.
 
     Raises:
-        ValueError: if the file names a group or a setting that does not exist.
+        SettingError: if the file is no YAML, or names a group that does not exist.
     """
-    shipped = files("ltv") / "config" / "features.yaml"
-    text = Path(config.features).read_text() if config.features else shipped.read_text()
+    path = Path(config.features) if config.features else Path(__file__).with_name("config") / "features.yaml"
     try:
-        wanted = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"features: {config.features} is not YAML: {error}") from error
+        wanted = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError(f"features: {path} is not YAML: {error}") from error
     if not isinstance(wanted, dict):
-        raise ValueError(f"features: {config.features} holds a {type(wanted).__name__}, needs groups such as `nested:`")
-    catalogue: dict[str, Any] = smadex_features() if config.data.layout == "advertising" else _transaction_features()
+        raise SettingError(f"features: {path} holds a {type(wanted).__name__}, needs groups such as `nested:`")
+    catalogue: dict[str, Any] = LAYOUTS[config.data.layout].features()
     for group, settings in wanted.items():
         if group not in catalogue:
-            raise ValueError(f"features: no group {group!r}; there are {', '.join(catalogue)}")
+            raise SettingError(f"features: got group {group!r}, needs one of {', '.join(catalogue)}")
         catalogue[group] = catalogue[group] | settings if isinstance(settings, dict) else settings
     return catalogue
 
@@ -217,15 +189,3 @@ def _footer_hash(path: str) -> tuple[int, str]:
         length = int.from_bytes(file.read(4), "little")
         file.seek(max(size - 8 - length, 0))
         return size, hashlib.sha256(file.read()).hexdigest()
-
-
-def _transaction_features() -> dict[str, Any]:
-    groups = ("missing_indicators", "nested", "recency", "categorical", "temporal", "interactions", "behavioural")
-    catalogue: dict[str, Any] = {group: {"enabled": True} for group in (*groups, "local_distribution")}
-    catalogue["categorical"] |= {"min_count": 10}
-    catalogue["interactions"]["terms"] = [
-        {"name": "spend_per_unit", "op": "ratio", "left": "spend", "right": "units"},
-        {"name": "largest_share", "op": "ratio", "left": "largest_order", "right": "spend"},
-    ]
-    catalogue["local_distribution"]["enabled"] = False
-    return catalogue | {"exclude": []}

@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from ltv.config import Config, Slice, Submission
-from ltv.rundir import Run, temporary_file
+from ltv.config import PACKAGES, Config, Slice, Submission
+from ltv.predict import submission_of
 from ltv.slices import open_slice, schema_of
+from runkit.errors import SettingError
+from runkit.files import atomic_file
+from runkit.run import Run
 
 log = logging.getLogger("ltv.submit")
 
@@ -27,16 +30,18 @@ def submit(config: Config, request: Submission, rows: Slice) -> Path:
         the file that was, or would be, handed in.
 
     Raises:
-        FileNotFoundError: if there is no submission, or no ``kaggle`` command to hand it in with.
+        SettingError: if there is no submission, or no such sample_submission.
+        FileNotFoundError: if there is no ``kaggle`` command to hand it in with.
         ValueError: if ids are missing, unknown or repeated, or an amount is missing or negative; with counts and an
             example of each.
     """
     run = Run(config.run_dir)
-    if not run.submission.exists():
-        raise FileNotFoundError(f"run_dir: {run.submission} does not exist; run `ltv predict --split test` first")
-    with run.command("submit", config) as facts:
+    submission = submission_of(run)
+    if not submission.exists():
+        raise SettingError(f"run_dir: {submission} does not exist; run `ltv predict --split test` first")
+    with run.command("submit", packages=PACKAGES) as facts:
         kinds = pa_csv.ConvertOptions(column_types={"row_id": pa.string()})
-        table = pa_csv.read_csv(run.submission, convert_options=kinds)
+        table = pa_csv.read_csv(submission, convert_options=kinds)
         wanted = _wanted(config, request, rows)
         check_submission(table, wanted)
         if request.align_order:
@@ -44,17 +49,17 @@ def submit(config: Config, request: Submission, rows: Slice) -> Path:
             if pc.all(pc.equal(order, pa.array(range(len(order)), pa.int32()))).as_py():
                 log.info("the lines are in the order that is asked for")
             else:
-                with temporary_file(run.submission) as path:
+                with atomic_file(submission) as path:
                     options = pa_csv.WriteOptions(quoting_style="needed")
                     pa_csv.write_csv(table.take(order), path, write_options=options)
                 log.info("the lines were put into the order that is asked for")
         facts |= {"lines": table.num_rows, "dry_run": request.dry_run}
-        log.info("%s: %d lines, all asked for, none missing", run.submission, table.num_rows)
+        log.info("%s: %d lines, all asked for, none missing", submission, table.num_rows)
         if request.dry_run:
             log.info("dry run: nothing was handed in")
         else:
-            _hand_in(run.submission, request)
-    return run.submission
+            _hand_in(submission, request)
+    return submission
 
 
 def check_submission(table: pa.Table, wanted: pa.Array) -> None:
@@ -85,7 +90,7 @@ def _wanted(config: Config, request: Submission, rows: Slice) -> pa.Array:
     if request.sample_submission is not None:
         path = Path(request.sample_submission)
         if not path.is_file():
-            raise FileNotFoundError(f"sample_submission: {path} does not exist")
+            raise SettingError(f"sample_submission: {path} does not exist")
         with pa_csv.open_csv(path) as reader:
             first = reader.schema.names[0]
         table = pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types={first: pa.string()}))

@@ -6,11 +6,13 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from ltv.config import Config, Slice
+from ltv.config import PACKAGES, Config, Slice
 from ltv.evaluate import evaluate_split
-from ltv.rundir import Run, fingerprint, read_json, write_json
 from ltv.slices import closed_before, content_of, engine_of, features_of, horizon_days, open_train, schema_of
 from ltv_stack import FeatureConfig, LTVConfig, LTVPipeline
+from runkit.errors import SettingError
+from runkit.files import atomic_folder, content_hash, read_json, write_json
+from runkit.run import Run
 
 log = logging.getLogger("ltv.train")
 
@@ -27,31 +29,34 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
         the metrics of the validation window, empty where there is none.
 
     Raises:
-        ValueError: if the split is not "train", or the window leaves nothing to fit on.
+        SettingError: if the split is not "train", or the window leaves nothing to fit on.
     """
     if rows.split != "train":
-        raise ValueError(f"split: got {rows.split!r}, but models are fitted on the train window; --start-dt moves it")
+        raise SettingError(
+            f"split: got {rows.split}, needs train: models are fitted on the train window; --start-dt moves it"
+        )
     run = Run(config.run_dir)
-    with run.command("train", config) as facts:
-        run.write_config(config)
+    models = run.folder / "models"
+    with run.command("train", config, PACKAGES) as facts:
         data = open_train(config, rows)
         settings = {k: v for k, v in asdict(config).items() if k not in ("run_dir", "inference", "engine", "features")}
         identity = {
-            "config": fingerprint(settings | {"features": features_of(config)}),
+            "config": content_hash(settings | {"features": features_of(config)}),
             "data": content_of(data),
-            "slice": fingerprint(asdict(rows) | {"chunk_size": None}),
+            "slice": content_hash(asdict(rows) | {"chunk_size": None}),
             "partitions": [p.name for p in data.partitions if p.rows],
         }
-        if resume and read_json(run.models / "trained.json") == identity:
-            log.info("models in %s are from these settings and data: kept", run.models)
+        if resume and read_json(models / "trained.json") == identity:
+            log.info("models in %s are from these settings and data: kept", models)
             facts["resumed"] = "models"
         else:
-            _warn_of_open_labels(config)
             pipe = LTVPipeline(schema_of(config), ltv_config(config, run))
-            with engine_of(config) as engine:
-                pipe.fit(data, engine=engine)
-            pipe.save(run.models)
-            write_json(run.models / "trained.json", identity)
+            _warn_of_open_labels(config)
+            with atomic_folder(models, "ltv models") as folder:
+                with engine_of(config) as engine:
+                    pipe.fit(data, engine=engine)
+                pipe.save(folder)
+                write_json(folder / "trained.json", identity)
             facts["fit"] = pipe.report_
         facts |= {"rows": data.num_rows, "partitions": len(data.partitions), "data_fingerprint": identity["data"]}
         facts["skipped_files"] = list(data.skipped)
@@ -62,20 +67,27 @@ def train(config: Config, rows: Slice, resume: bool = False) -> dict[str, Any]:
 
 
 def ltv_config(config: Config, run: Run) -> LTVConfig:
-    """Return the pipeline's settings: those of ``models`` under their own names, and how rows are split and read."""
+    """Return the pipeline's settings: those of ``models`` under their own names, and how rows are split and read.
+
+    Raises:
+        SettingError: if the pipeline refuses one.
+    """
     training = config.training
-    return LTVConfig(
-        **vars(config.models),
-        split=training.split.strategy,
-        calibration_frac=training.split.val_share,
-        embargo=f"{training.split.embargo_hours}h",
-        folds=training.n_folds,
-        max_rows=training.max_rows,
-        seed=config.seed,
-        features=FeatureConfig.from_dict(features_of(config)),
-        cache_dir=str(run.processed) if training.cache_features else None,
-        keep_cache=training.cache_features,
-    )
+    try:
+        return LTVConfig(
+            **vars(config.models),
+            split=training.split.strategy,
+            calibration_frac=training.split.val_share,
+            embargo=f"{training.split.embargo_hours}h",
+            folds=training.n_folds,
+            max_rows=training.max_rows,
+            seed=config.seed,
+            features=FeatureConfig.from_dict(features_of(config)),
+            cache_dir=str(run.folder / "processed") if training.cache_features else None,
+            keep_cache=training.cache_features,
+        )
+    except (TypeError, ValueError) as error:
+        raise SettingError(str(error)) from error
 
 
 def _warn_of_open_labels(config: Config) -> None:

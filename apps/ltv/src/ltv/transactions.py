@@ -7,7 +7,6 @@ it back, so that longer horizons never hold less. They do count as features, of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv.config import PARTITION, ImportConfig
-from ltv.rundir import temporary_directory
+from runkit.errors import SettingError
+from runkit.files import atomic_folder, write_json
 from synthlogs.ragged import Ragged
 
 COLUMNS = ("customer", "time", "item", "quantity", "amount", "country")
@@ -84,21 +84,20 @@ def import_transactions(source: str, path: str | Path, data_dir: str | Path, con
     """
     config.check()
     if source not in READERS:
-        raise ValueError(f"source: got {source!r}, needs one of {', '.join(READERS)}")
+        raise SettingError(f"source: got {source!r}, needs one of {', '.join(READERS)}")
     data_dir = Path(data_dir)
     if data_dir.exists() and any(data_dir.iterdir()):
         raise FileExistsError(f"data_dir: {data_dir} is not empty; remove it or name another folder")
     lines = READERS[source](path)
     rows, facts = customer_rows(lines, config)
-    with temporary_directory(data_dir) as folder:
+    with atomic_folder(data_dir, "ltv transactions") as folder:
         for name, table in _daily(rows):
             target = folder / "train" / "train" / f"datetime={name}" / "part-00000.parquet"
             target.parent.mkdir(parents=True)
             pq.write_table(table, target)
         keep = [column for column in COLUMNS if column in lines]
         lines[keep].to_parquet(folder / "transactions.parquet", index=False)
-        report = {"source": source, "config": asdict(config), "result": facts}
-        (folder / "imported.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(folder / "imported.json", {"source": source, "config": asdict(config), "result": facts})
     return facts
 
 
@@ -126,7 +125,7 @@ def customer_rows(lines: pd.DataFrame, config: ImportConfig) -> tuple[pa.Table, 
         "rows": len(customers),
     }
     if not len(customers):
-        raise ValueError(
+        raise SettingError(
             f"horizons: {config.first_days} observed days and horizons up to {config.horizons[-1]} days are longer "
             "than the data; choose shorter ones"
         )
@@ -217,5 +216,5 @@ def _file(path: str | Path, name: str) -> Path:
     path = Path(path)
     path = path / name if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"path: {path} does not exist; needs {name} or the folder that holds it")
+        raise SettingError(f"path: {path} does not exist; needs {name} or the folder that holds it")
     return path

@@ -6,7 +6,7 @@ from .conformal import ConformalIntervals
 from .data import Dataset, Partition, from_table, open_partitions
 from .drift import drift_table
 from .engine import DaskEngine, LocalEngine, make_engine
-from .errors import LeakageError, PartitionError
+from .errors import LeakageError, PartitionError, WindowError
 from .evaluation import Evaluation, compare, evaluate
 from .feature_groups import FeatureConfig
 from .features import FeatureBuilder
@@ -14,6 +14,7 @@ from .guard import Finding, audit
 from .metrics import (
     buyer_metrics,
     calibration_table,
+    call_metrics,
     decile_table,
     interval_coverage,
     lift_table,
@@ -23,7 +24,7 @@ from .metrics import (
     revenue_metrics,
 )
 from .nested import flatten_nested, nested_lookup, nested_recency, nested_statistics
-from .order import project_order
+from .order import check_order, project_order
 from .pipeline import LTVPipeline, predict_table
 from .report import model_card, write_report
 from .sampling import Histogram, histos, histos_weights, histus, histus_weights, undo_weights
@@ -50,9 +51,12 @@ __all__ = [
     "Partition",
     "PartitionError",
     "Schema",
+    "WindowError",
     "audit",
     "buyer_metrics",
     "calibration_table",
+    "call_metrics",
+    "check_order",
     "compare",
     "decile_table",
     "drift_table",

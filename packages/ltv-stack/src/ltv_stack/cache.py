@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .data import Dataset, drawn, row_hashes, row_seconds
+from .columns import Floats, as_text, label_numbers
+from .data import Dataset, drawn, row_hashes
 from .engine import Engine, LocalEngine
 from .features import FeatureBuilder, Matrix
-from .kinds import as_text
-from .nested import Floats, label_numbers
+from .moments import row_seconds
 from .schema import Schema
 
 log = logging.getLogger(__name__)

@@ -131,6 +131,8 @@ class LTVConfig:
                 raise ValueError(f"quantiles, intervals: got {level}, needs numbers between 0 and 1")
         if not 0.0 < self.calibration_frac < 1.0:
             raise ValueError(f"calibration_frac: got {self.calibration_frac}, needs a number between 0 and 1")
+        if self.folds < 2:
+            raise ValueError(f"folds: got {self.folds}, needs at least 2")
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows: got {self.max_rows}, needs at least 1, or None for no limit")
         if self.early_stopping is not None and self.early_stopping < 1:

@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .errors import PartitionError
+from .errors import PartitionError, WindowError
+from .parquet import PIECE_ROWS, file_tables, first_doubled, footer, read_through, viewless, without_views
 
 log = logging.getLogger(__name__)
 
 _HOUR = re.compile(r"^(\d{4})-(\d{2})-(\d{2})(?:[-T ](\d{2})[-:](\d{2}))?(?:[-:](\d{2}))?$")
-_ROW_GROUP_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,8 @@ def open_partitions(
             tell before any row is used, "skip" reads every file of the window through once more.
 
     Raises:
-        PartitionError: no partitions in the window, or a file that is unreadable or has a column twice, which is named.
+        WindowError: no partitions in the folder or in the window.
+        PartitionError: a file that is unreadable or has a column twice; it is named.
     """
     root = Path(root)
     _check_chunk_size(chunk_size)
@@ -208,18 +208,18 @@ def open_partitions(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: got {on_error!r}, needs 'raise' or 'skip'")
     if not root.is_dir():
-        raise PartitionError(f"root: {root} is not a folder")
+        raise WindowError(f"root: {root} is not a folder")
     first, last = parse_time(start, "start"), parse_time(end, "end")
     if first and last and first > last:
         raise ValueError(f"start: got {start}, which is after end {end}")
     found = [(parse_time(p.name.split("=", 1)[1], p.name), p) for p in root.glob("datetime=*") if p.is_dir()]
     folders = sorted((time, path) for time, path in found if time is not None)
     if not folders:
-        raise PartitionError(f"root: {root} holds no folders datetime=YYYY-MM-DD-HH-MM")
+        raise WindowError(f"root: {root} holds no folders datetime=YYYY-MM-DD-HH-MM")
     chosen = [(t, p) for t, p in folders if (first is None or t >= first) and (last is None or t <= last)]
     if not chosen:
         span = f"{folders[0][1].name} .. {folders[-1][1].name}"
-        raise PartitionError(f"start, end: no partition lies in {start} .. {end}; {root} holds {span}")
+        raise WindowError(f"start, end: no partition lies in {start} .. {end}; {root} holds {span}")
     partitions: list[Partition] = []
     skipped: list[str] = []
     left = limit_rows
@@ -229,8 +229,8 @@ def open_partitions(
         for path in sorted(folder.glob("*.parquet")):
             try:
                 if on_error == "skip":
-                    _read_through(str(path))
-                with _footer(str(path)) as file:
+                    read_through(str(path))
+                with footer(str(path)) as file:
                     total += file.metadata.num_rows
                 files.append(str(path))
             except PartitionError as error:
@@ -278,7 +278,7 @@ def from_table(
     if not 0.0 < sample_frac <= 1.0:
         raise ValueError(f"sample_frac: got {sample_frac}, needs a number in (0, 1]")
     table = _as_table(source)
-    if twice := _twice(table.schema):
+    if twice := first_doubled(table.schema):
         raise ValueError(f"source: got the column {twice!r} more than once, needs names that differ")
     size = partition_rows or max(table.num_rows, 1)
     partitions = []
@@ -307,22 +307,6 @@ def parse_time(value: datetime | str | None, name: str) -> datetime | None:
     if not found:
         raise ValueError(f"{name}: got {value!r}, needs YYYY-MM-DD-HH-MM or ISO time")
     return datetime(*(int(part or 0) for part in found.groups()))  # type: ignore[arg-type]
-
-
-def row_seconds(batch: pa.RecordBatch, time: str) -> npt.NDArray[np.float64]:
-    """Each row's own time as unix seconds [N].
-
-    Raises:
-        ValueError: the column is not there or holds neither times nor numbers.
-    """
-    from .nested import column_numbers
-
-    if time not in batch.schema.names:
-        raise ValueError(f"time: the data has no column {time!r}; it has {batch.schema.names[:8]} ...")
-    column = batch.column(time)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.timestamp("us"))
-    return column_numbers(column)
 
 
 def row_hashes(seed: int, name: str, start: int, rows: int) -> npt.NDArray[np.uint64]:
@@ -361,58 +345,11 @@ def _tables(partition: Partition, columns: Sequence[str] | None, time_column: st
         table = partition.table
         wanted = table.column_names if columns is None else [c for c in columns if c in table.column_names]
         table = table.select(wanted)
-        for begin in range(0, table.num_rows, _ROW_GROUP_ROWS):
-            yield _without_views(table.slice(begin, _ROW_GROUP_ROWS))
+        for begin in range(0, table.num_rows, PIECE_ROWS):
+            yield without_views(table.slice(begin, PIECE_ROWS))
         return
     for path in partition.files:
-        file = _footer(path)
-        known = file.schema_arrow.names
-        wanted = known if columns is None else [c for c in columns if c in known]
-        add_time = time_column and (columns is None or time_column in columns)
-        try:
-            for batch in file.iter_batches(batch_size=_ROW_GROUP_ROWS, columns=wanted):
-                table = _without_views(pa.Table.from_batches([batch]))
-                if add_time:
-                    column = pa.nulls(batch.num_rows, pa.timestamp("us"))
-                    if time_column in table.column_names:
-                        table = table.drop_columns([time_column])
-                    table = table.append_column(time_column, column)
-                yield table
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise PartitionError(_unreadable(path, error)) from error
-        finally:
-            file.close()
-
-
-def _read_through(path: str) -> None:
-    """Raise PartitionError where a good footer hides damaged pages."""
-    with _footer(path) as file:
-        try:
-            for _ in file.iter_batches(batch_size=_ROW_GROUP_ROWS):
-                pass
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise PartitionError(_unreadable(path, error)) from error
-
-
-def _footer(path: str) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise PartitionError(_unreadable(path, error)) from error
-    if twice := _twice(file.schema_arrow):
-        file.close()
-        raise PartitionError(f"partition file {path} has the column {twice!r} more than once, needs names that differ")
-    return file
-
-
-def _twice(schema: pa.Schema) -> str | None:
-    """The first column name that comes more than once."""
-    names = schema.names
-    return next((name for number, name in enumerate(names) if name in names[:number]), None)
-
-
-def _unreadable(path: str, error: BaseException) -> str:
-    return f"partition file {path} cannot be read as Parquet (truncated or not Parquet?): {str(error).splitlines()[0]}"
+        yield from file_tables(path, columns, time_column)
 
 
 def _partition_schema(partition: Partition) -> Iterable[pa.Field]:
@@ -425,33 +362,11 @@ def _fields(partition: Partition) -> Iterator[tuple[str, pa.Field]]:
     else:
         schemas = []
         for path in partition.files:
-            with _footer(path) as file:
+            with footer(path) as file:
                 schemas.append((path, file.schema_arrow))
     for place, schema in schemas:
         for field in schema:
-            yield place, field.with_type(_viewless(field.type))
-
-
-def _without_views(table: pa.Table) -> pa.Table:
-    fields = [field.with_type(_viewless(field.type)) for field in table.schema]
-    return table if fields == list(table.schema) else table.cast(pa.schema(fields))
-
-
-def _viewless(kind: pa.DataType) -> pa.DataType:
-    """The type with text and bytes instead of views of them, whose rows Arrow cannot yet take or filter."""
-    if pa.types.is_string_view(kind):
-        return pa.large_string()
-    if pa.types.is_binary_view(kind):
-        return pa.large_binary()
-    if pa.types.is_map(kind):
-        return pa.map_(_viewless(kind.key_type), kind.item_field.with_type(_viewless(kind.item_type)))
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_viewless(kind.value_type)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_viewless(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([kind.field(i).with_type(_viewless(kind.field(i).type)) for i in range(kind.num_fields)])
-    return kind
+            yield place, field.with_type(viewless(field.type))
 
 
 def _single(column: pa.ChunkedArray) -> pa.Array:

@@ -7,7 +7,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from .nested import Bools, Floats, Ints
+from .columns import Floats
+from .nested import Bools, Ints
 
 # What alone ranks buyers this well, or follows the amounts this closely, is the label in disguise.
 _DERIVED_AUC = 0.985

@@ -7,3 +7,7 @@ class LeakageError(ValueError):
 
 class PartitionError(ValueError):
     """A partition file cannot be read; the message names the file."""
+
+
+class WindowError(PartitionError):
+    """No partition lies where one is looked for; the message names the folder or the window."""

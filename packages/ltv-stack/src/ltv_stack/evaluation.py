@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from .columns import column_numbers, label_numbers
 from .data import Dataset
 from .engine import Engine, LocalEngine
 from .metrics import (
@@ -20,7 +21,6 @@ from .metrics import (
     lift_table,
     revenue_metrics,
 )
-from .nested import column_numbers, label_numbers
 from .pipeline import LTVPipeline
 
 Floats = npt.NDArray[np.float64]

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .nested import ALL_STATISTICS, STATISTICS, Floats
+from .columns import Floats
+from .nested import ALL_STATISTICS, STATISTICS
 
 OPERATIONS: dict[str, Callable[[Floats, Floats], Floats]] = {
     "product": lambda left, right: left * right,
@@ -101,7 +102,7 @@ class FeatureConfig:
                 raise ValueError(f"features.{group}: got {unknown}, needs names out of {['enabled', *names]}")
             for setting, value in settings.items():
                 if setting in names:
-                    values[names[setting]] = _setting(value)
+                    values[names[setting]] = _setting(value, f"features.{group}.{setting}")
             if not settings.get("enabled", True) and "enabled" not in names:
                 values |= {name: () for name in names.values() if name != "local_min_rows"}
         return cls(**values)
@@ -113,10 +114,13 @@ class FeatureConfig:
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> "FeatureConfig":
         """The configuration `to_dict` wrote."""
-        return cls(**{name: _setting(value) for name, value in state.items()})
+        return cls(**{name: _setting(value, name) for name, value in state.items()})
 
 
-def _setting(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+def _setting(value: Any, name: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    try:
         return tuple(Term(**one) if isinstance(one, Mapping) else one for one in value)
-    return value
+    except TypeError:
+        raise ValueError(f"{name}: got {value!r}, needs name, op, left and right of each term") from None

@@ -4,7 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,71 +12,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .data import Dataset, drawn, row_hashes, row_seconds
+from .columns import Floats, as_text, column_numbers
+from .data import Dataset, drawn, row_hashes
 from .engine import Engine, LocalEngine
 from .feature_groups import OPERATIONS, FeatureConfig
-from .kinds import as_read, as_text, kind_of, require_kind
-from .nested import Floats, column_numbers, nested_lookup, nested_recency, nested_statistics
+from .kinds import as_read, kind_of, require_kind
+from .learnt import LocalTable, Partial, Vocabulary
+from .moments import cycles, months, row_seconds, year_months
+from .nested import nested_lookup, nested_recency, nested_statistics
 from .schema import Kind, Schema
 
 log = logging.getLogger(__name__)
 
 Matrix = npt.NDArray[np.float32]
-_GRID = 32
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass
-class Vocabulary:
-    """A fitted dictionary: id 0 is missing, 1 rare or unseen, 2.. the values by falling frequency, ties by value."""
-
-    values: list[str]
-    counts: list[int]
-    total: int
-
-    def encode(self, column: pa.Array) -> Floats:
-        """Ids of a text column [N]."""
-        text = as_text(column)
-        found = pc.index_in(text, value_set=pa.array(self.values, pa.large_string()))
-        ids = np.asarray(found.fill_null(-1)).astype(np.float64) + 2
-        return np.where(np.asarray(pc.is_valid(text)), ids, 0.0)
-
-
-@dataclass
-class LocalTable:
-    """Per group of one column: a grid of quantiles and the mean of one feature; row 0 is all groups together."""
-
-    grid: Floats
-    mean: Floats
-
-
-@dataclass
-class _Partial:
-    """What one partition adds to the fit; sums of these do not depend on their order."""
-
-    rows: int = 0
-    nulls: Counter[str] = field(default_factory=Counter)
-    counts: dict[str, Counter[str | None]] = field(default_factory=dict)
-    hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    sample: dict[str, Floats] = field(default_factory=dict)
-    groups: dict[str, npt.NDArray[np.object_]] = field(default_factory=dict)
-
-    def add(self, other: "_Partial", keep: int) -> None:
-        self.rows += other.rows
-        self.nulls.update(other.nulls)
-        for name, counts in other.counts.items():
-            self.counts.setdefault(name, Counter()).update(counts)
-        hashes = np.concatenate([self.hashes, other.hashes])
-        order = np.argsort(hashes, kind="stable")[:keep]
-        self.hashes = hashes[order]
-        _merge(self.sample, other.sample, order)
-        _merge(self.groups, other.groups, order)
-
-
-def _merge(mine: dict[str, Any], theirs: dict[str, Any], order: npt.NDArray[np.int64]) -> None:
-    for name, column in theirs.items():
-        both = np.concatenate([mine[name], column]) if name in mine else column
-        mine[name] = both[order]
 
 
 class FeatureBuilder:
@@ -147,7 +96,7 @@ class FeatureBuilder:
             ValueError: the dataset has no rows, or none of the declared features.
         """
         self._resolve(dataset)
-        total = _Partial()
+        total = Partial()
         fit = _PartitionFit(self, dataset)
         for partial in (engine or LocalEngine()).map(fit, list(range(len(dataset.partitions)))):
             total.add(partial, self.sample_rows)
@@ -155,15 +104,14 @@ class FeatureBuilder:
             raise ValueError("dataset: got no rows, needs at least one to fit the features on")
         self.indicators = [name for name in self.kinds if 0 < total.nulls[name] < total.rows]
         for name, counts in total.counts.items():
-            self.vocabularies[name] = self._vocabulary(counts, total.rows)
+            self.vocabularies[name] = Vocabulary.of(counts, total.rows, self.config.min_count, self.config.max_size)
         for by in self.local_by:
             if by not in total.groups:
                 continue
             codes = self.vocabularies[by].encode(pa.array(total.groups[by], pa.large_string())).astype(np.int64)
             for name in self.local_features:
-                self.local[(name, by)] = self._local_table(
-                    total.sample[name], codes, len(self.vocabularies[by].values) + 2
-                )
+                size = len(self.vocabularies[by].values) + 2
+                self.local[(name, by)] = LocalTable.of(total.sample[name], codes, size, self.config.local_min_rows)
         self._name(dataset)
         log.info("features: %d from %d columns, fitted on %d rows", len(self.names), len(self.kinds), total.rows)
         return self
@@ -206,10 +154,7 @@ class FeatureBuilder:
                 for name, v in self.vocabularies.items()
             },
             "indicators": self.indicators,
-            "local": [
-                {"feature": name, "by": by, "grid": _floats(t.grid), "mean": _floats(t.mean)}
-                for (name, by), t in self.local.items()
-            ],
+            "local": [{"feature": name, "by": by, **table.to_json()} for (name, by), table in self.local.items()],
             "names": self.names,
             "groups": self.groups,
             "source": self.source,
@@ -228,9 +173,7 @@ class FeatureBuilder:
         builder.optional = set(state["optional"])
         builder.vocabularies = {name: Vocabulary(**v) for name, v in state["vocabularies"].items()}
         builder.indicators = list(state["indicators"])
-        builder.local = {
-            (one["feature"], one["by"]): LocalTable(_array(one["grid"]), _array(one["mean"])) for one in state["local"]
-        }
+        builder.local = {(one["feature"], one["by"]): LocalTable.from_json(one) for one in state["local"]}
         builder.names = list(state["names"])
         builder.groups = dict(state["groups"])
         builder.source = dict(state["source"])
@@ -279,7 +222,7 @@ class FeatureBuilder:
 
     def _check_terms(self) -> None:
         """A term of a feature that no declared column and no earlier term can give is a mistake in the settings."""
-        made, columns = set(_cycles(np.empty(0))), self.schema.feature_columns
+        made, columns = set(cycles(np.empty(0))), self.schema.feature_columns
         for term in (*self.config.interactions, *self.config.behavioural):
             for side in (term.left, term.right):
                 if side not in made and not any(side == n or side.startswith(f"{n}__") for n in columns):
@@ -296,27 +239,6 @@ class FeatureBuilder:
         self.groups, self.source = {}, {}
         self.names = list(self._all(empty))
 
-    def _vocabulary(self, counts: Counter[str | None], rows: int) -> Vocabulary:
-        kept = [(v, n) for v, n in counts.items() if v is not None and n >= self.config.min_count]
-        kept = sorted(kept, key=lambda pair: (-pair[1], pair[0]))[: self.config.max_size]
-        return Vocabulary([v for v, _ in kept], [n for _, n in kept], rows)
-
-    def _local_table(self, feature: Floats, codes: npt.NDArray[np.int64], size: int) -> LocalTable:
-        levels = (np.arange(_GRID) + 0.5) / _GRID
-        known = np.isfinite(feature)
-        grid = np.full((size, _GRID), np.nan)
-        mean = np.full(size, np.nan)
-        overall = feature[known]
-        if len(overall):
-            grid[:] = np.quantile(overall, levels)
-            mean[:] = overall.mean()
-        for code in range(2, size):
-            own = feature[known & (codes == code)]
-            if len(own) >= self.config.local_min_rows:
-                grid[code] = np.quantile(own, levels)
-                mean[code] = own.mean()
-        return LocalTable(grid, mean)
-
     def _all(self, batch: pa.RecordBatch) -> dict[str, Floats]:
         """Every feature of a batch, in order."""
         with np.errstate(all="ignore"):
@@ -328,7 +250,7 @@ class FeatureBuilder:
     def _base(self, batch: pa.RecordBatch) -> dict[str, Floats]:
         """Features that need nothing fitted."""
         config, schema, rows = self.config, self.schema, batch.num_rows
-        now = self._now(batch)
+        now = row_seconds(batch, schema.time) if schema.time else np.full(rows, np.nan)
         values: dict[str, Floats] = {}
 
         def put(name: str, column: Floats, group: str, source: str) -> None:
@@ -345,8 +267,8 @@ class FeatureBuilder:
             elif kind == "unix_seconds" and config.recency:
                 self._put_recency(put, name, (now - column_numbers(array)) / 86400.0, "days_ago", name)
             elif kind == "year_month":
-                months = _months(now) if schema.time else np.zeros(rows)
-                put(f"{name}__months_ago", months - _year_months(array), "recency", name)
+                month = months(now) if schema.time else np.zeros(rows)
+                put(f"{name}__months_ago", month - year_months(array), "recency", name)
             elif kind == "nested" and config.nested:
                 for statistic, column in nested_statistics(array, config.statistics).items():
                     put(f"{name}__{statistic}", column, "nested", name)
@@ -367,7 +289,7 @@ class FeatureBuilder:
                 for key in keys:
                     put(f"{name}__at_{key}", nested_lookup(array, self._column(batch, key), "count"), "lookups", name)
         if config.temporal and schema.time:
-            for name, column in _cycles(now).items():
+            for name, column in cycles(now).items():
                 put(name, column, "temporal", schema.time)
         return values
 
@@ -397,9 +319,7 @@ class FeatureBuilder:
             codes = vocabulary.encode(self._column(batch, name))
             self._put(values, f"{name}__code", codes, "categorical", name)
             if self.config.frequency:
-                table = np.log1p([0, 0, *vocabulary.counts]) - np.log1p(vocabulary.total)
-                table[0] = np.nan
-                self._put(values, f"{name}__freq", table[codes.astype(np.int64)], "categorical", name)
+                self._put(values, f"{name}__freq", vocabulary.frequency(codes), "categorical", name)
 
     def _combine(self, batch: pa.RecordBatch, values: dict[str, Floats]) -> None:
         """Interactions, behavioural aggregates and local distributions, of features made before."""
@@ -408,18 +328,16 @@ class FeatureBuilder:
             for term in terms:
                 absent = [side for side in (term.left, term.right) if side not in values]
                 if absent:
-                    self._absent(f"{group} term {term.name}", absent)
+                    # Said once, while the names are being fixed.
+                    if not self.names:
+                        log.warning("%s term %s is left out: no feature %s", group, term.name, ", ".join(absent))
                     continue
                 column = OPERATIONS[term.op](values[term.left], values[term.right])
                 self._put(values, term.name, column, group, self.source[term.left])
         for (name, by), table in self.local.items():
             codes = self.vocabularies[by].encode(self._column(batch, by)).astype(np.int64)
             own = values[name]
-            grid = table.grid[codes]
-            rank = ((grid < own[:, None]).sum(1) + (grid <= own[:, None]).sum(1)) / (2.0 * _GRID)
-            self._put(
-                values, f"{name}__rank_in_{by}", np.where(np.isnan(own), np.nan, rank), "local_distribution", name
-            )
+            self._put(values, f"{name}__rank_in_{by}", table.rank(own, codes), "local_distribution", name)
             self._put(values, f"{name}__dev_in_{by}", own - table.mean[codes], "local_distribution", name)
 
     def _put(self, values: dict[str, Floats], name: str, column: Floats, group: str, source: str) -> None:
@@ -427,21 +345,12 @@ class FeatureBuilder:
         self.groups.setdefault(name, group)
         self.source.setdefault(name, self.source.get(source, source))
 
-    def _absent(self, what: str, names: list[str]) -> None:
-        if not self.names:
-            log.warning("%s is left out: no feature %s", what, ", ".join(names))
-
     def _column(self, batch: pa.RecordBatch, name: str) -> pa.Array:
         if name in batch.schema.names:
             return as_read(batch.column(name), name)
         if name in self.optional:
             return pa.nulls(batch.num_rows)
         raise ValueError(f"batch: column {name!r} is missing; it was there in every partition at fit time")
-
-    def _now(self, batch: pa.RecordBatch) -> Floats:
-        if self.schema.time is None:
-            return np.full(batch.num_rows, np.nan)
-        return row_seconds(batch, self.schema.time)
 
 
 class _PartitionFit:
@@ -451,14 +360,14 @@ class _PartitionFit:
         self.builder = builder
         self.dataset = dataset
 
-    def __call__(self, number: int) -> _Partial:
+    def __call__(self, number: int) -> Partial:
         builder = self.builder
         partition = self.dataset.partitions[number]
-        total = _Partial()
+        total = Partial()
         categories = [name for name, kind in builder.kinds.items() if kind == "category"]
         categories = list(dict.fromkeys([*categories, *builder.local_by]))
         for batch in self.dataset.partition_batches(partition, builder.columns):
-            one = _Partial(rows=batch.num_rows)
+            one = Partial(rows=batch.num_rows)
             present = set(batch.schema.names)
             for name in builder.kinds:
                 one.nulls[name] = batch.column(name).null_count if name in present else batch.num_rows
@@ -472,7 +381,7 @@ class _PartitionFit:
             total.add(one, builder.sample_rows)
         return total
 
-    def _sample(self, batch: pa.RecordBatch, name: str, start: int, one: _Partial) -> None:
+    def _sample(self, batch: pa.RecordBatch, name: str, start: int, one: Partial) -> None:
         builder = self.builder
         hashes = row_hashes(builder.seed + 1, name, start, batch.num_rows)
         # Half as many again as are kept: the smallest hashes of all are surely among them.
@@ -489,42 +398,3 @@ class _PartitionFit:
         one.sample = {name: values[name] for name in builder.local_features}
         for by in builder.local_by:
             one.groups[by] = np.array(as_text(builder._column(part, by)).to_pylist(), dtype=object)
-
-
-def _year_months(array: pa.Array) -> Floats:
-    text = as_text(array)
-    parts = pc.extract_regex(text, r"^\s*(?P<y>\d{4})-(?P<m>\d{1,2})")
-    year, month = (column_numbers(part) for part in parts.flatten())
-    return year * 12 + month - 1
-
-
-def _months(now: Floats) -> Floats:
-    moment = np.where(np.isnan(now), 0, now).astype("datetime64[s]").astype("datetime64[M]").astype(np.float64)
-    return np.where(np.isnan(now), np.nan, moment + 1970 * 12)
-
-
-def _cycles(now: Floats) -> dict[str, Floats]:
-    hour = np.floor(now / 3600.0) % 24
-    # 1970-01-01 was a Thursday; Monday is 0.
-    weekday = (np.floor(now / 86400.0) + 3) % 7
-    part = np.floor(hour / 6.0)
-    return {
-        "hour_sin": np.sin(2 * np.pi * hour / 24),
-        "hour_cos": np.cos(2 * np.pi * hour / 24),
-        "weekday_sin": np.sin(2 * np.pi * weekday / 7),
-        "weekday_cos": np.cos(2 * np.pi * weekday / 7),
-        "day_part": part,
-        "is_weekend": np.where(np.isnan(weekday), np.nan, (weekday >= 5).astype(np.float64)),
-    }
-
-
-def _floats(array: Floats) -> Any:
-    return (
-        [None if isinstance(x, float) and math.isnan(x) else x for x in array.tolist()]
-        if array.ndim == 1
-        else [_floats(row) for row in array]
-    )
-
-
-def _array(values: Any) -> Floats:
-    return np.array(values, dtype=np.float64)

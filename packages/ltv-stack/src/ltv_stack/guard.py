@@ -15,23 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
-from .data import Dataset, drawn, from_table, row_hashes, row_seconds
+from .columns import Floats, column_numbers, is_nested
+from .data import Dataset, drawn, from_table, row_hashes
 from .disguise import Target, targets_of, told_by_groups, told_by_values
 from .errors import LeakageError
 from .feature_groups import FeatureConfig
 from .features import FeatureBuilder
 from .kinds import as_read, check_types, kind_of
-from .nested import (
-    Bools,
-    Entries,
-    Floats,
-    Ints,
-    column_numbers,
-    flatten_nested,
-    is_nested,
-    nested_lookup,
-    nested_statistics,
-)
+from .moments import row_seconds
+from .nested import Bools, Entries, Ints, flatten_nested, nested_lookup, nested_statistics
 from .schema import Schema
 from .stages import predict, threads_for
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from .columns import is_nested, number_fields, struct_as_map
 from .data import Dataset
-from .nested import is_nested, number_fields, struct_as_map
 from .schema import Kind, Schema
 
 _NESTED_KINDS = ("nested", "nested_time", "set")
@@ -48,14 +48,8 @@ def as_read(column: pa.Array, name: str) -> pa.Array:
     return column
 
 
-def as_text(column: pa.Array) -> pa.Array:
-    """A flat column as large_string; numbers take their decimal form."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.large_string())
-
-
 def kind_of(arrow: pa.DataType) -> Kind:
+    """How a column of this Arrow type is read; "auto" where it is not."""
     if pa.types.is_dictionary(arrow):
         arrow = arrow.value_type
     if is_nested(arrow):
@@ -81,6 +75,7 @@ def _family(kind: Kind) -> str:
 
 
 def require_kind(what: str, kind: Kind, arrow: pa.DataType) -> None:
+    """Raise ValueError where a column `what` of this Arrow type cannot be read as `kind`."""
     if pa.types.is_null(arrow):
         return
     several = _family(kind_of(arrow)) == "nested"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .cache import FeatureCache
-from .nested import Floats
+from .columns import Floats
 from .schema import Horizon
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    log_loss,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,6 +67,27 @@ def buyer_metrics(y: Floats, probability: Floats) -> dict[str, float]:
         "pr_auc": float(average_precision_score(y, probability)) if both else float("nan"),
         "log_loss": float(log_loss(y, np.clip(probability, 1e-12, 1 - 1e-12), labels=[0.0, 1.0])),
         "brier": float(((probability - y) ** 2).mean()),
+    }
+
+
+def call_metrics(buyer: Floats, probability: Floats) -> dict[str, float]:
+    """Accuracy, precision, recall and F1 where as many rows are called buyers as there are, and the ROC AUC.
+
+    No metric was tuned on that threshold. Rows as probable as the last one called are called too.
+
+    Args:
+        buyer: whether each row bought, 0 or 1 [N]; both kinds must be there.
+        probability: the predicted chance [N].
+    """
+    bought = buyer > 0
+    called = probability >= np.sort(probability)[-int(bought.sum())]
+    precision, recall, f1, _ = precision_recall_fscore_support(bought, called, average="binary", zero_division=0)
+    return {
+        "accuracy": float(accuracy_score(bought, called)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "roc_auc": float(roc_auc_score(bought, probability)),
     }
 
 

@@ -8,9 +8,9 @@ import lightgbm as lgb
 import numpy as np
 
 from .cache import FeatureCache, Ints
+from .columns import Floats
 from .config import DEEP
 from .features import Matrix
-from .nested import Floats
 from .sampling import undo_weights
 from .stack import Stack, meta_features
 from .stages import Boosted

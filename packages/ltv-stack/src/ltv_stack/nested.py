@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Floats = npt.NDArray[np.float64]
+from .columns import Floats, array_numbers, as_text, has_numbers, is_nested, is_text, one_chunk
+
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
@@ -120,7 +121,7 @@ def nested_lookup(
         keys: the key wanted by each row, text [N]; null finds nothing.
         how: what to do with several entries under one key: their sum, their largest, or how many there are.
     """
-    array, keys = _one_chunk(array), _one_chunk(keys)
+    array, keys = one_chunk(array), one_chunk(keys)
     if len(array) != len(keys):
         raise ValueError(f"keys: got {len(keys)} rows, needs {len(array)}, one for each row of array")
     result = np.full(len(array), np.nan)
@@ -129,15 +130,15 @@ def nested_lookup(
     entries = flatten_nested(array)
     held = entries.keys if entries.keys is not None else entries.values
     rows = entries.rows
-    wanted = _text(keys).take(pa.array(rows))
-    match = np.asarray(pc.fill_null(pc.equal(_text(held), wanted), False))
+    wanted = as_text(keys).take(pa.array(rows))
+    match = np.asarray(pc.fill_null(pc.equal(as_text(held), wanted), False))
     if not match.any():
         return result
     rows = rows[match]
     if how == "count" or entries.keys is None:
         values = np.ones(len(rows))
     else:
-        values = _numbers(entries.values)[match]
+        values = array_numbers(entries.values)[match]
         rows, values = rows[np.isfinite(values)], values[np.isfinite(values)]
     starts, _, owners = _segments(np.bincount(rows, minlength=len(result)))
     if len(owners):
@@ -157,63 +158,6 @@ def nested_recency(array: pa.Array | pa.ChunkedArray, now: Floats) -> dict[str, 
     """
     bounds = nested_statistics(array, ("min", "max"))
     return {"days_ago": (now - bounds["max"]) / 86400.0, "oldest_days_ago": (now - bounds["min"]) / 86400.0}
-
-
-def is_nested(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds several entries a row."""
-    return pa.types.is_map(kind) or _is_list(kind)
-
-
-def number_fields(kind: pa.DataType) -> list[str]:
-    """Names of a struct's fields that hold numbers or times."""
-    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    checks = (*numbers, pa.types.is_timestamp, pa.types.is_date)
-    fields = [kind.field(i) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
-    return [field.name for field in fields if any(check(field.type) for check in checks)]
-
-
-def struct_as_map(array: pa.StructArray) -> pa.MapArray:
-    """A struct column as a map from the names of its `number_fields` to their values; a null field is no entry [N]."""
-    names = number_fields(array.type)
-    fields = array.flatten()
-    kept = [_numbers(fields[array.type.get_field_index(name)]) for name in names]
-    values = np.column_stack(kept) if kept else np.empty((len(array), 0))
-    there = ~np.isnan(values)
-    ends = np.cumsum(there.sum(axis=1), dtype=np.int32)
-    offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]))
-    keys = pa.array(np.array(names, dtype=object)[np.nonzero(there)[1]].tolist(), pa.string())
-    return pa.MapArray.from_arrays(offsets, keys, pa.array(values[there]), mask=array.is_null())
-
-
-def column_numbers(array: pa.Array | pa.ChunkedArray) -> Floats:
-    """A flat column as float64, NaN for null; times become unix seconds, booleans 0 and 1, text is parsed or NaN."""
-    return _numbers(_one_chunk(array))
-
-
-def label_numbers(array: pa.Array | pa.ChunkedArray, name: str) -> Floats:
-    """A column of labels as float64, NaN for null and for NaN [N].
-
-    Raises:
-        ValueError: a label that is there but no finite number; names the column, how many, and one of them. A payer
-            must not be lost because an amount was written in another way.
-    """
-    array = _one_chunk(array)
-    values = column_numbers(array)
-    present = np.asarray(array.is_valid())
-    if pa.types.is_floating(array.type):
-        present &= ~np.isnan(values)
-    lost = np.flatnonzero(present & ~np.isfinite(values))
-    if len(lost):
-        raise ValueError(
-            f"label {name}: {len(lost)} of {len(values)} values are no finite numbers, e.g. {array[int(lost[0])]} "
-            f"(Arrow type {array.type}); null is for an outcome that is not known"
-        )
-    return values
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    views = any(check(kind) for check in (pa.types.is_list_view, pa.types.is_large_list_view))
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or views
 
 
 def _extents(array: pa.Array) -> tuple[Ints, Ints]:
@@ -239,7 +183,7 @@ def _keys_and_values(child: pa.Array) -> tuple[pa.Array | None, pa.Array]:
         return None, fields[0]
     key, value = fields[:2]
     # (count, hash) as well as (hash, count): text is the key, wherever it stands.
-    return (value, key) if _is_text(value.type) and not _is_text(key.type) and not is_nested(key.type) else (key, value)
+    return (value, key) if is_text(value.type) and not is_text(key.type) and not is_nested(key.type) else (key, value)
 
 
 def _statistics(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
@@ -254,7 +198,7 @@ def _statistics(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats
 
 
 def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
-    values = _numbers(entries.values)
+    values = array_numbers(entries.values)
     all_lengths = entries.lengths
     finite = np.isfinite(values)
     if not finite.all():
@@ -264,7 +208,7 @@ def _moments(entries: Entries, statistics: Sequence[str]) -> dict[str, Floats]:
 
     def put(found: dict[str, Floats], owners: Ints) -> None:
         for name, column in found.items():
-            zero = name == "sum" and _has_numbers(entries.values.type)
+            zero = name == "sum" and has_numbers(entries.values.type)
             result[name] = blank.copy() if zero else np.full(len(blank), np.nan)
             result[name][owners] = column
 
@@ -397,55 +341,3 @@ def _keep(lengths: Ints, kept: Bools) -> Ints:
 def _has_offsets(kind: pa.DataType) -> bool:
     """Whether rows lie one after another in the child."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind)
-
-
-def _has_numbers(kind: pa.DataType) -> bool:
-    """Whether values of this type are read as numbers or times."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    flat = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
-    return any(check(kind) for check in (*flat, pa.types.is_timestamp, pa.types.is_date))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _numbers(array: pa.Array) -> Floats:
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return _numbers(array.dictionary_decode())
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        micros = np.asarray(array.cast(pa.timestamp("us")).cast(pa.int64()).fill_null(0)).astype(np.float64) / 1e6
-        return np.where(np.asarray(pc.is_valid(array)), micros, np.nan)
-    if pa.types.is_null(kind):
-        return np.full(len(array), np.nan)
-    if _is_text(kind):
-        text = _text(array)
-        number = pc.match_substring_regex(text, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
-        text = pc.utf8_trim_whitespace(pc.if_else(number, text, None))
-        # Arrow's parser takes no leading plus.
-        array = pc.replace_substring_regex(text, r"^\+", "").cast(pa.float64())
-    elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        array = array.cast(pa.float64()) if pa.types.is_decimal(kind) else pa.nulls(len(array), pa.float64())
-    elif pa.types.is_boolean(kind):
-        array = array.cast(pa.uint8())
-    if array.null_count:
-        array = array.cast(pa.float64(), safe=False).fill_null(np.nan)
-    return np.ascontiguousarray(array.to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
-def _text(array: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    return array.cast(pa.large_string())
-
-
-def _one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if not isinstance(array, pa.ChunkedArray):
-        return array
-    if array.num_chunks == 1:
-        return array.chunk(0)
-    return pa.concat_arrays(array.chunks) if array.num_chunks else pa.nulls(0, array.type)

@@ -1,9 +1,12 @@
 """Order over horizons: the projection onto the monotone cone, on which the truth lies."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,6 +55,33 @@ def project_order(
     # Rounding may leave a last-bit step down.
     result[wrong] = np.maximum.accumulate(projected, axis=1)
     return result
+
+
+def check_order(table: pa.Table, horizons: Sequence[str]) -> None:
+    """Look at every ordered column of predictions: the point, the bounds of both intervals, the quantiles.
+
+    Args:
+        table: what the pipeline predicted
+        horizons: shortest first; one may lack some of the columns
+
+    Raises:
+        RuntimeError: where a later horizon holds less than an earlier one, or a value is missing, infinite or negative
+    """
+    # Their names are revenue_<horizon><rest>.
+    stems = [f"revenue_{h}" for h in horizons]
+    rests = {n.removeprefix(s) for n in table.column_names for s in stems if n == s or n.startswith(f"{s}_")}
+    series = [[f"{s}{rest}" for s in stems if f"{s}{rest}" in table.column_names] for rest in sorted(rests)]
+    for names in series:
+        for before, after in pairwise(names):
+            wrong = np.flatnonzero(table[before].to_numpy() > table[after].to_numpy())
+            if len(wrong):
+                raise RuntimeError(
+                    f"predictions out of order: {before} > {after} in {len(wrong)} rows, first {wrong[0]}"
+                )
+    for name in (n for names in series for n in names):
+        values = table[name].to_numpy()
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise RuntimeError(f"predictions: {name} holds a missing, infinite or negative amount")
 
 
 def widen_order(lower: Floats, upper: Floats) -> tuple[Floats, Floats]:

@@ -18,17 +18,17 @@ import pandas as pd
 import pyarrow as pa
 
 from .cache import FeatureCache, Ints, build_cache
+from .columns import Floats, as_text
 from .config import DEEP, LTVConfig
 from .data import Dataset, drawn, row_hashes
 from .drift import Reference
 from .engine import Engine, LocalEngine
 from .features import FeatureBuilder, Matrix
 from .guard import audit, refuse
-from .kinds import as_text, check_types
+from .kinds import check_types
 from .labels import Labels
 from .metrics import buyer_metrics
 from .models import Models
-from .nested import Floats
 from .outputs import FEWEST_HELD_OUT_BUYERS, Outputs, converts
 from .schema import Horizon, Schema
 from .split import folds_of, split_rows

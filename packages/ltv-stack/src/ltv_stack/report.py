@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .columns import column_numbers
 from .evaluation import Evaluation
 from .metrics import lorenz
-from .nested import column_numbers
 from .pipeline import LTVPipeline
 
 _SHOWN = (

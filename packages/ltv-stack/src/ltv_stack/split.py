@@ -7,8 +7,8 @@ import numpy as np
 
 from . import stages
 from .cache import FeatureCache, Ints
+from .columns import Floats
 from .config import LTVConfig, embargo_seconds
-from .nested import Floats
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import ElasticNet
 
-from .nested import Floats
+from .columns import Floats
 from .stages import predict, threads_for
 
 log = logging.getLogger(__name__)

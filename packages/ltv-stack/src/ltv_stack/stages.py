@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .cache import FeatureCache, Ints, lightgbm_names
+from .columns import Floats
 from .features import Matrix
-from .nested import Floats
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from . import stages
 from .cache import FeatureCache, Ints
+from .columns import Floats
 from .config import DEEP, LTVConfig, embargo_seconds
 from .features import Matrix
 from .labels import Labels
 from .models import Models, blend_weights
-from .nested import Floats
 from .sampling import Histogram, histos, histos_weights, histus, histus_weights, undo_weights
 from .split import drawn_rows, folds_of
 from .stack import Stack, meta_features

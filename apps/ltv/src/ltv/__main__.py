@@ -1,0 +1,7 @@
+"""`python -m ltv` is `ltv`."""
+
+import sys
+
+from ltv.cli import main
+
+sys.exit(main())
