@@ -141,7 +141,7 @@ def test_full_disk(tmp_path, oracle, monkeypatch, at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file.write(values.reshape(-1).view(np.uint8).data)
 
-    for module in ("layout", "spool", "encode"):
+    for module in ("layout", "spool", "fit"):
         monkeypatch.setattr(f"seqdata.{module}.write_all", full)
     with pytest.raises(OSError, match="no space left while changing"):
         seqdata.append(store, log, progress=False)

@@ -182,7 +182,7 @@ def test_full_disk(tmp_path, monkeypatch, at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file.write(values.reshape(-1).view(np.uint8).data)
 
-    for module in ("layout", "spool", "encode"):
+    for module in ("layout", "spool", "fit"):
         monkeypatch.setattr(f"seqdata.{module}.write_all", full)
     with pytest.raises(OSError, match="no space left while building") as caught:
         seqdata.build(frame(), tmp_path / "s", overwrite=True, **KEYS)

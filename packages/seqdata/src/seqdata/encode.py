@@ -1,36 +1,26 @@
 """Columns to fixed-width codes while the log streams by, and the ids those codes get once it has gone by.
 
 While reading, the values of a batch are coded against the batch's own distinct values, its "entries", which go to a
-temporary file with their number of occurrences before the fit cutoff. Fitting groups the entries of all batches by
-value and gives every entry its final id; the codes are translated batch by batch later. So one pass over the input is
-enough, and memory holds one batch and what DuckDB needs to group the entries.
+temporary file with their number of occurrences before the fit cutoff. Fitting gives every entry its final id (fit.py);
+the codes are translated batch by batch later. So one pass over the input is enough.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from seqdata.fields import MISSING, UNKNOWN, Categorical, Field, Hashed, Numeric, Vector, is_text
+from seqdata.entries import Coded
+from seqdata.fields import MISSING, Categorical, Field, Hashed, Numeric, Vector, is_text
+from seqdata.fit import Old, Rules
 from seqdata.hashing import hash_values
-from seqdata.layout import write_all
 from seqdata.vectors import parse_vectors
 
-
-@dataclass(frozen=True)
-class Coded:
-    """One batch of one column: codes [rows], the entries that code 1 + i names, and their counts before the cutoff."""
-
-    codes: np.ndarray
-    entries: pa.Array | None = None
-    counts: np.ndarray | None = None
+BLOCK_BYTES = 1 << 24
 
 
 class CategoricalCodec:
@@ -49,57 +39,24 @@ class CategoricalCodec:
         codes, distinct = code(values, self.kind, f"column {self.name!r} of {where}")
         return Coded(codes, distinct, _counts(codes, fit, len(distinct)))
 
-    def fit(self, entries: Entries, previous: pa.Table | None = None, grow: bool = True) -> pa.Table:
-        """(value, n) of the vocabulary by id; `previous` (value, count) keeps its ids, `grow` may add to it."""
+    def rules(self) -> Rules:
+        """Which values get ids."""
         spec = self.spec
+        least = spec.min_count if self.known is None else 0
+        return Rules("count", spec.first_value, least, spec.max_size, spec.oov_buckets)
+
+    def old(self, previous: Old | None) -> Old | None:
+        """The values that have ids before the entries are looked at: a fixed list, or those of the store so far."""
         if previous is not None:
-            return self._extend(entries, previous, grow)
-        first = spec.first_value
-        if spec.values is not None:
-            ids = np.arange(first, first + len(spec.values))
-            entries.connection.register("fixed", pa.table({"value": pa.array(spec.values, self.kind), "id": ids}))
-            return entries.assign(
-                "SELECT value, id, coalesce(n, 0)::BIGINT AS n FROM fixed LEFT JOIN counted USING (value)",
-                spec.oov_buckets,
-            )
-        least, counted = spec.min_count, "counted"
-        if self.known is not None:
-            counted, least = self._with_known(entries), 0
-        limit = "" if spec.max_size is None else f"WHERE id < {first + spec.max_size}"
-        ranked = (
-            f"SELECT value, {first - 1} + row_number() OVER (ORDER BY n DESC, value) AS id, n FROM {counted} WHERE n >="
-            f" {least}"
-        )
-        return entries.assign(f"SELECT * FROM ({ranked}) {limit}", spec.oov_buckets)
-
-    def _with_known(self, entries: Entries) -> str:
-        entries.connection.register("known", pa.table({"value": pa.array(self.known, self.kind)}))
-        return "(SELECT value, coalesce(n, 0)::BIGINT AS n FROM known FULL JOIN counted USING (value))"
-
-    def _extend(self, entries: Entries, previous: pa.Table, grow: bool) -> pa.Table:
-        spec, size = self.spec, len(previous)
-        grow = grow or self.known is not None
-        ids = np.arange(spec.first_value, spec.first_value + size)
-        entries.connection.register("previous", previous.append_column("id", pa.array(ids)))
-        old = "SELECT value, id, count + coalesce(n, 0)::BIGINT AS n FROM previous LEFT JOIN counted USING (value)"
-        room = (
-            size
-            if not grow or spec.values is not None
-            else np.iinfo(np.int32).max
-            if spec.max_size is None
-            else spec.max_size
-        )
-        counted, least = "counted", spec.min_count
-        if self.known is not None:
             # table names are no data: a new one always gets an id
-            counted, least = self._with_known(entries), 0
-        fresh = (
-            f"SELECT value, {spec.first_value - 1 + size} + row_number() OVER (ORDER BY n DESC, value) AS id, n"
-            f" FROM {counted} ANTI JOIN previous USING (value) WHERE n >= {least}"
+            return replace(previous, grow=self.spec.values is None and (previous.grow or self.known is not None))
+        if self.spec.values is None:
+            return None
+        fixed = pa.record_batch(
+            [pa.array(self.spec.values, self.kind), pa.array(np.zeros(len(self.spec.values), np.int64))],
+            ["value", "count"],
         )
-        return entries.assign(
-            f"{old} UNION ALL SELECT * FROM ({fresh}) WHERE id < {spec.first_value + max(room, size)}", spec.oov_buckets
-        )
+        return Old(len(fixed), lambda: [fixed], False)
 
 
 class HashedCodec:
@@ -125,8 +82,8 @@ class UserCodec(CategoricalCodec):
     def __init__(self, name: str) -> None:
         super().__init__(name, Categorical(), pa.string())
 
-    def fit(self, entries: Entries, previous: pa.Table | None = None, grow: bool = True) -> pa.Table:
-        return entries.assign("SELECT value, row_number() OVER (ORDER BY value) - 1 AS id, n FROM counted", 1)
+    def rules(self) -> Rules:
+        return Rules("value", 0, 0)
 
 
 class VectorCodec:
@@ -134,6 +91,7 @@ class VectorCodec:
 
     dtype = np.dtype(np.int32)
     kind = pa.binary()
+    known = None
     missing = MISSING
 
     def __init__(self, name: str, spec: Vector) -> None:
@@ -159,36 +117,18 @@ class VectorCodec:
                 " this batch)"
             )
         self.width = matrix.shape[1]
-        size = matrix.shape[1] * matrix.dtype.itemsize
-        offsets = pa.py_buffer(np.arange(0, (len(matrix) + 1) * size, size, dtype=np.int32))
-        blobs = pa.Array.from_buffers(
-            pa.binary(), len(matrix), [None, offsets, pa.py_buffer(np.ascontiguousarray(matrix))]
-        )
-        return Coded(codes, blobs, _counts(codes, fit, len(distinct)))
+        return Coded(codes, _blobs(matrix), _counts(codes, fit, len(distinct)))
 
-    def fit(self, entries: Entries, previous: pa.Table | None = None, grow: bool = True) -> pa.Table:
-        if previous is None:
-            return entries.assign("SELECT value, row_number() OVER (ORDER BY n = 0, value) AS id, n FROM counted", 1)
-        ids = np.arange(1, len(previous) + 1)
-        entries.connection.register("previous", previous.append_column("id", pa.array(ids)))
-        return entries.assign(
-            f"SELECT value, id, 0 AS n FROM previous UNION ALL SELECT value, {len(previous)} + row_number() OVER"
-            " (ORDER BY n = 0, value) AS id, n FROM counted ANTI JOIN previous USING (value)",
-            1,
-        )
+    def rules(self) -> Rules:
+        """Every vector gets an id."""
+        return Rules("seen", 1, 0)
 
-    def blobs(self, matrix: np.ndarray) -> pa.Table:
-        """(value) of the distinct vectors of a store, as `fit` takes them for `previous`."""
-        size = matrix.shape[1] * matrix.dtype.itemsize
-        data = np.ascontiguousarray(matrix[1:]).tobytes()
-        return pa.table({"value": pa.array([data[i : i + size] for i in range(0, len(data), size)], pa.binary())})
-
-    def matrix(self, table: pa.Table, width: int | None) -> np.ndarray:
-        """[n + 1, width] distinct vectors of a fitted table, row 0 zeros."""
-        width = width or self.spec.width or 1
-        rows = b"".join(value for chunk in table.column(0).chunks for value in chunk.to_pylist())
-        known = np.frombuffer(rows, self.spec.dtype).reshape(-1, width)
-        return np.concatenate([np.zeros((1, width), self.spec.dtype), known])
+    def blobs(self, matrix: np.ndarray) -> Iterator[pa.RecordBatch]:
+        """(value, count 0) of the distinct vectors [n + 1, width] of a store, row 0 left out."""
+        step = max(BLOCK_BYTES // max(matrix.shape[1] * matrix.dtype.itemsize, 1), 1)
+        for start in range(1, len(matrix), step):
+            rows = _blobs(np.array(matrix[start : start + step]))
+            yield pa.record_batch([rows, pa.array(np.zeros(len(rows), np.int64))], ["value", "count"])
 
 
 class NumericCodec:
@@ -214,74 +154,6 @@ def make_codec(name: str, spec: Field, kind: pa.DataType, known: list[str] | Non
     if isinstance(spec, Hashed):
         return HashedCodec(name, spec, kind)
     return NumericCodec(name, spec) if isinstance(spec, Numeric) else VectorCodec(name, spec)
-
-
-class EntryWriter:
-    """The entries of one column of one part of the input, as a Parquet file; `starts` says where each batch begins."""
-
-    def __init__(self, path: Path, kind: pa.DataType) -> None:
-        self.count, self.starts = 0, list[int]()
-        schema = pa.schema([("value", kind), ("fit", pa.int64())])
-        self._writer = pq.ParquetWriter(path, schema, use_dictionary=False, compression="none", write_statistics=False)
-
-    def add(self, coded: Coded) -> None:
-        self.starts.append(self.count)
-        if coded.entries is not None and len(coded.entries):
-            self.count += len(coded.entries)
-            schema = self._writer.schema
-            self._writer.write_table(pa.table([coded.entries, pa.array(coded.counts, pa.int64())], schema=schema))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Entries:
-    """The entries of one column over all parts, for one fit; `files` sort by name in the order of the parts."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, files: list[Path], count: int, remap: Path) -> None:
-        self.connection, self.count, self.remap = connection, count, remap
-        self._files = ["'" + str(path).replace("'", "''") + "'" for path in files]
-        connection.execute(
-            "CREATE OR REPLACE TEMP VIEW counted AS SELECT value, sum(fit)::BIGINT AS n"
-            f" FROM read_parquet([{', '.join(self._files)}]) GROUP BY value"
-        )
-
-    def assign(self, query: str, buckets: int) -> pa.Table:
-        """Runs `query`, which makes (value, id, n), writes the id of every entry to `remap`, returns (value, n) by id.
-
-        buckets: an entry without an id gets one of the ids 1..buckets, by its hash.
-        """
-        self.connection.execute(f"CREATE OR REPLACE TEMP TABLE ids AS {query}")
-        value = "e.value" if buckets > 1 else "NULL"
-        with open(self.remap, "wb", buffering=0) as remap:
-            # part by part, so that what is put back into order stays small
-            for file in self._files:
-                rows = self.connection.sql(
-                    f"SELECT ids.id::INTEGER AS id, {value} AS value FROM read_parquet({file}, file_row_number=true) e"
-                    " LEFT JOIN ids ON e.value = ids.value ORDER BY e.file_row_number"
-                )
-                for batch in _reader(rows):
-                    ids = pc.fill_null(batch.column(0), UNKNOWN).to_numpy(zero_copy_only=False)
-                    if buckets > 1:
-                        unknown = batch.column(0).is_null()
-                        ids = ids.copy()
-                        ids[unknown.to_numpy(zero_copy_only=False)] = bucket(batch.column(1).filter(unknown), buckets)
-                    write_all(remap, np.ascontiguousarray(ids, np.int32))
-        table = _reader(self.connection.sql("SELECT value, n FROM ids ORDER BY id")).read_all()
-        self.connection.execute("DROP TABLE ids")
-        return table
-
-
-def read_remap(path: Path, start: int, count: int) -> np.ndarray:
-    """Some of the ids that `Entries.assign` wrote."""
-    return np.fromfile(path, np.int32, count, offset=start * 4)
-
-
-def bucket(values: pa.Array, buckets: int) -> np.ndarray:
-    """Ids 1..buckets of values outside the vocabulary."""
-    if buckets == 1:
-        return np.full(len(values), UNKNOWN, np.int32)
-    return (UNKNOWN + hash_values(values) % np.uint64(buckets)).astype(np.int32)
 
 
 def hashed_ids(values: pa.Array, spec: Hashed) -> np.ndarray:
@@ -350,6 +222,8 @@ def _counts(codes: np.ndarray, fit: np.ndarray | None, size: int) -> np.ndarray:
     return np.bincount(codes if fit is None else codes[fit], minlength=size + 1)[1:]
 
 
-def _reader(relation: Any) -> pa.RecordBatchReader:
-    read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
-    return read(1 << 17)
+def _blobs(matrix: np.ndarray) -> pa.Array:
+    """A matrix [n, width] as n blobs."""
+    size = matrix.shape[1] * matrix.dtype.itemsize
+    offsets = pa.py_buffer(np.arange(0, (len(matrix) + 1) * size, size, dtype=np.int32))
+    return pa.Array.from_buffers(pa.binary(), len(matrix), [None, offsets, pa.py_buffer(np.ascontiguousarray(matrix))])

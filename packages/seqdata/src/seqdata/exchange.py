@@ -138,9 +138,7 @@ def _values(store: Any, name: str, values: np.ndarray, ids: bool) -> pa.Array:
             pa.array(vectors[values].reshape(-1)), width, mask=pa.array(values == 0)
         )
     if entry["kind"] == "categorical" and not ids:
-        vocabulary = store.vocabulary(name)
-        first = vocabulary.first_value
-        return vocabulary.table.column("value").combine_chunks().take(pa.array(values - first, mask=values < first))
+        return store.vocabulary(name).take(values)
     return pa.array(values)
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-PRIME = np.uint64(0x100000001B3)
+from seqdata.fields import UNKNOWN
+
+PLAIN_PRIME = 0x100000001B3
+PRIME = np.uint64(PLAIN_PRIME)
+WORD = (1 << 64) - 1
+# so many texts left make a pass over a byte position worth its while
+FEW = 32
 BASIS = np.uint64(0xCBF29CE484222325)
 
 
@@ -17,6 +23,13 @@ def hash_values(values: pa.Array, seed: int = 0) -> np.ndarray:
     if pa.types.is_integer(values.type):
         return mix(values.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64), seed)
     return mix(_fnv(values.cast(pa.large_string())), seed)
+
+
+def bucket(values: pa.Array, buckets: int) -> np.ndarray:
+    """Ids 1..buckets of values outside a vocabulary."""
+    if buckets == 1:
+        return np.full(len(values), UNKNOWN, np.int32)
+    return (UNKNOWN + hash_values(values) % np.uint64(buckets)).astype(np.int32)
 
 
 def mix(words: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -43,7 +56,14 @@ def _fnv(texts: pa.Array) -> np.ndarray:
     order = np.argsort(-lengths, kind="stable")
     starts, lengths, words = starts[order], lengths[order], out[order]
     live = np.searchsorted(-lengths, -np.arange(1, int(lengths[0]) + 1), "right")
-    for position, alive in enumerate(live):
+    passes = int(np.searchsorted(-live, -FEW, "right"))
+    for position, alive in enumerate(live[:passes]):
         words[:alive] = (words[:alive] ^ raw[starts[:alive] + position]) * PRIME
+    # a pass costs more than the bytes of a few texts one by one
+    for i in range(int(live[passes]) if passes < len(live) else 0):
+        word = int(words[i])
+        for byte in raw[starts[i] + passes : starts[i] + lengths[i]].tobytes():
+            word = (word ^ byte) * PLAIN_PRIME & WORD
+        words[i] = word
     out[order] = words
     return out

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqdata import layout
+from seqdata.layout import one_chunk
 from seqdata.spool import stable_order
-from seqdata.vocabulary import one_chunk
 
 
 def write_index(shards: list[Path], folder: Path, budget: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqdata import layout
-from seqdata.encode import bucket, code, hashed_ids, numbers, plain
+from seqdata.encode import code, hashed_ids, numbers, plain
 from seqdata.fields import (
     MISSING,
     Categorical,
@@ -24,10 +24,12 @@ from seqdata.fields import (
     infer_field,
     parse_field,
 )
+from seqdata.hashing import bucket
+from seqdata.layout import one_chunk
 from seqdata.plan import categorical_kind, value_type
 from seqdata.sources import Part, open_source
 from seqdata.vectors import parse_vectors
-from seqdata.vocabulary import Vocabulary, one_chunk
+from seqdata.vocabulary import Vocabulary
 
 
 def write_items(folder: Path, items: Mapping[str, ItemTable], schema: dict[str, Any], budget: int) -> dict[str, Any]:

@@ -6,26 +6,27 @@ in other processes or on other machines that see the folder. The result does not
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqdata import layout
-from seqdata.encode import CategoricalCodec, Codec, Entries, EntryWriter, HashedCodec, VectorCodec, plain, read_remap
+from seqdata.encode import CategoricalCodec, Codec, HashedCodec, VectorCodec, plain
+from seqdata.entries import Entries, EntryWriter, read_remap
 from seqdata.fields import describe
+from seqdata.fit import Old, Rules, fit_ids
 from seqdata.hashing import hash_values, mix
 from seqdata.plan import Plan
-from seqdata.sources import Part, connect
+from seqdata.sources import Part
 from seqdata.spool import Spool, SpoolWriter, sorted_runs
+from seqdata.tables import VocabularyWriter, read_batch, read_batches
 from seqdata.times import TimeParser, format_time
 
 
@@ -84,45 +85,74 @@ class Job:
         if (done := _read(marker)) is not None:
             return done
         _check_zones(self.plan, parts)
-        try:
-            described = self._fit(parts)
-        except duckdb.IOException as error:
-            # the fit spills to disk, and a full one has no errno here
-            raise OSError(errno.ENOSPC, f"fitting the vocabularies: {error}") from None
+        described = self._fit(parts)
         for number in range(len(parts)):
-            for path in (self.work / "parts" / f"{number:05d}").glob("*.parquet"):
+            for path in (self.work / "parts" / f"{number:05d}").glob("*.arrow"):
                 path.unlink()
         layout.write_json(marker, described)
         return described
 
     def _fit(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        connection = connect(self.plan.budget // 4, self.work)
         described: dict[str, Any] = {}
         for i, (name, codec) in enumerate(self.codecs.items()):
             file = layout.file_name(i, name)
-            old = None if self.previous is None else self.previous.schema["fields"][name]
             entry = describe(codec.spec) | {"file": file, "dtype": codec.dtype.name}
             if isinstance(codec, CategoricalCodec):
-                previous = None if old is None else self.previous.vocabulary(name).table
-                table = codec.fit(self._entries(connection, self.slots[name], parts), previous, self.grow)
-                table = pa.table({"value": table.column(0).cast(codec.kind), "count": table.column(1).cast(pa.int64())})
-                layout.write_table(self.fitted / "vocabularies" / f"{file}.arrow", table)
-                entry |= {"size": len(table) + codec.spec.first_value, "values": str(codec.kind)}
+                entry |= {"size": self._fit_values(name, codec, file, parts), "values": str(codec.kind)}
             elif isinstance(codec, HashedCodec):
                 entry |= {"size": codec.spec.buckets + 2, "values": str(codec.values)}
             elif isinstance(codec, VectorCodec):
-                width = self._width(name, codec, old, parts)
-                previous = None if old is None else codec.blobs(self.previous.vectors(name))
-                table = codec.fit(self._entries(connection, self.slots[name], parts), previous)
-                matrix = codec.matrix(table, width)
-                layout.write_array(self.fitted / "vectors" / f"{file}.npy", matrix)
-                entry |= {"size": len(matrix), "width": matrix.shape[1], "vector_dtype": codec.spec.dtype}
+                size, width = self._fit_vectors(name, codec, file, parts)
+                entry |= {"size": size, "width": width, "vector_dtype": codec.spec.dtype}
             described[name] = entry
         if (users := self.plan.user_codec()) is not None:
-            table = users.fit(self._entries(connection, "user", parts))
-            layout.write_table(self.work / "users.arrow", pa.table({"user": table.column(0)}))
-        connection.close()
+            schema = pa.schema([("user", pa.string())])
+            with pa.OSFile(str(self.work / "users.arrow"), "wb") as out, pa.ipc.new_file(out, schema) as writer:
+                for batch in self._ids("user", users, parts, users.rules(), None):
+                    writer.write_batch(pa.record_batch([batch.column(0)], schema=schema))
         return described
+
+    def _fit_values(self, name: str, codec: CategoricalCodec, file: str, parts: list[dict[str, Any]]) -> int:
+        previous = None
+        if self.previous is not None:
+            old = self.previous.schema["fields"][name]
+            path = self.previous.fitted / "vocabularies" / f"{old['file']}.arrow"
+            previous = Old(old["size"] - codec.spec.first_value, lambda: read_batches(path), self.grow)
+        with VocabularyWriter(self.fitted / "vocabularies" / f"{file}.arrow", codec.kind) as writer:
+            for batch in self._ids(self.slots[name], codec, parts, codec.rules(), codec.old(previous)):
+                writer.append(batch)
+        return writer.rows + codec.spec.first_value
+
+    def _fit_vectors(self, name: str, codec: VectorCodec, file: str, parts: list[dict[str, Any]]) -> tuple[int, int]:
+        previous, width = None, self._width(name, codec, parts)
+        if self.previous is not None:
+            matrix = self.previous.vectors(name)
+            previous = Old(len(matrix) - 1, lambda: codec.blobs(matrix), True)
+        with layout.ArrayWriter(self.fitted / "vectors" / f"{file}.npy", codec.spec.dtype, width) as writer:
+            writer.append(np.zeros((1, width), codec.spec.dtype))
+            for batch in self._ids(self.slots[name], codec, parts, codec.rules(), previous):
+                column = batch.column(0)
+                _, offsets, data = column.buffers()
+                begin, end = np.frombuffer(offsets, np.int32)[[column.offset, column.offset + len(column)]]
+                values = np.frombuffer(data, np.uint8)[begin:end] if end > begin else np.zeros(0, np.uint8)
+                writer.append(values.view(codec.spec.dtype).reshape(-1, width))
+        return writer.length, width
+
+    def _ids(
+        self, slot: str, codec: Any, parts: list[dict[str, Any]], rules: Rules, old: Old | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Numbers the entries of a column and yields its fitted table."""
+        counted = [part["entries"][slot] for part in parts]
+        files = [self.work / "parts" / f"{number:05d}" / f"{slot}.arrow" for number in range(len(parts))]
+        extra = None if codec.known is None else pa.array(codec.known, codec.kind)
+        entries = Entries(
+            codec.kind, files, sum(n for n, _ in counted), sum(n for _, n in counted), self.work / "remap" / slot, extra
+        )
+        scratch = self.work / "fit"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        yield from fit_ids(entries, rules, scratch, self.plan.budget // 2, old)
+        shutil.rmtree(scratch)
 
     def sort(
         self, shard: int, parts: list[dict[str, Any]], described: dict[str, Any], tick: Callable[[int], None] = _quiet
@@ -168,11 +198,11 @@ class Job:
     def _user_writer(self, out: Path, stack: ExitStack) -> Callable[[np.ndarray], None]:
         if not self.plan.text_users:
             return stack.enter_context(layout.ArrayWriter(out / "users.npy", np.int64)).append
-        names = layout.read_table(self.work / "users.arrow").column("user")
         schema = pa.schema([("user", pa.string())])
         file = stack.enter_context(pa.OSFile(str(out / "users.arrow"), "wb"))
         writer = stack.enter_context(pa.ipc.new_file(file, schema))
-        return lambda ranks: writer.write_table(pa.table([names.take(pa.array(ranks))], schema=schema))
+        names = _Names(self.work / "users.arrow")
+        return lambda ranks: writer.write_table(pa.Table.from_batches(list(names.take(ranks)), schema).combine_chunks())
 
     def schema(
         self, parts: list[dict[str, Any]], described: dict[str, Any], shards: list[dict[str, Any]]
@@ -215,39 +245,46 @@ class Job:
         path = self.work / "parts" / f"{number:05d}" / f"spool_{shard:05d}"
         return Spool(path, self.columns, parts[number]["rows"][shard], self._translator(number, parts))
 
-    def _entries(self, connection: Any, slot: str, parts: list[dict[str, Any]]) -> Entries:
-        files = [self.work / "parts" / f"{number:05d}" / f"{slot}.parquet" for number in range(len(parts))]
-        count = sum(part["entries"][slot] for part in parts)
-        return Entries(connection, files, count, self.work / "remap" / slot)
-
     def _translator(self, number: int, parts: list[dict[str, Any]]) -> Callable[[int, str, np.ndarray], np.ndarray]:
         coded = {self.slots[name]: codec.missing for name, codec in self.codecs.items() if codec.kind is not None}
         if self.plan.text_users:
             coded["user"] = 0
         counted = parts[number]
-        begin = {slot: sum(part["entries"][slot] for part in parts[:number]) for slot in coded}
+        begin = {slot: sum(part["entries"][slot][0] for part in parts[:number]) for slot in coded}
 
         def translate(batch: int, slot: str, codes: np.ndarray) -> np.ndarray:
             if slot not in coded:
                 return codes
-            starts = [*counted["starts"][slot], counted["entries"][slot]]
+            starts = [*counted["starts"][slot], counted["entries"][slot][0]]
             start, end = starts[batch], starts[batch + 1]
             ids = read_remap(self.work / "remap" / slot, begin[slot] + start, end - start)
             return np.append(np.int32(coded[slot]), ids)[codes]
 
         return translate
 
-    def _width(
-        self, name: str, codec: VectorCodec, old: dict[str, Any] | None, parts: list[dict[str, Any]]
-    ) -> int | None:
+    def _width(self, name: str, codec: VectorCodec, parts: list[dict[str, Any]]) -> int:
         widths = {part["widths"].get(name) for part in parts} - {None}
-        if old is not None:
-            widths.add(old["width"])
+        if self.previous is not None:
+            widths.add(self.previous.schema["fields"][name]["width"])
         if len(widths) > 1:
             raise ValueError(
                 f"column {name!r}: vectors of different widths {sorted(widths)}; name one with Vector(width)"
             )
-        return widths.pop() if widths else codec.spec.width
+        return widths.pop() if widths else codec.spec.width or 1
+
+
+class _Names:
+    """Text user ids by their rank, read as they are asked for, in rising order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.starts = np.cumsum([0, *(batch.num_rows for batch in read_batches(path))])
+
+    def take(self, ranks: np.ndarray) -> Iterator[pa.RecordBatch]:
+        borders = np.searchsorted(ranks, self.starts)
+        for i in np.flatnonzero(np.diff(borders)):
+            here = ranks[borders[i] : borders[i + 1]] - self.starts[i]
+            yield read_batch(self.path, int(i)).take(pa.array(here))
 
 
 class _Ingest:
@@ -270,7 +307,7 @@ class _Ingest:
         )
         try:
             self._open()
-            for batch in part.read(names, {plan.time: pa.string()} | plan.types, self._batch_rows(len(names))):
+            for batch in part.read(names, {plan.time: pa.string()} | plan.types, self._batch_rows(names)):
                 if batch.num_rows:
                     self._batch(
                         {name: self._cast(name, batch.column(i)) for i, name in enumerate(names)}, batch.num_rows
@@ -285,15 +322,17 @@ class _Ingest:
             "rows_in": self.rows_in,
             "dropped": self.dropped,
             "rows": [spool.rows for spool in self.spools],
-            "entries": {slot: writer.count for slot, writer in self.entries.items()},
+            "entries": {slot: (writer.count, writer.bytes) for slot, writer in self.entries.items()},
             "starts": {slot: writer.starts for slot, writer in self.entries.items()},
             "widths": {name: codec.width for name, codec in self.codecs.items() if isinstance(codec, VectorCodec)},
             "zoned": self.parser.zoned,
         }
 
-    def _batch_rows(self, columns: int) -> int:
-        # a larger batch repeats fewer entries; what it takes besides the spool is about three words a value
-        return min(max(self.plan.budget // 8 // (24 * columns), 1 << 14), 1 << 19)
+    def _batch_rows(self, names: list[str]) -> int:
+        # a larger batch repeats fewer entries; what it takes besides the spool is about three words a value, and wide
+        # values are held several times over
+        width = 24 * len(names) + 3 * max(self.part.width(names) - 8 * len(names), 0)
+        return int(min(max(self.plan.budget // 8 // width, 1 << 10), 1 << 19))
 
     def _open(self) -> None:
         for i in range(self.plan.shards):
@@ -301,9 +340,9 @@ class _Ingest:
         for name, codec in self.codecs.items():
             if codec.kind is not None:
                 slot = self.slots[name]
-                self.entries[slot] = EntryWriter(self.folder / f"{slot}.parquet", codec.kind)
+                self.entries[slot] = EntryWriter(self.folder / f"{slot}.arrow", codec.kind)
         if self.users is not None:
-            self.entries["user"] = EntryWriter(self.folder / "user.parquet", self.users.kind)
+            self.entries["user"] = EntryWriter(self.folder / "user.arrow", self.users.kind)
 
     def _batch(self, values: dict[str, pa.Array], rows: int) -> None:
         plan, where, first = self.plan, self.part.where, self.part.first_row + self.rows_in

@@ -140,10 +140,10 @@ def read_schema(path: Path, name: str = "schema.json") -> dict[str, Any]:
 
 
 class ArrayWriter:
-    """Appends to a one-dimensional .npy file, whose header says at the end how long it became."""
+    """Appends to a .npy file, whose header says at the end how long it became; `width` makes it a matrix."""
 
-    def __init__(self, path: Path, dtype: Any) -> None:
-        self.dtype, self.length = np.dtype(dtype), 0
+    def __init__(self, path: Path, dtype: Any, width: int | None = None) -> None:
+        self.dtype, self.length, self.width = np.dtype(dtype), 0, width
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115
         self._file.write(bytes(HEADER))
 
@@ -156,7 +156,8 @@ class ArrayWriter:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
-            about = f"{{'descr': {self.dtype.str!r}, 'fortran_order': False, 'shape': ({self.length},), }}"
+            shape = f"({self.length},)" if self.width is None else f"({self.length}, {self.width})"
+            about = f"{{'descr': {self.dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
             start = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
             self._file.seek(0)
             self._file.write(start + about.encode().ljust(HEADER - 11) + b"\n")
@@ -202,6 +203,14 @@ def write_table(path: Path, table: pa.Table) -> None:
     """An Arrow table as an uncompressed IPC file that opens without being read."""
     with open(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table.combine_chunks())
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The single array of a chunked column, copied only where there are several."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
 def read_table(path: Path, mapped: np.ndarray | None = None) -> pa.Table:

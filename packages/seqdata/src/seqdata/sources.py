@@ -14,10 +14,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seqdata.fields import is_text
+from seqdata.fields import is_list, is_text
 
 BATCH_ROWS = 1 << 17
 PART_ROWS = 4 << 20
+CODED_BYTES = 8
 PARQUET = (".parquet", ".pq", ".parq")
 TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".csv.zst", ".tsv.zst")
 
@@ -42,6 +43,10 @@ class Part:
     ) -> Iterator[pa.RecordBatch]:
         """Batches of some columns, of about `rows` rows; `kinds` says which columns of text files must stay text."""
         raise NotImplementedError
+
+    def width(self, columns: Sequence[str]) -> float:
+        """About how many bytes a row of some columns takes in memory."""
+        return float(sum(_guess(self.schema.field(column).type) for column in columns))
 
     def fingerprint(self) -> dict[str, Any] | None:
         """What identifies the input on disk; None for what lives in memory."""
@@ -94,17 +99,23 @@ def connect(memory_limit: int | None = None, folder: str | os.PathLike | None = 
 class ParquetPart(Part):
     """Some row groups of a Parquet file."""
 
-    def __init__(self, path: Path, schema: pa.Schema, groups: range, rows: int, first_row: int) -> None:
+    def __init__(
+        self, path: Path, schema: pa.Schema, groups: range, rows: int, first_row: int, widths: dict[str, float]
+    ) -> None:
         self.path, self.schema, self.groups, self.rows, self.first_row = path, schema, groups, rows, first_row
-        self.where = str(path)
+        self.where, self.widths = str(path), widths
+
+    def width(self, columns: Sequence[str]) -> float:
+        return sum(self.widths.get(column, 0.0) for column in columns)
 
     def read(
         self, columns: Sequence[str], kinds: Mapping[str, pa.DataType], rows: int = BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:
-        coded = [column for column in columns if is_text(self.schema.field(column).type)]
+        # a column of many distinct texts has more bytes than codes would; coding it while reading costs twice
+        coded = [name for name in columns if is_text(self.schema.field(name).type) and self.width([name]) < CODED_BYTES]
         try:
-            # pre_buffer=True, the default, would hold the whole file in memory
-            with pq.ParquetFile(self.path, pre_buffer=False, read_dictionary=coded) as file:
+            # pre_buffer=True, the default, would hold the whole file in memory, no buffer size a whole column chunk
+            with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20, read_dictionary=coded) as file:
                 yield from file.iter_batches(rows, columns=list(columns), row_groups=list(self.groups))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.where}: corrupt or truncated Parquet file: {error}") from None
@@ -185,6 +196,9 @@ class TablePart(Part):
     ) -> Iterator[pa.RecordBatch]:
         yield from self.table.select(list(columns)).to_batches(max_chunksize=rows)
 
+    def width(self, columns: Sequence[str]) -> float:
+        return self.table.select(list(columns)).nbytes / max(self.rows or 0, 1)
+
 
 class StreamPart(Part):
     """An Arrow stream, which can be read once."""
@@ -231,7 +245,8 @@ def _open_parquet(path: Path) -> list[Part]:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow.remove_metadata()
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            sizes, widths = [group.num_rows for group in groups], _widths(groups)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
     # a large file is several parts, so that a build resumes, and is dealt out, in pieces
@@ -240,11 +255,32 @@ def _open_parquet(path: Path) -> list[Part]:
     for i, size in enumerate(sizes):
         rows += size
         if rows >= PART_ROWS:
-            parts.append(ParquetPart(path, schema, range(begin, i + 1), rows, first))
+            parts.append(ParquetPart(path, schema, range(begin, i + 1), rows, first, widths))
             begin, first, rows = i + 1, first + rows, 0
     if rows or not parts:
-        parts.append(ParquetPart(path, schema, range(begin, len(sizes)), rows, first))
+        parts.append(ParquetPart(path, schema, range(begin, len(sizes)), rows, first, widths))
     return parts
+
+
+def _widths(groups: list[Any]) -> dict[str, float]:
+    """Bytes a row of every column of a Parquet file."""
+    sizes: dict[str, float] = {}
+    rows = max(sum(group.num_rows for group in groups), 1)
+    for group in groups:
+        for i in range(group.num_columns):
+            chunk = group.column(i)
+            # a nested column is several chunks, named a.b.c
+            name = chunk.path_in_schema.split(".")[0]
+            sizes[name] = sizes.get(name, 0.0) + chunk.total_uncompressed_size / rows
+    return sizes
+
+
+def _guess(kind: pa.DataType) -> int:
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size * _guess(kind.value_type)
+    if is_list(kind):
+        return 16 * _guess(kind.value_type)
+    return kind.bit_width // 8 if pa.types.is_primitive(kind) else 32
 
 
 def _from_pandas(frame: Any, where: str) -> pa.Table:

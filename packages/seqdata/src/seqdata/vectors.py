@@ -30,7 +30,9 @@ def _from_lists(values: pa.Array, spec: Vector, width: int | None) -> tuple[np.n
     bad = lengths != width
     good = values.filter(pa.array(~bad)) if bad.any() else values
     flat = good.flatten()
-    numbers = pc.fill_null(flat.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False).reshape(-1, width)
+    if flat.null_count or not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
+        flat = pc.fill_null(flat.cast(pa.float64()), np.nan)
+    numbers = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
     return _place(numbers, bad, width, spec)
 
 
@@ -102,6 +104,8 @@ def _place(numbers: np.ndarray, bad: np.ndarray, width: int, spec: Vector) -> tu
     wrong = ~np.isfinite(numbers).all(axis=1)
     if spec.dtype == "uint8":
         wrong |= ((numbers < 0) | (numbers > 255) | (numbers != np.floor(numbers))).any(axis=1)
+    if not bad.any() and not wrong.any():
+        return numbers.astype(spec.dtype, copy=False), bad
     out = np.zeros((len(bad), width), spec.dtype)
     out[~bad] = np.where(wrong[:, None], 0, numbers).astype(spec.dtype)
     bad = bad.copy()

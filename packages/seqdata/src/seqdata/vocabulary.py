@@ -13,8 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seqdata import layout
-from seqdata.encode import bucket, hashed_ids
+from seqdata.encode import hashed_ids
 from seqdata.fields import MISSING, UNKNOWN, Hashed
+from seqdata.hashing import bucket
+from seqdata.layout import one_chunk
+
+# a text vocabulary so many times longer than what is looked for is not made into a hash table for it
+SEVERAL = 4
 
 
 class Vocabulary:
@@ -37,7 +42,9 @@ class Vocabulary:
                 raise layout.StoreError(
                     f"{path} holds {len(self.table)} values; schema.json says {self._size - self.first_value}"
                 )
-        self._values = one_chunk(self.table.column("value"))
+        # a long vocabulary is several chunks; they stay on disk
+        self._values = self.table.column("value")
+        self._starts = np.cumsum([0, *map(len, self._values.chunks)])
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -46,7 +53,7 @@ class Vocabulary:
     @property
     def values(self) -> np.ndarray:
         """Values in the order of their ids; the first one has id `first_value`, 2 unless there are unknown buckets."""
-        return self._values.to_numpy(zero_copy_only=False)
+        return self._values.to_numpy()
 
     @property
     def counts(self) -> np.ndarray:
@@ -82,7 +89,21 @@ class Vocabulary:
             raise IndexError(f"decode: ids {ids.min()}..{ids.max()}; this vocabulary has ids 0..{len(self) - 1}")
         if self.hashed is not None:
             raise TypeError("decode: a hashed field does not keep its values")
-        return self._values.take(pa.array(ids - self.first_value, mask=ids < self.first_value)).to_pylist()
+        return self.take(ids).to_pylist()
+
+    def take(self, ids: np.ndarray) -> pa.Array:
+        """Arrow array of the values of ids [n], null for missing and unknown ones."""
+        places = np.asarray(ids, np.int64) - self.first_value
+        if self._values.num_chunks <= 1:
+            return one_chunk(self._values).take(pa.array(places, mask=places < 0))
+        order = np.argsort(places, kind="stable")
+        borders = np.searchsorted(places[order], self._starts)
+        found = [pa.nulls(int(borders[0]), self.kind)]
+        for i, chunk in enumerate(self._values.chunks):
+            found.append(chunk.take(pa.array(places[order[borders[i] : borders[i + 1]]] - self._starts[i])))
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.concat_arrays(found).take(pa.array(back))
 
     def to_parquet(self, path: str | os.PathLike) -> None:
         """Writes (id, value, count), one row a value."""
@@ -110,14 +131,17 @@ class Vocabulary:
         return np.where(known[at] == wanted, order[at], np.int32(-1))
 
     def _find_texts(self, values: pa.Array) -> np.ndarray:
-        found = pc.fill_null(pc.index_in(values, self._values), -1)
-        return np.array(found.to_numpy(zero_copy_only=False), np.int32)
-
-
-def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """The single array of a chunked column."""
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+        if len(self._values) < SEVERAL * len(values):
+            found = pc.fill_null(pc.index_in(values, one_chunk(self._values)), -1)
+            return np.array(found.to_numpy(zero_copy_only=False), np.int32)
+        # few values are looked for in the long vocabulary as it streams by, not the other way round
+        coded = values.dictionary_encode()
+        places = np.full(len(coded.dictionary), -1, np.int32)
+        for start, chunk in zip(self._starts, self._values.chunks, strict=False):
+            at = pc.index_in(chunk, coded.dictionary)
+            hits = np.flatnonzero(at.is_valid().to_numpy(zero_copy_only=False))
+            places[at.drop_null().to_numpy()] = start + hits
+        return places[coded.indices.to_numpy()]
 
 
 def _to_arrow(values: Any) -> pa.Array:
