@@ -20,7 +20,7 @@ ALLOWED = {
     "hstu_kernels": ({"torch"}, {"triton", "ninja", "pybind11"}),
     "mamba_scan": ({"torch"}, {"triton", "ninja", "pybind11"}),
     "seqdata": (
-        {"pyarrow", "numpy", "duckdb", "yaml", "tqdm"},
+        {"pyarrow", "numpy", "duckdb", "yaml", "filelock"},
         {"torch", "dask", "distributed", "pandas", "polars", "matplotlib"},
     ),
     "mtl_heads": ({"torch"}, {"torchmetrics", "torchjd", "matplotlib"}),

@@ -19,6 +19,7 @@ from seqdata.index import write_index
 from seqdata.items import extend_items
 from seqdata.job import Job
 from seqdata.plan import check_items, parse_bytes, plan_build
+from seqdata.publish import locked, raise_if_full
 from seqdata.store import Store, open_store
 from seqdata.times import format_time, parse_cutoff
 
@@ -77,7 +78,7 @@ def append(
         budget=budget,
     )
     check_items(items or {}, plan)
-    with layout.locked(store.path), _workshop(store.path) as folder:
+    with locked(store.path), _workshop(store.path) as folder:
         current = open_store(store.path)
         if current.key != store.key:
             raise ValueError("append: the store has changed since it was opened; open it again")
@@ -108,7 +109,7 @@ def compact(store: Store) -> Store:
     schema = store.schema
     if len(schema["shards"]) == 1:
         return store
-    with layout.locked(store.path), _workshop(store.path) as folder:
+    with locked(store.path), _workshop(store.path) as folder:
         if open_store(store.path).key != store.key:
             raise ValueError("compact: the store has changed since it was opened; open it again")
         name = f"{1 + max(int(shard['folder']) for shard in schema['shards']):05d}"
@@ -164,7 +165,7 @@ def _workshop(store: Path) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        layout.raise_if_full(error, f"changing {store}")
+        raise_if_full(error, f"changing {store}")
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from seqdata import layout
 from seqdata.checksums import seal
 from seqdata.engines import Mapper, run_dask, run_local, run_mapped
 from seqdata.fields import ItemTable
@@ -15,6 +14,7 @@ from seqdata.index import write_index
 from seqdata.items import write_items
 from seqdata.job import Job
 from seqdata.plan import check_items, parse_bytes, plan_build
+from seqdata.publish import new_folder
 from seqdata.store import Store, open_store
 from seqdata.times import parse_cutoff
 
@@ -95,7 +95,7 @@ def build(
     check_items(items or {}, plan)
     if resume and plan.signature() is None:
         raise ValueError("resume=True: needs sources on disk; a table or stream in memory cannot be recognised again")
-    with layout.new_folder(out, overwrite, keep=resume) as folder:
+    with new_folder(out, overwrite, keep=resume) as folder:
         job = Job(plan, folder)
         job.prepare(resume)
         if engine == "dask":
@@ -112,7 +112,6 @@ def build(
     return open_store(out)
 
 
-def finish(folder: Any, schema: dict[str, Any]) -> None:
-    """Drops the working files and writes checksums and schema.json, which makes the folder a store."""
-    shutil.rmtree(folder / "work")
+def finish(folder: Path, schema: dict[str, Any]) -> None:
+    """Writes checksums and schema.json, which makes the folder a store."""
     seal(folder, schema)

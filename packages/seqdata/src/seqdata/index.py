@@ -6,6 +6,7 @@ their offsets, and for every event of that order its time and its place in the s
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ def write_index(shards: list[Path], folder: Path, budget: int) -> tuple[int, int
 
     Returns the number of users and events. budget: bytes held at a time, besides the users.
     """
+    # an earlier attempt may have left some of it
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     text = (shards[0] / "users.arrow").exists()
     offsets = [layout.read_array(shard / "offsets.npy") for shard in shards]

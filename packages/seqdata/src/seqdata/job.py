@@ -24,6 +24,7 @@ from seqdata.fields import describe
 from seqdata.fit import Old, Rules, fit_ids
 from seqdata.hashing import hash_values, mix
 from seqdata.plan import Plan
+from seqdata.publish import LOCK
 from seqdata.sources import Part
 from seqdata.spool import Spool, SpoolWriter, sorted_runs
 from seqdata.tables import VocabularyWriter, read_batch, read_batches
@@ -54,7 +55,8 @@ class Job:
         found = _read(self.work / "job.json")
         if not (resume and signature is not None and found == json.loads(json.dumps(signature))):
             for leftover in self.folder.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                if leftover.name != LOCK:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for path in (
             self.work / "parts",
             self.work / "remap",
@@ -86,10 +88,11 @@ class Job:
             return done
         _check_zones(self.plan, parts)
         described = self._fit(parts)
+        # only what is recorded as done may go: an end before the record begins the fit again
+        layout.write_json(marker, described)
         for number in range(len(parts)):
             for path in (self.work / "parts" / f"{number:05d}").glob("*.arrow"):
                 path.unlink()
-        layout.write_json(marker, described)
         return described
 
     def _fit(self, parts: list[dict[str, Any]]) -> dict[str, Any]:

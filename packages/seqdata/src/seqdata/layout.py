@@ -15,22 +15,15 @@ STORE/fitted/00000/               what an append replaces, numbered by generatio
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
-import fcntl
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from seqdata import pins
 from seqdata.mapping import map_array, map_file
 
 FORMAT = "seqdata"
@@ -40,55 +33,6 @@ HEADER = 128
 
 class StoreError(ValueError):
     """A folder that is not a complete store this version can read."""
-
-
-@contextlib.contextmanager
-def new_folder(out: str | os.PathLike, overwrite: bool, keep: bool = False) -> Iterator[Path]:
-    """A hidden sibling of `out` to write into; becomes `out` when the block ends well and disappears when it does not.
-
-    The sibling may hold what a killed process left; one that a living process holds is an error. keep: leave the
-    sibling when the block fails, for a later attempt.
-    """
-    out = Path(os.path.abspath(out))
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists already; pass overwrite=True to replace it once the new store is complete")
-    if out.exists() and not (out / "schema.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise FileExistsError(f"{out} exists and is no store; refusing to replace it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.building"
-    handle = _claim(folder, out)
-    try:
-        yield folder
-        _publish(folder, out)
-    except BaseException as error:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise_if_full(error, f"building {out}")
-        raise
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """Holds the store for writing; a second writer gets a FileExistsError."""
-    handle = os.open(store, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise FileExistsError(f"another process is changing {store} at this moment") from None
-    finally:
-        os.close(handle)
-
-
-def raise_if_full(error: BaseException, doing: str) -> None:
-    """Turns what the system says of a full disk into what it means for the store."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        raise OSError(
-            error.errno,
-            f"no space left while {doing} ({error.strerror}); nothing of it was kept, what stood there is untouched",
-        ) from error
 
 
 def fitted(store: Path, generation: int) -> Path:
@@ -224,52 +168,6 @@ def read_table(path: Path, mapped: np.ndarray | None = None) -> pa.Table:
 def file_name(number: int, name: str) -> str:
     """A file name for a column of any name."""
     return f"{number:03d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}"
-
-
-def _claim(folder: Path, out: Path) -> int:
-    # the lock dies with its process, so a folder that can be locked is free or a leftover
-    while True:
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(folder)):
-                return handle
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            os.close(handle)
-            raise FileExistsError(f"another process is building {out} at this moment") from None
-        os.close(handle)
-
-
-def _publish(folder: Path, out: Path) -> None:
-    if not out.exists():
-        os.rename(folder, out)
-    elif not _exchange(folder, out):
-        # without an atomic exchange the old store is moved aside for the moment of two renames
-        aside = out.parent / f".{out.name}.replaced"
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(out, aside)
-        os.rename(folder, out)
-        pins.retire(aside, out.name)
-    else:
-        pins.retire(folder, out.name)
-    handle = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    # renameat2(RENAME_EXCHANGE) swaps two folders in one step; not every kernel or file system has it
-    try:
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    at_cwd, exchange = -100, 2
-    return swap(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
 
 
 def _plain(value: Any) -> Any:
