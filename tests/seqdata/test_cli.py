@@ -118,3 +118,60 @@ def test_import_needs_no_torch():
         "else: raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_build_and_append_without_a_configuration(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("who,when,x\n1,5,2\n1,5,2\n2,6,3\n")
+    (tmp_path / "b.csv").write_text("who,when,x\n2,7,3\n")
+    out = str(tmp_path / "s")
+    columns = ["--user", "who", "--time", "when", "--time-unit", "s", "--out", out, "--no-progress"]
+    assert main(["build", str(tmp_path / "a.csv"), "--dedup", "--field", "x=numeric", *columns]) == 0
+    store = seqdata.open_store(out)
+    assert store.column("x").tolist() == [2.0, 3.0]
+    assert store.time.tolist() == [5_000_000, 6_000_000]
+    assert main(["append", out, str(tmp_path / "b.csv"), "--no-progress"]) == 0
+    capsys.readouterr()
+    assert main(["append", out, str(tmp_path / "b.csv"), "--no-progress"]) == 2
+    assert "taken='skip'" in capsys.readouterr().err
+    assert main(["append", out, str(tmp_path / "b.csv"), "--taken", "skip"]) == 0
+    assert "added 0 events" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["build", "a.csv", "--out", "s", "--user", "who"], 2, "seqdata build: needs --time (or --config)"),
+        (["build", "--out", "s"], 2, "seqdata build: needs sources, or --config"),
+        (["build", "a.csv", "--out", "s", "--user", "u", "--time", "t", "--field", "x"], 2, "needs NAME=KIND"),
+        (["build", "none.csv", "--out", "s", "--user", "u", "--time", "t"], 2, "no such file"),
+        (["info", "nowhere"], 2, "no store at"),
+        (["info", "."], 1, "not a complete store"),
+        (["build", "a.csv", "--out", "/proc/none/s", "--user", "who", "--time", "when", "--time-unit", "s"], 2, ""),
+    ],
+)
+def test_errors_are_one_line_with_a_code(tmp_path, monkeypatch, capsys, arguments, code, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("who,when,x\n1,5,2\n")
+    assert main(arguments) == code
+    told = capsys.readouterr().err
+    assert says in told and told.startswith(f"seqdata {arguments[0]}: ") and told.count("\n") == 1
+
+
+def test_full_disk_is_one_line_and_1(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.csv").write_text("who,when\n1,2024-01-01\n")
+
+    def full(file, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("seqdata.layout.write_all", full)
+    monkeypatch.setattr("seqdata.spool.write_all", full)
+    command = ["build", str(tmp_path / "a.csv"), "--user", "who", "--time", "when", "--out", str(tmp_path / "s")]
+    assert main([*command, "--no-progress"]) == 1
+    assert "no space left while building" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"seqdata {seqdata.__version__}\n"

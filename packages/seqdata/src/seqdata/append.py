@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from seqdata.generations import clean
 from seqdata.index import write_index
 from seqdata.items import extend_items
 from seqdata.job import Job
+from seqdata.part import Part
 from seqdata.plan import check_items, parse_bytes, plan_build
 from seqdata.publish import locked, raise_if_full
 from seqdata.store import Store, open_store
@@ -32,6 +34,7 @@ def append(
     *,
     items: Mapping[str, ItemTable] | None = None,
     fit_before: Any = None,
+    taken: str = "refuse",
     memory_limit: int | str | None = None,
     progress: bool = True,
 ) -> Store:
@@ -45,8 +48,12 @@ def append(
     items: {field: ItemTable} with properties of ids that are new; ids that had properties keep them.
     fit_before: values first counted among the new events before this time join the vocabularies behind the old ones;
         None adds no value, so new ones are unknown.
+    taken: what becomes of files whose events are in the store: "refuse" is an error, "skip" leaves them out, which
+        makes an append that is tried again harmless, "again" adds their events once more.
     memory_limit: as for `build`.
     """
+    if taken not in ("refuse", "skip", "again"):
+        raise ValueError(f"taken={taken!r}: needs 'refuse', 'skip' or 'again'")
     schema = store.schema
     cutoff = None if fit_before is None else parse_cutoff(fit_before, "fit_before")
     if cutoff is not None and schema["fit_before"] is not None and cutoff < schema["fit_before"]:
@@ -72,12 +79,16 @@ def append(
         types=options["types"],
         fit_before=cutoff if cutoff is not None else schema["fit_before"],
         null_user=options["null_user"],
+        dedup=options.get("dedup", False),
         time_unit=options["time_unit"],
         time_format=options["time_format"],
         shards=1,
         budget=budget,
     )
     check_items(items or {}, plan)
+    plan = replace(plan, parts=_fresh(plan.parts, schema, taken))
+    if not plan.parts:
+        return store
     with locked(store.path), _workshop(store.path) as folder:
         current = open_store(store.path)
         if current.key != store.key:
@@ -96,6 +107,8 @@ def append(
         users, events = write_index(folders, job.fitted / "index", budget // 3)
         merged = schema | {key: made[key] for key in ("generation", "fields", "items")}
         merged |= {"shards": shards, "num_users": users, "num_events": events}
+        zoned = made["time"]["zoned"] | schema["time"].get("zoned", {})
+        merged |= {"time": schema["time"] | {"zoned": zoned}}
         merged["rows"] = _add(schema["rows"], made["rows"])
         merged["tables"] = _add(schema["tables"], made["tables"])
         if cutoff is not None and schema["fit_before"] is not None:
@@ -154,6 +167,28 @@ def store_fields(store: Store) -> dict[str, Field]:
         else:
             fields[name] = Vector(entry["width"], entry["vector_dtype"])
     return fields
+
+
+def _fresh(parts: list[tuple[str, Part]], schema: dict[str, Any], taken: str) -> list[tuple[str, Part]]:
+    """The parts whose files are not in the store."""
+    if taken == "again":
+        return parts
+    known = {_mark(part) for table in schema["tables"].values() for part in table["parts"]} - {None}
+    fresh = [(table, part) for table, part in parts if _mark(part.fingerprint() or {}) not in known]
+    if len(fresh) < len(parts) and taken == "refuse":
+        name = next(part.where for table, part in parts if _mark(part.fingerprint() or {}) in known)
+        raise ValueError(
+            f"append: the events of {name} are in the store already; taken='skip' leaves such files out, 'again' adds"
+            " them once more"
+        )
+    return fresh
+
+
+def _mark(fingerprint: dict[str, Any]) -> Any:
+    """What tells files apart, whatever they are called now; the name and time of one that was read without a digest."""
+    if "digest" in fingerprint:
+        return fingerprint["bytes"], fingerprint["digest"]
+    return tuple(fingerprint.get(key) for key in ("name", "bytes", "modified_ns")) if "bytes" in fingerprint else None
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ def build(
     event_field: str = "event_type",
     fit_before: Any = None,
     null_user: str = "error",
+    dedup: bool = False,
     time_unit: str | None = None,
     time_format: str | None = None,
     types: Mapping[str, str] | None = None,
@@ -56,6 +57,7 @@ def build(
     event_field: name of the categorical field that holds the table name, for a mapping of sources.
     fit_before: vocabularies count only events before this time; None counts all events. Recorded in the schema.
     null_user: "error", or "drop" to leave such rows out and record how many.
+    dedup: leave out events that repeat an earlier one in user, time and every field, and record how many.
     time_unit: unit of integer times: "s", "ms", "us" or "ns".
     time_format: strptime format of text times, or of integers such as 20060410.
     types: {column: "int64" | "string" | "float64"}: casts applied before anything else.
@@ -87,6 +89,7 @@ def build(
         types=types or {},
         fit_before=None if fit_before is None else parse_cutoff(fit_before, "fit_before"),
         null_user=null_user,
+        dedup=dedup,
         time_unit=time_unit,
         time_format=time_format,
         shards=shards,

@@ -9,14 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
+import seqdata
 from seqdata.append import append, compact
 from seqdata.audit import audit
 from seqdata.build import build
 from seqdata.config import load_config, shipped
 from seqdata.exchange import to_parquet, to_recbole
+from seqdata.layout import StoreError
 from seqdata.store import Store, open_store
 from seqdata.times import format_time
 
+# what the caller can mend: arguments, settings, and input that is not as they say
+WRONG = (ValueError, KeyError, TypeError, FileExistsError, FileNotFoundError, NotADirectoryError)
 EXAMPLE = """
 example of a configuration:
 
@@ -46,25 +52,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the store was not touched", file=sys.stderr)
         return 130
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"seqdata {options.command}: {text}", file=sys.stderr)
-        return 2
+    except WRONG as error:
+        return _say(options, error, 1 if isinstance(error, StoreError) else 2)
+    except (OSError, ImportError, MemoryError, RuntimeError, duckdb.Error) as error:
+        return _say(options, error, 1)
+
+
+def _say(options: argparse.Namespace, error: Exception, code: int) -> int:
+    text = error.args[0] if isinstance(error, KeyError) else error
+    print(f"seqdata {options.command}: {' '.join(str(text).split())}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="seqdata", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="seqdata",
+        description=__doc__,
+        epilog="Ends with 0, with 1 if the work failed, 2 if the command line, a setting or the input is wrong, 130 if"
+        " interrupted. `seqdata COMMAND --help` says more.",
+    )
+    parser.add_argument("--version", action="version", version=f"seqdata {seqdata.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     make = commands.add_parser(
         "build",
-        help="build a store from logs described in a YAML file",
-        description="Builds a store: reads the logs once, fits the vocabularies, sorts every user's events by time.",
+        help="build a store from logs",
+        description="Builds a store: reads the logs once, fits the vocabularies, sorts every user's events by time.\n\n"
+        "  seqdata build log.parquet --user client_id --time timestamp --out stores/shop\n"
+        "  seqdata build --config shop.yaml",
         epilog=EXAMPLE + ", ".join(shipped()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    make.add_argument("sources", nargs="*", help="Parquet or CSV files, folders or globs; the configuration's if none")
+    make.add_argument("--config", help="YAML file with the arguments of seqdata.build, or a shipped name")
+    make.add_argument("--user", help="column of the user ids")
+    make.add_argument("--time", help="column of the event times")
+    make.add_argument("--time-unit", choices=["s", "ms", "us", "ns"], help="what integer times count")
+    make.add_argument("--time-format", help="strptime format of text times, or of integers such as 20060410")
     make.add_argument(
-        "--config", required=True, help="YAML file with the arguments of seqdata.build, or a shipped name"
+        "--field",
+        action="append",
+        metavar="NAME=KIND",
+        help="a field and its kind: categorical, numeric or vector; may be repeated; all other columns, kinds"
+        " inferred, if none is named",
     )
+    make.add_argument("--null-user", choices=["error", "drop"], help="what becomes of rows without a user")
+    make.add_argument("--dedup", action="store_true", help="leave out events that repeat an earlier one in every field")
     make.add_argument("--out", help="folder of the store, instead of the configuration's")
     make.add_argument("--fit-before", help="time before which vocabularies are fitted")
     make.add_argument("--memory-limit", help="what the build's buffers stay within, such as 512MB")
@@ -106,7 +138,14 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     more.add_argument("store", type=Path)
-    more.add_argument("--config", required=True, help="YAML file with sources, and items and fit_before if wanted")
+    more.add_argument("sources", nargs="*", help="Parquet or CSV files, folders or globs; the configuration's if none")
+    more.add_argument("--config", help="YAML file with sources, and items and fit_before if wanted")
+    more.add_argument(
+        "--taken",
+        choices=["refuse", "skip", "again"],
+        default="refuse",
+        help="what becomes of files whose events are in the store already",
+    )
     more.add_argument("--fit-before", help="values seen before this time join the vocabularies")
     more.add_argument("--memory-limit", help="what the build's buffers stay within, such as 512MB")
     more.add_argument("--no-progress", action="store_true", help="draw no progress bar")
@@ -161,12 +200,17 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _append(options: argparse.Namespace) -> int:
-    config = load_config(options.config)
-    given = {"items": config.get("items"), "fit_before": options.fit_before or config.get("fit_before")}
+    config = load_config(options.config) if options.config else {}
     store = open_store(options.store)
     before = store.num_events
     store = append(
-        store, config["sources"], memory_limit=options.memory_limit, progress=not options.no_progress, **given
+        store,
+        _sources(options, config),
+        items=config.get("items"),
+        fit_before=options.fit_before or config.get("fit_before"),
+        taken=options.taken,
+        memory_limit=options.memory_limit,
+        progress=not options.no_progress,
     )
     print(
         f"added {store.num_events - before:,} events to {store.path}: {store.num_users:,} users, {store.num_events:,}"
@@ -197,24 +241,43 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    config = load_config(options.config)
-    for key in ("out", "fit_before", "memory_limit", "shards"):
+    config = load_config(options.config) if options.config else {}
+    for key in ("out", "user", "time", "time_unit", "time_format", "null_user", "fit_before", "memory_limit", "shards"):
         if getattr(options, key) is not None:
             config[key] = getattr(options, key)
-    for key in ("overwrite", "resume"):
+    for key in ("overwrite", "resume", "dedup"):
         config[key] = getattr(options, key) or config.get(key, False)
     if options.no_progress:
         config["progress"] = False
-    for key in ("sources", "out", "user", "time"):
+    if options.field:
+        config["fields"] = dict(_named(field) for field in options.field)
+    sources = _sources(options, config)
+    config.pop("sources", None)
+    for key in ("out", "user", "time"):
         if key not in config:
-            raise ValueError(f"{options.config}: lacks {key!r}")
+            raise ValueError(f"{options.config}: lacks {key!r}" if options.config else f"needs --{key} (or --config)")
     begin = time.monotonic()
-    store = build(config.pop("sources"), config.pop("out"), **config)
+    store = build(sources, config.pop("out"), **config)
     print(
         f"built {store.path} in {time.monotonic() - begin:.1f} s: {store.num_users:,} users, {store.num_events:,}"
         " events"
     )
     return 0
+
+
+def _sources(options: argparse.Namespace, config: dict[str, Any]) -> Any:
+    if options.sources:
+        return options.sources
+    if "sources" not in config:
+        raise ValueError(f"{options.config}: lacks 'sources'" if options.config else "needs sources, or --config")
+    return config["sources"]
+
+
+def _named(field: str) -> tuple[str, str]:
+    name, equals, kind = field.rpartition("=")
+    if not equals:
+        raise ValueError(f"--field {field!r}: needs NAME=KIND, such as sku=categorical")
+    return name, kind
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from seqdata.fields import ItemTable
 from seqdata.sources import Sql
 
 KEYS = (
-    "sources", "out", "user", "time", "fields", "items", "event_field", "fit_before", "null_user", "time_unit",
+    "sources", "out", "user", "time", "fields", "items", "event_field", "fit_before", "null_user", "dedup", "time_unit",
     "time_format", "types", "engine", "scheduler", "memory_limit", "shards", "progress", "overwrite", "resume",
 )  # fmt: skip
 

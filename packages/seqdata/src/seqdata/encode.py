@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqdata.entries import Coded
-from seqdata.fields import MISSING, Categorical, Field, Hashed, Numeric, Vector, is_text
+from seqdata.fields import MISSING, Categorical, Field, Hashed, Numeric, Vector, is_text, is_uuid
 from seqdata.fit import Old, Rules
-from seqdata.hashing import hash_values
+from seqdata.hashing import hash_values, mix
+from seqdata.texts import spread
 from seqdata.vectors import parse_vectors
 
 BLOCK_BYTES = 1 << 24
+UUID_GROUPS = (8, 4, 4, 4, 12)
 
 
 class CategoricalCodec:
@@ -38,6 +40,10 @@ class CategoricalCodec:
             return Coded(np.zeros(rows, np.int32), pa.array([], self.kind), np.zeros(0, np.int64))
         codes, distinct = code(values, self.kind, f"column {self.name!r} of {where}")
         return Coded(codes, distinct, _counts(codes, fit, len(distinct)))
+
+    def spread(self, coded: Coded, values: pa.Array | None) -> np.ndarray:
+        """uint64 [rows], equal where values are."""
+        return spread_entries(coded.codes, coded.entries)
 
     def rules(self) -> Rules:
         """Which values get ids."""
@@ -75,6 +81,12 @@ class HashedCodec:
         codes, distinct = code(values, self.values, f"column {self.name!r} of {where}")
         return Coded(np.append(np.int32(MISSING), hashed_ids(distinct, self.spec))[codes].astype(np.int32))
 
+    def spread(self, coded: Coded, values: pa.Array | None) -> np.ndarray:
+        """uint64 [rows], equal where values are, which ids need not say."""
+        if values is None:
+            return np.zeros(len(coded.codes), np.uint64)
+        return spread_entries(*code(values, self.values, f"column {self.name!r}"))
+
 
 class UserCodec(CategoricalCodec):
     """Text user ids, coded as their rank among all user ids."""
@@ -110,7 +122,7 @@ class VectorCodec:
         if bad.any():
             value, need = (
                 distinct[int(np.argmax(bad))].as_py(),
-                ("integers 0..255" if self.spec.dtype == "uint8" else "numbers"),
+                {"uint8": "integers 0..255", "int64": "integers", "float32": "numbers"}[self.spec.dtype],
             )
             raise ValueError(
                 f"{place}: {value!r} is not a vector of {matrix.shape[1]} {need} ({int(bad.sum())} such value(s) in"
@@ -118,6 +130,10 @@ class VectorCodec:
             )
         self.width = matrix.shape[1]
         return Coded(codes, _blobs(matrix), _counts(codes, fit, len(distinct)))
+
+    def spread(self, coded: Coded, values: pa.Array | None) -> np.ndarray:
+        """uint64 [rows], equal where vectors are."""
+        return spread_entries(coded.codes, coded.entries)
 
     def rules(self) -> Rules:
         """Every vector gets an id."""
@@ -143,6 +159,13 @@ class NumericCodec:
     def ingest(self, values: pa.Array | None, fit: np.ndarray | None, rows: int, where: str) -> Coded:
         return Coded(numbers(values, self.dtype, rows, f"column {self.name!r} of {where}"))
 
+    def spread(self, coded: Coded, values: pa.Array | None) -> np.ndarray:
+        """uint64 [rows], equal where numbers are; missing ones are equal."""
+        if self.dtype.kind != "f":
+            return mix(coded.codes.astype(np.int64).view(np.uint64))
+        found = np.where(np.isnan(coded.codes), np.nan, coded.codes + 0.0).astype(np.float64)
+        return mix(found.view(np.uint64))
+
 
 Codec = CategoricalCodec | HashedCodec | VectorCodec | NumericCodec
 
@@ -154,6 +177,11 @@ def make_codec(name: str, spec: Field, kind: pa.DataType, known: list[str] | Non
     if isinstance(spec, Hashed):
         return HashedCodec(name, spec, kind)
     return NumericCodec(name, spec) if isinstance(spec, Numeric) else VectorCodec(name, spec)
+
+
+def spread_entries(codes: np.ndarray, entries: pa.Array | None) -> np.ndarray:
+    """uint64 hash [rows] of the entries that codes name."""
+    return np.append(np.uint64(0), np.zeros(0, np.uint64) if entries is None else spread(entries))[codes]
 
 
 def hashed_ids(values: pa.Array, spec: Hashed) -> np.ndarray:
@@ -183,6 +211,9 @@ def plain(values: pa.Array, kind: pa.DataType, place: str) -> pa.Array:
     source = values.type
     if pa.types.is_dictionary(source):
         values, source = values.cast(source.value_type), source.value_type
+    if is_uuid(source) or pa.types.is_fixed_size_binary(source):
+        values = _hexadecimal(values.storage, UUID_GROUPS) if is_uuid(source) else _hexadecimal(values, (1 << 30,))
+        source = values.type
     if source == kind:
         return values
     if pa.types.is_boolean(source) and pa.types.is_integer(kind):
@@ -216,6 +247,18 @@ def numbers(values: pa.Array | None, dtype: np.dtype, rows: int, place: str) -> 
     if values.null_count:
         raise ValueError(f"{place}: {values.null_count} missing value(s), and {gap}")
     return values.to_numpy(zero_copy_only=False)
+
+
+def _hexadecimal(values: pa.Array, groups: tuple[int, ...]) -> pa.Array:
+    """Texts of fixed-size bytes, digits in groups that dashes part."""
+    size = values.type.byte_width
+    raw = np.frombuffer(values.buffers()[1], np.uint8)[values.offset * size : (values.offset + len(values)) * size]
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)[np.stack([raw >> 4, raw & 15], -1)].reshape(-1, 2 * size)
+    borders = np.cumsum(groups)
+    text = np.insert(digits, borders[borders < 2 * size], ord("-"), axis=1)
+    offsets = np.arange(0, text.size + 1, text.shape[1], dtype=np.int32)
+    made = pa.Array.from_buffers(pa.string(), len(text), [None, pa.py_buffer(offsets), pa.py_buffer(text.tobytes())])
+    return pc.if_else(values.is_valid(), made, pa.scalar(None, pa.string())) if values.null_count else made
 
 
 def _counts(codes: np.ndarray, fit: np.ndarray | None, size: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from seqdata.fields import Categorical, Field, ItemTable, Numeric, Vector
@@ -37,28 +36,30 @@ def to_parquet(view: View, path: str | os.PathLike, *, fields: Sequence[str] | N
     names = list(store.fields if fields is None else fields)
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
-    writer, rows = None, 0
+    writer = None
+    if not len(view):
+        raise ValueError("to_parquet: the view has no users")
     try:
-        for batch in view.batches(batch_size=ROWS, fields=names):
-            offsets = pa.array(batch.jagged.offsets, pa.int64())
-            stamps = pa.array(batch.jagged["timestamp"] * 1_000_000, pa.timestamp("us", "UTC"))
+        for start in range(0, len(view), ROWS):
+            rows = np.arange(start, min(start + ROWS, len(view)))
+            positions, lengths = view.positions(rows), view.lengths()[rows]
+            offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int64())
+            stamps = pa.array(store.time[positions], pa.timestamp("us", "UTC"))
             columns = {
-                store.schema["user"]["column"]: pa.array(batch.users),
+                store.schema["user"]["column"]: pa.array(view.users[rows]),
                 store.schema["time"]["column"]: pa.LargeListArray.from_arrays(offsets, stamps),
             }
-            for name in names:
-                columns[name] = pa.LargeListArray.from_arrays(offsets, _values(store, name, batch.jagged[name], ids))
+            for name, values in view.values_at(names, positions).items():
+                if name != "timestamp":
+                    columns[name] = pa.LargeListArray.from_arrays(offsets, _values(store, name, values, ids))
             table = pa.table(columns)
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)
-            rows += len(batch)
     finally:
         if writer is not None:
             writer.close()
-    if writer is None:
-        raise ValueError("to_parquet: the view has no users")
     temporary.replace(path)
-    return rows
+    return len(view)
 
 
 def to_recbole(view: View, folder: str | os.PathLike, *, fields: Sequence[str] | None = None, ids: bool = False) -> int:
@@ -82,10 +83,8 @@ def to_recbole(view: View, folder: str | os.PathLike, *, fields: Sequence[str] |
             owner = np.repeat(batch.users, batch.jagged.lengths)
             columns = [pa.array(owner), pa.array(batch.jagged["timestamp"])]
             columns += [_values(store, name, batch.jagged[name], ids) for name in names]
-            table = pa.table([_text(column) for column in columns], names=[str(i) for i in range(len(columns))])
-            options = pc_csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
-            pc_csv.write_csv(table, file, options)
-            rows += table.num_rows
+            _write_rows(file, columns)
+            rows += len(owner)
     temporary.replace(path)
     for field in list(store.schema["items"])[:1]:
         _write_recbole_items(view, field, folder / f"{folder.name}.item", ids)
@@ -142,9 +141,19 @@ def _values(store: Any, name: str, values: np.ndarray, ids: bool) -> pa.Array:
     return pa.array(values)
 
 
+def _write_rows(file: Any, columns: Sequence[pa.Array]) -> None:
+    """Writes rows of tab-separated values as they are: RecBole's files know no quotes."""
+    texts = [_text(column) for column in columns]
+    lines = pc.binary_join_element_wise(
+        *texts, pa.scalar("\t", pa.large_string()), null_handling="replace", null_replacement=""
+    )
+    for start in range(0, len(lines), ROWS):
+        file.write(("\n".join(lines[start : start + ROWS].to_pylist()) + "\n").encode())
+
+
 def _text(column: pa.Array) -> pa.Array:
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    texts = column.cast(pa.string()) if not pa.types.is_string(column.type) else column
+    texts = column.cast(pa.large_string())
     for character in ("\t", "\n", "\r"):
         texts = pc.replace_substring(texts, character, " ")
     return texts
@@ -157,15 +166,14 @@ def _write_recbole_items(view: View, field: str, path: Path, ids: bool) -> None:
     names = [name for name, (owner, _) in store.item_columns.items() if owner == field]
     names = [name for name in names if store.entry(name)["kind"] != "vector"]
     keys = pa.array(np.arange(first, len(vocabulary))) if ids else vocabulary.table.column("value")
-    columns, heads = [_text(keys)], [f"{field}:token"]
+    columns, heads = [keys], [f"{field}:token"]
     for name in names:
-        columns.append(_text(_values(store, name, store.item_column(field, store.item_columns[name][1])[first:], ids)))
+        columns.append(_values(store, name, store.item_column(field, store.item_columns[name][1])[first:], ids))
         heads.append(f"{store.item_columns[name][1]}:{'float' if store.entry(name)['kind'] == 'numeric' else 'token'}")
     temporary = path.with_name(path.name + ".part")
     with open(temporary, "wb") as file:
         file.write(("\t".join(heads) + "\n").encode())
-        options = pc_csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
-        pc_csv.write_csv(pa.table(columns, names=[str(i) for i in range(len(columns))]), file, options)
+        _write_rows(file, columns)
     temporary.replace(path)
 
 

@@ -80,7 +80,7 @@ class Vector:
     An event holds an int32 code into the table of distinct vectors; 0 is missing.
 
     width: numbers per vector; None takes the width of the first vector read.
-    dtype: "uint8" (0..255) or "float32".
+    dtype: "uint8" (0..255), "int64" or "float32".
     """
 
     width: int | None = None
@@ -89,8 +89,8 @@ class Vector:
     def __post_init__(self) -> None:
         if self.width is not None and self.width < 1:
             raise ValueError(f"Vector(width={self.width}): needs an integer >= 1 or None")
-        if self.dtype not in ("uint8", "float32"):
-            raise ValueError(f"Vector(dtype={self.dtype!r}): needs 'uint8' or 'float32'")
+        if self.dtype not in ("uint8", "int64", "float32"):
+            raise ValueError(f"Vector(dtype={self.dtype!r}): needs 'uint8', 'int64' or 'float32'")
 
 
 Field = Categorical | Hashed | Numeric | Vector
@@ -112,7 +112,7 @@ class ItemTable:
 
 def infer_field(name: str, kind: pa.DataType) -> Field:
     """The field a column gets when none is named: strings, integers and booleans are categorical, floats numeric."""
-    if is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+    if is_key(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return Categorical()
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return Numeric()
@@ -120,12 +120,32 @@ def infer_field(name: str, kind: pa.DataType) -> Field:
         return Numeric("float64")
     if is_list(kind):
         inner = kind.value_type
-        return Vector(dtype="uint8" if inner == pa.uint8() else "float32")
+        if inner in (pa.uint8(), pa.bool_()):
+            return Vector(dtype="uint8")
+        return Vector(dtype="int64" if pa.types.is_integer(inner) else "float32")
     raise ValueError(f"column {name!r} has type {kind}, which no field holds: name it in fields= or leave it out there")
 
 
 def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_name(kind: pa.DataType) -> bool:
+    """Whether values are kept as text: text, UUIDs and binary ids."""
+    return is_text(kind) or is_uuid(kind) or _is_binary(kind)
+
+
+def is_key(kind: pa.DataType) -> bool:
+    """Whether values are ids by their type: names, integers, decimals without a fraction."""
+    return is_name(kind) or pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0)
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    return getattr(kind, "extension_name", None) == "arrow.uuid"
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -22,12 +22,14 @@ from seqdata.fields import (
     Vector,
     describe,
     infer_field,
+    is_key,
     parse_field,
 )
 from seqdata.hashing import bucket
 from seqdata.layout import one_chunk
+from seqdata.part import Part
 from seqdata.plan import categorical_kind, value_type
-from seqdata.sources import Part, open_source
+from seqdata.sources import open_source
 from seqdata.vectors import parse_vectors
 from seqdata.vocabulary import Vocabulary
 
@@ -129,11 +131,7 @@ def _specs(where: str, table: ItemTable, parts: list[Part]) -> dict[str, Field]:
         for column in part.schema:
             columns.setdefault(column.name, value_type(column.type))
     kind = columns.pop(table.key)
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or kind in (pa.string(), pa.large_string(), pa.string_view())
-    ):
+    if not (is_key(kind) or pa.types.is_floating(kind)):
         raise ValueError(f"{where}: key column {table.key!r} has type {kind}; needs integers or text")
     if table.fields is None:
         return {name: infer_field(name, kind) for name, kind in columns.items()}

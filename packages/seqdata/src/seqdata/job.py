@@ -23,12 +23,15 @@ from seqdata.entries import Entries, EntryWriter, read_remap
 from seqdata.fields import describe
 from seqdata.fit import Old, Rules, fit_ids
 from seqdata.hashing import hash_values, mix
+from seqdata.part import Part
 from seqdata.plan import Plan
 from seqdata.publish import LOCK
-from seqdata.sources import Part
 from seqdata.spool import Spool, SpoolWriter, sorted_runs
 from seqdata.tables import VocabularyWriter, read_batch, read_batches
 from seqdata.times import TimeParser, format_time
+
+# a hash of an event's values, by which events that repeat one are found
+ROW = "row"
 
 
 def _quiet(rows: int) -> None:
@@ -47,6 +50,8 @@ class Job:
         # columns are numbered on disk, since a field may be called "user" or "time"
         self.slots = {name: f"f{i:03d}" for i, name in enumerate(self.codecs)}
         keys: dict[str, np.dtype] = {"user": np.dtype("i4" if plan.text_users else "i8"), "time": np.dtype("i8")}
+        if plan.dedup:
+            keys[ROW] = np.dtype("u8")
         self.columns = keys | {slot: self.codecs[name].dtype for name, slot in self.slots.items()}
 
     def prepare(self, resume: bool) -> None:
@@ -86,7 +91,7 @@ class Job:
         marker = self.work / "fit.json"
         if (done := _read(marker)) is not None:
             return done
-        _check_zones(self.plan, parts)
+        _zones(self.plan, parts, {} if self.previous is None else self.previous.schema["time"].get("zoned", {}))
         described = self._fit(parts)
         # only what is recorded as done may go: an end before the record begins the fit again
         layout.write_json(marker, described)
@@ -171,7 +176,7 @@ class Job:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         spools = [self._spool(number, shard, parts) for number in range(len(parts))]
-        count = rows = 0
+        count = rows = repeated = 0
         low, high = np.iinfo(np.int64).max, np.iinfo(np.int64).min
         with ExitStack() as stack:
             files = {"time": "time", "offsets": "offsets"}
@@ -185,6 +190,10 @@ class Job:
             offsets = writers.pop("offsets")
             offsets.append(np.zeros(1, np.int64))
             for run in sorted_runs(spools, scratch, self.plan.budget // 4, tick):
+                if self.plan.dedup:
+                    repeated += len(run.time)
+                    run = run.deduplicated(ROW)
+                    repeated -= len(run.time)
                 users(run.users)
                 offsets.append(rows + np.cumsum(run.lengths))
                 for name, writer in writers.items():
@@ -195,6 +204,8 @@ class Job:
                 del run
         shutil.rmtree(scratch)
         result = {"folder": f"{shard:05d}", "users": count, "events": rows, "time_min": low, "time_max": high}
+        if self.plan.dedup:
+            result["repeated"] = repeated
         layout.write_json(marker, result)
         return result
 
@@ -219,20 +230,23 @@ class Job:
             entry["dropped_null_user"] += counted["dropped"]
             entry["rows_out"] += counted["rows_in"] - counted["dropped"]
             entry["parts"].append(part.fingerprint() or {"memory": part.where})
-        rows_in, dropped = sum(part["rows_in"] for part in parts), sum(part["dropped"] for part in parts)
+        rows_in, dropped = sum(part["rows_in"] for part in parts), {"null_user": sum(part["dropped"] for part in parts)}
+        if plan.dedup:
+            dropped["repeated"] = sum(shard.pop("repeated") for shard in shards)
         return {
             "format": layout.FORMAT,
             "version": layout.VERSION,
             "generation": self.generation,
             "user": {"column": plan.user, "dtype": "string" if plan.text_users else "int64"},
-            "time": {"column": plan.time, "unit": "us"},
+            "time": {"column": plan.time, "unit": "us", "zoned": _zones(plan, parts, {})},
             "event_field": plan.event_field,
             "fields": described,
             "fit_before": plan.fit_before,
             "fit_before_text": None if plan.fit_before is None else format_time(plan.fit_before),
-            "rows": {"in": rows_in, "out": rows_in - dropped, "dropped": {"null_user": dropped}},
+            "rows": {"in": rows_in, "out": rows_in - sum(dropped.values()), "dropped": dropped},
             "options": {
                 "null_user": plan.null_user,
+                "dedup": plan.dedup,
                 "time_unit": plan.time_unit,
                 "time_format": plan.time_format,
                 "types": {name: str(kind) for name, kind in plan.types.items()},
@@ -360,7 +374,9 @@ class _Ingest:
             rows = len(time)
         fit = None if plan.fit_before is None else time < plan.fit_before
         keys, hashes = self._keys(values[plan.user], rows, first)
-        spooled = {"user": keys, "time": time}
+        spooled: dict[str, np.ndarray] = {"user": keys, "time": time}
+        if plan.dedup:
+            spooled[ROW] = np.zeros(rows, np.uint64)
         for name, codec in self.codecs.items():
             source = values.get(name)
             if name == plan.event_field:
@@ -370,6 +386,9 @@ class _Ingest:
             spooled[slot] = coded.codes
             if slot in self.entries:
                 self.entries[slot].add(coded)
+            if plan.dedup:
+                seen = codec.spread(coded, source)
+                spooled[ROW] = mix(spooled[ROW] ^ seen)
         if len(self.spools) == 1:
             self.spools[0].append(spooled)
             return
@@ -416,17 +435,21 @@ class _Ingest:
         return keys, mix(keys.view(np.uint64)) if len(self.spools) > 1 else np.zeros(0, np.uint64)
 
 
-def _check_zones(plan: Plan, parts: list[dict[str, Any]]) -> None:
-    for table in plan.tables:
-        kinds: dict[bool, str] = {}
-        for (name, part), counted in zip(plan.parts, parts, strict=True):
-            if name == table and counted["zoned"] is not None:
-                kinds.setdefault(counted["zoned"], part.where)
-        if len(kinds) == 2:
+def _zones(plan: Plan, parts: list[dict[str, Any]], known: dict[str, bool]) -> dict[str, bool]:
+    """{table: whether its times name a zone}; some that do beside some that do not are an error."""
+    zones = {table: (zoned, "the store") for table, zoned in known.items()}
+    for (table, part), counted in zip(plan.parts, parts, strict=True):
+        zoned = counted["zoned"]
+        if zoned is None:
+            continue
+        before, where = zones.setdefault(table, (zoned, part.where))
+        if before != zoned:
+            named, bare = (part.where, where) if zoned else (where, part.where)
             raise ValueError(
-                f"time column {plan.time!r} of table {table!r}: {kinds[True]} names a zone and {kinds[False]} does not;"
+                f"time column {plan.time!r} of table {table!r}: {named} names a zone and {bare} does not;"
                 " times without a zone are read as UTC, so say so in the data or cast them with Sql(...)"
             )
+    return {table: zoned for table, (zoned, _) in zones.items()}
 
 
 def _read(path: Path) -> Any:

@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from seqdata.encode import Codec, UserCodec, make_codec
-from seqdata.fields import Categorical, Field, Hashed, ItemTable, describe, infer_field, is_text, parse_field
-from seqdata.sources import Part, open_source
+from seqdata.fields import Categorical, Field, Hashed, ItemTable, describe, infer_field, is_key, is_name, parse_field
+from seqdata.lists import per_event
+from seqdata.part import Part
+from seqdata.sources import open_source
 
 DEFAULT_MEMORY = 512_000_000
 CASTS = {"int64": pa.int64(), "string": pa.string(), "float64": pa.float64()}
@@ -37,6 +39,7 @@ class Plan:
     shards: int
     budget: int
     tables: list[str]
+    dedup: bool = False
 
     def codecs(self) -> dict[str, Codec]:
         """The codec of every field, fresh."""
@@ -66,7 +69,7 @@ class Plan:
                 name: list(spec.values or ()) for name, spec in self.fields.items() if isinstance(spec, Categorical)
             },
             "types": {name: str(kind) for name, kind in self.types.items()},
-            "options": [self.event_field, self.fit_before, self.null_user, self.shards],
+            "options": [self.event_field, self.fit_before, self.null_user, self.shards, self.dedup],
         }
 
 
@@ -78,7 +81,11 @@ def plan_build(sources: Any, *, event_field: str, null_user: str, budget: int, *
     if several and not sources:
         raise ValueError("sources={}: needs at least one event table")
     named = {str(name): source for name, source in sources.items()} if several else {"events": sources}
-    tables = {name: open_source(source, name, budget // 2) for name, source in named.items()}
+    time = options["time"]
+    tables = {
+        name: [per_event(part, time) for part in open_source(source, name, budget // 2)]
+        for name, source in named.items()
+    }
     return make_plan(
         tables, event_field=event_field if several else None, null_user=null_user, budget=budget, **options
     )
@@ -132,7 +139,7 @@ def make_plan(
             "fields: the name 'timestamp' is taken by the event times in batches; rename or leave out that column"
         )
     for kind in seen[user]:
-        if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        if not (is_key(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
             raise ValueError(f"user column {user!r} has type {kind}; needs integers or text")
     settled = {
         column: (
@@ -147,7 +154,7 @@ def make_plan(
         parts=[(table, part) for table, parts in tables.items() for part in parts],
         user=user,
         time=time,
-        text_users=any(is_text(kind) for kind in seen[user]) if text_users is None else text_users,
+        text_users=any(is_name(kind) for kind in seen[user]) if text_users is None else text_users,
         fields=chosen,
         kinds=settled,
         event_field=event_field,
@@ -193,10 +200,10 @@ def categorical_kind(column: str, spec: Categorical | Hashed, kinds: Sequence[pa
     if values and all(isinstance(value, int | np.integer) for value in values):
         return pa.int64()
     kinds = [kind for kind in map(value_type, kinds) if not pa.types.is_null(kind)]
-    if not kinds or any(is_text(kind) for kind in kinds):
+    if not kinds or any(is_name(kind) for kind in kinds):
         return pa.string()
     for kind in kinds:
-        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        if not (is_key(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
             raise ValueError(
                 f"column {column!r} has type {kind}; ids need integers or text: types={{{column!r}: 'string'}} casts it"
             )
@@ -223,7 +230,7 @@ def _columns(
 
 
 def _common(kinds: Sequence[pa.DataType]) -> pa.DataType:
-    for test in (is_text, pa.types.is_floating):
+    for test in (is_name, pa.types.is_floating):
         for kind in kinds:
             if test(kind):
                 return kind

@@ -68,6 +68,16 @@ class Run:
     time: np.ndarray
     column: Callable[[str], np.ndarray]
 
+    def deduplicated(self, name: str) -> Run:
+        """This without the events that repeat an earlier one in user, time and the column `name`."""
+        owner, what = np.repeat(np.arange(len(self.users)), self.lengths), self.column(name)
+        order = np.lexsort((what, self.time, owner))
+        same = [key[order][1:] == key[order][:-1] for key in (owner, self.time, what)]
+        keep = np.ones(len(owner), bool)
+        keep[order[1:][np.logical_and.reduce(same)]] = False
+        lengths = np.bincount(owner[keep], minlength=len(self.users))
+        return Run(self.users, lengths, self.time[keep], lambda column: self.column(column)[keep])
+
 
 def sorted_runs(spools: list[Spool], folder: Path, budget: int, tick: Callable[[int], None]) -> Iterator[Run]:
     """The events of some spools as runs of ascending users, each run sorted by user, time and input order.

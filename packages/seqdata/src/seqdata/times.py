@@ -16,7 +16,7 @@ ZONE = r"(?i)(z|[+-]\d\d:?\d\d|\s?utc|\s?gmt)$"
 
 
 class TimeParser:
-    """Parses the batches of one table; remembers whether its texts carry a zone, so that a mix is refused.
+    """Parses the batches of one table; remembers whether its times carry a zone, so that a mix is refused.
 
     unit: unit of integer times, "s", "ms", "us" or "ns"; integers without it are refused.
     format: strptime format of texts (or of integers such as 20060410).
@@ -45,6 +45,7 @@ class TimeParser:
             known = self.parse_distinct(coded.dictionary, coded.indices, first_row, where)
             return known[coded.indices.to_numpy()]
         if pa.types.is_timestamp(kind):
+            self.zoned = kind.tz is not None
             ticks = values.cast(pa.int64()).to_numpy()
             return _scale(ticks, kind.unit, self.column, where)
         if pa.types.is_date(kind):

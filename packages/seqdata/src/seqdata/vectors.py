@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 
 from seqdata.fields import Vector, is_list, is_text
 
+# floats hold every integer up to here
+EXACT = 1 << 53
 SEPARATORS = np.zeros(256, bool)
 SEPARATORS[list(b" \t\n\r[](),;")] = True
 
@@ -102,8 +104,9 @@ def _any_text(values: pa.Array, spec: Vector, width: int | None) -> tuple[np.nda
 
 def _place(numbers: np.ndarray, bad: np.ndarray, width: int, spec: Vector) -> tuple[np.ndarray, np.ndarray]:
     wrong = ~np.isfinite(numbers).all(axis=1)
-    if spec.dtype == "uint8":
-        wrong |= ((numbers < 0) | (numbers > 255) | (numbers != np.floor(numbers))).any(axis=1)
+    if spec.dtype != "float32" and numbers.dtype != np.dtype(spec.dtype):
+        low, high = (0, 255) if spec.dtype == "uint8" else (-EXACT, EXACT)
+        wrong |= ((numbers < low) | (numbers > high) | (numbers != np.floor(numbers))).any(axis=1)
     if not bad.any() and not wrong.any():
         return numbers.astype(spec.dtype, copy=False), bad
     out = np.zeros((len(bad), width), spec.dtype)
