@@ -1,6 +1,7 @@
 """Is seqdata's build faster and smaller than what people do today?
 
-    python benchmarks/bench_seqdata.py build --events 10000000     a generated log against pandas, polars and DuckDB
+    python benchmarks/bench_seqdata.py build --events 10000000     two logs, of few and of many distinct items,
+                                                                   against pandas, polars and DuckDB
     python benchmarks/bench_seqdata.py lgsr                         LGSR's 3.03 M rows against pandas (FOOTFALL_DATA)
     python benchmarks/bench_seqdata.py load                         opening, batches, loader throughput
 
@@ -38,12 +39,17 @@ LGSR_FIELDS = [
 ]
 ROUND = 2_000_000
 SEED = 7
+DIGITS = 11
 VERSIONS = ("numpy", "pyarrow", "duckdb", "pandas", "polars")
 
 
-def generate(path: Path, events: int) -> None:
-    """A log in the shape of the RecSys Challenge 2025: about 10 events a user, a heavy tail, users in random order."""
+def generate(path: Path, events: int, many: bool = False) -> None:
+    """A log in the shape of the RecSys Challenge 2025: about 10 events a user, a heavy tail, users in random order.
+
+    many: items are texts, like the challenge's urls, with three distinct ones for ten events.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     every = 10
@@ -61,7 +67,10 @@ def generate(path: Path, events: int) -> None:
         user[place % every == 0] = names[place[place % every == 0] // every]
         when = (1_655_942_400 + rng.integers(0, 143 * 86_400, count)) * 1_000_000
         kind = rng.choice(5, count, p=[0.89, 0.03, 0.06, 0.01, 0.01])
-        item = (rng.pareto(0.3, count) % 1_000_003).astype(np.int32)
+        item = pa.array((rng.pareto(0.3, count) % 1_000_003).astype(np.int32))
+        if many:
+            digits = pa.array(rng.integers(0, events * 3 // 10, count)).cast(pa.string())
+            item = pc.binary_join_element_wise("https://shop.example/item/", pc.utf8_lpad(digits, DIGITS, "0"), "")
         batch = pa.table(
             {
                 "client_id": user.astype(np.int64),
@@ -108,12 +117,22 @@ def with_seqdata(log: str, out: str, memory: str) -> dict:
     )
     took = spent(began)
     peak = peak_kb()
-    items = np.append([0, 0], store.vocabulary("item").values)[store.column("item")]
+    items = np.append([0, 0], numbers(store.vocabulary("item").table.column("value")))[store.column("item")]
     return {
         **took,
         "peak": peak,
         "check": checksum(store.users, np.diff(store.offsets), store.time // 1_000_000, items),
     }
+
+
+def numbers(items) -> np.ndarray:
+    """int64 of items, or of the digits that their texts end with."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_integer(items.type):
+        items = pc.utf8_slice_codeunits(items, -DIGITS).cast(pa.int64())
+    return items.to_numpy()
 
 
 def with_pandas(log: str, out: str, memory: str) -> dict:
@@ -143,6 +162,19 @@ def with_polars(log: str, out: str, memory: str) -> dict:
     return {**took, "peak": peak_kb(), "check": _check_lists(out)}
 
 
+def with_polars_ids(log: str, out: str, memory: str) -> dict:
+    """Items by the rank of their count, as a model needs them and seqdata makes them."""
+    import polars as pl
+
+    began = time.perf_counter(), time.process_time()
+    ranked = pl.scan_parquet(log).group_by("item").len().sort(["len", "item"], descending=[True, False])
+    ids = ranked.select("item").with_row_index("id").collect()
+    plan = pl.scan_parquet(log).join(ids.lazy(), on="item", maintain_order="left").drop("item")
+    plan.group_by("client_id").agg(pl.all().sort_by("timestamp", maintain_order=True)).sink_parquet(out)
+    took = spent(began)
+    return {**took, "peak": peak_kb(), "check": _check_lists(out, ids["item"])}
+
+
 def with_duckdb_lists(log: str, out: str, memory: str) -> dict:
     return _duckdb(
         "SELECT client_id, list(timestamp ORDER BY timestamp) AS timestamp, list(event_type ORDER BY timestamp) AS"
@@ -167,16 +199,18 @@ def _duckdb(query: str, out: str, memory: str) -> dict:
     return {**took, "peak": peak_kb(), "check": _check_lists(out)}
 
 
-def _check_lists(path: str) -> list[int]:
+def _check_lists(path: str, names=None) -> list[int]:
     import polars as pl
 
+    column = "item" if names is None else "id"
     frame = pl.read_parquet(path).sort("client_id", maintain_order=True)
-    if frame["item"].dtype == pl.List:
-        lengths = frame["item"].list.len().to_numpy().astype(np.int64)
-        users, frame = frame["client_id"].to_numpy(), frame.select(pl.col("timestamp", "item").explode())
+    if frame[column].dtype == pl.List:
+        lengths = frame[column].list.len().to_numpy().astype(np.int64)
+        users, frame = frame["client_id"].to_numpy(), frame.select(pl.col("timestamp", column).explode())
     else:
         users, lengths = np.unique(frame["client_id"].to_numpy(), return_counts=True)
-    return checksum(users, lengths, frame["timestamp"].dt.epoch("s").to_numpy(), frame["item"].to_numpy())
+    items = frame[column] if names is None else names.gather(frame[column])
+    return checksum(users, lengths, frame["timestamp"].dt.epoch("s").to_numpy(), numbers(items.to_arrow()))
 
 
 def lgsr_with_seqdata(log: str, out: str, memory: str) -> dict:
@@ -222,6 +256,7 @@ RIVALS = {
     "seqdata": with_seqdata,
     "pandas sort + groupby(list)": with_pandas,
     "polars group_by(sort_by)": with_polars,
+    "polars group_by(sort_by), items to ids": with_polars_ids,
     "duckdb list(x ORDER BY t), 8 GB": with_duckdb_lists,
     "duckdb ORDER BY, same limit": with_duckdb_sort,
     "lgsr seqdata": lgsr_with_seqdata,
@@ -359,7 +394,10 @@ def main() -> None:
     parser.add_argument("--memory-limit", default="512MB")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a rival is stopped")
     parser.add_argument("--only", nargs="*", help="rivals to run, seqdata among them")
-    parser.add_argument("--log", type=Path, help="the generated log, kept from one run to the next")
+    parser.add_argument("--log", type=Path, help="a generated log that is kept; needs one of --items")
+    parser.add_argument(
+        "--items", nargs="+", choices=["few", "many"], default=["few", "many"], help="the logs to build"
+    )
     options = parser.parse_args()
     if options.what == "lgsr":
         log = Path(os.environ["FOOTFALL_DATA"]) / "lgsr" / "transactions.parquet"
@@ -373,23 +411,27 @@ def main() -> None:
             {"rows": 3_034_288, "columns": len(LGSR_FIELDS) + 2},
         )
         return
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
-        log = options.log or Path(folder) / "log.parquet"
-        if not log.exists():
-            generate(log, options.events)
-        if options.what == "load":
-            load(log)
-            return
-        rivals = options.only or list(RIVALS)[:5]
-        race(
-            f"build_{options.events // 1_000_000}m",
-            str(log),
-            rivals,
-            options.rounds,
-            options.memory_limit,
-            options.limit,
-            {"events": options.events},
-        )
+    if options.log and len(options.items) > 1 and options.what == "build":
+        parser.error("--log: names one log; needs --items few or --items many beside it")
+    for items in options.items[:1] if options.what == "load" else options.items:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
+            log = options.log or Path(folder) / "log.parquet"
+            if not log.exists():
+                generate(log, options.events, items == "many")
+            if options.what == "load":
+                load(log)
+                return
+            # pandas takes minutes and most of the memory for many texts
+            slow = [] if items == "few" else ["pandas sort + groupby(list)"]
+            race(
+                f"build_{options.events // 1_000_000}m{'' if items == 'few' else '_many'}",
+                str(log),
+                options.only or [name for name in list(RIVALS)[:6] if name not in slow],
+                options.rounds,
+                options.memory_limit,
+                options.limit,
+                {"events": options.events, "items": items},
+            )
 
 
 if __name__ == "__main__":

@@ -288,10 +288,11 @@ def test_resume_continues_where_it_stopped(tmp_path, oracle, monkeypatch):
         log.iloc[i * 1000 : (i + 1) * 1000].to_parquet(tmp_path / f"log-{i}.parquet")
     options = {"user": "user", "time": "time", "time_unit": "s", "progress": False, "shards": 3}
     plain = seqdata.build(tmp_path / "log-*.parquet", tmp_path / "plain", **options)
-    from seqdata.job import Job, _Ingest
+    from seqdata.ingest import Ingest
+    from seqdata.job import Job
 
     ingested = []
-    run, sort = _Ingest.run, Job.sort
+    run, sort = Ingest.run, Job.sort
 
     def failing_run(self, tick):
         ingested.append(self.part.where)
@@ -299,7 +300,7 @@ def test_resume_continues_where_it_stopped(tmp_path, oracle, monkeypatch):
             raise KeyboardInterrupt
         return run(self, tick)
 
-    monkeypatch.setattr(_Ingest, "run", failing_run)
+    monkeypatch.setattr(Ingest, "run", failing_run)
     with pytest.raises(KeyboardInterrupt):
         seqdata.build(tmp_path / "log-*.parquet", tmp_path / "s", resume=True, **options)
     sorted_shards = []

@@ -154,7 +154,11 @@ def test_zones_are_one_or_refused(tmp_path):
         pq.write_table(pa.table({"user": [1], "time": times}), tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match=r"2\.parquet names a zone and .*1\.parquet does not"):
         seqdata.build(tmp_path / "*.parquet", tmp_path / "s", **KEYS)
-    for first, second in (("2024-01-01T00:00:00+02:00", "2024-01-01T00:00:00"), ("2024-01-01T00:00:00", zoned)):
+    for first, second in (
+        ("2024-01-01T00:00:00+02:00", "2024-01-01T00:00:00"),
+        ("2024-01-01T00:00:00", zoned),
+        ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00"),
+    ):
         store = seqdata.build(pa.table({"user": [1], "time": [first]}), tmp_path / "s", overwrite=True, **KEYS)
         with pytest.raises(ValueError, match="names a zone and"):
             seqdata.append(

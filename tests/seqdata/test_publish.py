@@ -179,5 +179,5 @@ def test_stopped_after_the_fit(tmp_path, path, monkeypatch):
         context.setattr(job.layout, "write_json", stop)
         with pytest.raises(KeyboardInterrupt):
             seqdata.build(path, tmp_path / "s", resume=True, **KEYS)
-    monkeypatch.setattr(job._Ingest, "run", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(job.Ingest, "run", lambda *_: pytest.fail("read again"))
     assert seqdata.build(path, tmp_path / "s", resume=True, **KEYS).num_events == 400

@@ -107,8 +107,11 @@ def append(
         users, events = write_index(folders, job.fitted / "index", budget // 3)
         merged = schema | {key: made[key] for key in ("generation", "fields", "items")}
         merged |= {"shards": shards, "num_users": users, "num_events": events}
-        zoned = made["time"]["zoned"] | schema["time"].get("zoned", {})
-        merged |= {"time": schema["time"] | {"zoned": zoned}}
+        zones = {
+            table: sorted({*made["time"]["zones"].get(table, ()), *schema["time"].get("zones", {}).get(table, ())})
+            for table in made["time"]["zones"] | schema["time"].get("zones", {})
+        }
+        merged |= {"time": schema["time"] | {"zones": zones}}
         merged["rows"] = _add(schema["rows"], made["rows"])
         merged["tables"] = _add(schema["tables"], made["tables"])
         if cutoff is not None and schema["fit_before"] is not None:

@@ -15,23 +15,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from seqdata import layout
-from seqdata.encode import CategoricalCodec, Codec, HashedCodec, VectorCodec, plain
-from seqdata.entries import Entries, EntryWriter, read_remap
+from seqdata.encode import CategoricalCodec, HashedCodec, VectorCodec
+from seqdata.entries import Entries, read_remap
 from seqdata.fields import describe
 from seqdata.fit import Old, Rules, fit_ids
-from seqdata.hashing import hash_values, mix
-from seqdata.part import Part
+from seqdata.ingest import ROW, Ingest
 from seqdata.plan import Plan
 from seqdata.publish import LOCK
-from seqdata.spool import Spool, SpoolWriter, sorted_runs
+from seqdata.spool import Spool, sorted_runs
 from seqdata.tables import VocabularyWriter, read_batch, read_batches
-from seqdata.times import TimeParser, format_time
+from seqdata.times import format_time
 
-# a hash of an event's values, by which events that repeat one are found
-ROW = "row"
+# kinds of times (TimeParser.zone) that one table cannot hold: typed times without a zone beside UTC are UTC
+MIXED = (("text", "utc"), ("text", "zone"), ("bare", "zone"))
 
 
 def _quiet(rows: int) -> None:
@@ -77,11 +75,10 @@ class Job:
         marker = self.work / "parts" / f"{number:05d}.json"
         if (done := _read(marker)) is not None:
             return done
-        table, part = self.plan.parts[number]
         folder = marker.with_suffix("")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        result = _Ingest(self, table, part, folder).run(tick)
+        result = Ingest(self.plan, number, folder, self.slots, self.columns).run(tick)
         layout.write_json(marker, result)
         pa.default_memory_pool().release_unused()
         return result
@@ -91,7 +88,7 @@ class Job:
         marker = self.work / "fit.json"
         if (done := _read(marker)) is not None:
             return done
-        _zones(self.plan, parts, {} if self.previous is None else self.previous.schema["time"].get("zoned", {}))
+        _zones(self.plan, parts, {} if self.previous is None else self.previous.schema["time"].get("zones", {}))
         described = self._fit(parts)
         # only what is recorded as done may go: an end before the record begins the fit again
         layout.write_json(marker, described)
@@ -238,7 +235,7 @@ class Job:
             "version": layout.VERSION,
             "generation": self.generation,
             "user": {"column": plan.user, "dtype": "string" if plan.text_users else "int64"},
-            "time": {"column": plan.time, "unit": "us", "zoned": _zones(plan, parts, {})},
+            "time": {"column": plan.time, "unit": "us", "zones": _zones(plan, parts, {})},
             "event_field": plan.event_field,
             "fields": described,
             "fit_before": plan.fit_before,
@@ -304,152 +301,22 @@ class _Names:
             yield read_batch(self.path, int(i)).take(pa.array(here))
 
 
-class _Ingest:
-    """Reads one part."""
-
-    def __init__(self, job: Job, table: str, part: Part, folder: Path) -> None:
-        self.plan, self.table, self.part, self.folder = job.plan, table, part, folder
-        self.codecs: dict[str, Codec] = job.plan.codecs()
-        self.slots, self.columns = job.slots, job.columns
-        self.users = job.plan.user_codec()
-        self.parser = TimeParser(job.plan.time, job.plan.time_unit, job.plan.time_format)
-        self.spools: list[SpoolWriter] = []
-        self.entries: dict[str, EntryWriter] = {}
-        self.rows_in = self.dropped = 0
-
-    def run(self, tick: Callable[[int], None]) -> dict[str, Any]:
-        plan, part = self.plan, self.part
-        names = list(
-            dict.fromkeys([plan.user, plan.time, *(name for name in self.codecs if name in part.schema.names)])
-        )
-        try:
-            self._open()
-            for batch in part.read(names, {plan.time: pa.string()} | plan.types, self._batch_rows(names)):
-                if batch.num_rows:
-                    self._batch(
-                        {name: self._cast(name, batch.column(i)) for i, name in enumerate(names)}, batch.num_rows
-                    )
-                    tick(self.rows_in)
-        finally:
-            for spool in self.spools:
-                spool.close()
-            for entries in self.entries.values():
-                entries.close()
-        return {
-            "rows_in": self.rows_in,
-            "dropped": self.dropped,
-            "rows": [spool.rows for spool in self.spools],
-            "entries": {slot: (writer.count, writer.bytes) for slot, writer in self.entries.items()},
-            "starts": {slot: writer.starts for slot, writer in self.entries.items()},
-            "widths": {name: codec.width for name, codec in self.codecs.items() if isinstance(codec, VectorCodec)},
-            "zoned": self.parser.zoned,
-        }
-
-    def _batch_rows(self, names: list[str]) -> int:
-        # a larger batch repeats fewer entries; what it takes besides the spool is about three words a value, and wide
-        # values are held several times over
-        width = 24 * len(names) + 3 * max(self.part.width(names) - 8 * len(names), 0)
-        return int(min(max(self.plan.budget // 8 // width, 1 << 10), 1 << 19))
-
-    def _open(self) -> None:
-        for i in range(self.plan.shards):
-            self.spools.append(SpoolWriter(self.folder / f"spool_{i:05d}", self.columns))
-        for name, codec in self.codecs.items():
-            if codec.kind is not None:
-                slot = self.slots[name]
-                self.entries[slot] = EntryWriter(self.folder / f"{slot}.arrow", codec.kind)
-        if self.users is not None:
-            self.entries["user"] = EntryWriter(self.folder / "user.arrow", self.users.kind)
-
-    def _batch(self, values: dict[str, pa.Array], rows: int) -> None:
-        plan, where, first = self.plan, self.part.where, self.part.first_row + self.rows_in
-        time = self.parser.parse(values[plan.time], first, where)
-        self.rows_in += rows
-        keep = self._keep(values[plan.user], first)
-        if keep is not None:
-            chosen = pa.array(keep)
-            values = {name: array.filter(chosen) for name, array in values.items()}
-            time = time[keep]
-            self.dropped += rows - len(time)
-            rows = len(time)
-        fit = None if plan.fit_before is None else time < plan.fit_before
-        keys, hashes = self._keys(values[plan.user], rows, first)
-        spooled: dict[str, np.ndarray] = {"user": keys, "time": time}
-        if plan.dedup:
-            spooled[ROW] = np.zeros(rows, np.uint64)
-        for name, codec in self.codecs.items():
-            source = values.get(name)
-            if name == plan.event_field:
-                source = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([self.table]))
-            coded = codec.ingest(source, fit, rows, where)
-            slot = self.slots[name]
-            spooled[slot] = coded.codes
-            if slot in self.entries:
-                self.entries[slot].add(coded)
-            if plan.dedup:
-                seen = codec.spread(coded, source)
-                spooled[ROW] = mix(spooled[ROW] ^ seen)
-        if len(self.spools) == 1:
-            self.spools[0].append(spooled)
-            return
-        shard = (hashes % np.uint64(len(self.spools))).astype(np.uint16)
-        order = np.argsort(shard, kind="stable")
-        ends = np.cumsum(np.bincount(shard, minlength=len(self.spools)))
-        for i, spool in enumerate(self.spools):
-            piece = order[ends[i - 1] if i else 0 : ends[i]]
-            spool.append({name: column[piece] for name, column in spooled.items()})
-
-    def _cast(self, name: str, array: pa.Array) -> pa.Array:
-        kind = self.plan.types.get(name)
-        return (
-            array if kind is None or array.type == kind else plain(array, kind, f"column {name!r} of {self.part.where}")
-        )
-
-    def _keep(self, users: pa.Array, first: int) -> np.ndarray | None:
-        if pa.types.is_floating(users.type):
-            users = pc.if_else(pc.is_nan(users), pa.scalar(None, users.type), users)
-        valid = users.is_valid().to_numpy(zero_copy_only=False)
-        if valid.all():
-            return None
-        if self.plan.null_user == "error":
-            raise ValueError(
-                f"user column {self.plan.user!r} of {self.part.where}: {int((~valid).sum())} null value(s), the first"
-                f" at row {first + int(np.argmin(valid))}; null_user='drop' leaves such rows out"
-            )
-        return valid
-
-    def _keys(self, users: pa.Array, rows: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-        place = f"user column {self.plan.user!r} of {self.part.where}"
-        if self.users is not None:
-            coded = self.users.ingest(users, None, rows, self.part.where)
-            self.entries["user"].add(coded)
-            sharded = len(self.spools) > 1
-            return coded.codes, hash_values(coded.entries)[coded.codes - 1] if sharded else np.zeros(0, np.uint64)
-        keys = plain(users, pa.int64(), place).to_numpy(zero_copy_only=False)
-        if rows and int(keys.min()) < 0:
-            at = int(np.argmax(keys < 0))
-            raise ValueError(
-                f"{place}: negative id {keys[at]} at or after row {first + at}; integer ids need to be >= 0 (text ids"
-                f" may be anything: types={{{self.plan.user!r}: 'string'}})"
-            )
-        return keys, mix(keys.view(np.uint64)) if len(self.spools) > 1 else np.zeros(0, np.uint64)
-
-
-def _zones(plan: Plan, parts: list[dict[str, Any]], known: dict[str, bool]) -> dict[str, bool]:
-    """{table: whether its times name a zone}; some that do beside some that do not are an error."""
-    zones = {table: (zoned, "the store") for table, zoned in known.items()}
+def _zones(plan: Plan, parts: list[dict[str, Any]], known: dict[str, list[str]]) -> dict[str, list[str]]:
+    """{table: how its times name zones}; times whose zones cannot all be meant are an error."""
+    zones = {table: dict.fromkeys(found, "the store") for table, found in known.items()}
     for (table, part), counted in zip(plan.parts, parts, strict=True):
-        zoned = counted["zoned"]
-        if zoned is None:
+        zone = counted["zone"]
+        if zone is None:
             continue
-        before, where = zones.setdefault(table, (zoned, part.where))
-        if before != zoned:
-            named, bare = (part.where, where) if zoned else (where, part.where)
-            raise ValueError(
-                f"time column {plan.time!r} of table {table!r}: {named} names a zone and {bare} does not;"
-                " times without a zone are read as UTC, so say so in the data or cast them with Sql(...)"
-            )
-    return {table: zoned for table, (zoned, _) in zones.items()}
+        before = zones.setdefault(table, {})
+        before.setdefault(zone, part.where)
+        for bare, named in MIXED:
+            if bare in before and named in before:
+                raise ValueError(
+                    f"time column {plan.time!r} of table {table!r}: {before[named]} names a zone and {before[bare]}"
+                    " does not; times without a zone are read as UTC, so say so in the data or cast them with Sql(...)"
+                )
+    return {table: sorted(found) for table, found in zones.items()}
 
 
 def _read(path: Path) -> Any:

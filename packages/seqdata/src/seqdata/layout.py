@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from seqdata.mapping import map_array, map_file
+from seqdata.schema import check
 
 FORMAT = "seqdata"
 VERSION = 1
@@ -80,6 +81,14 @@ def read_schema(path: Path, name: str = "schema.json") -> dict[str, Any]:
             f"{path} has format version {schema.get('version')}; this seqdata reads up to {VERSION}: upgrade it with"
             " pip install -U seqdata"
         )
+    try:
+        check(schema)
+    except ValueError as error:
+        raise StoreError(f"{path}/{name} is not as this package writes it: {error}") from None
+    folders = ["shards", "fitted", f"fitted/{schema['generation']:05d}"]
+    for folder in [*folders, *(f"shards/{shard['folder']}" for shard in schema["shards"])]:
+        if (path / folder).is_symlink():
+            raise StoreError(f"{path / folder} is a link; needs a folder inside the store")
     return schema
 
 

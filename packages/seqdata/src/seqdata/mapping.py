@@ -24,7 +24,7 @@ def map_file(path: Path) -> np.ndarray:
     Python's own mmap keeps a descriptor for every file (until 3.13, where `trackfd` came), and a store has one file for
     every column of every shard.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_open_no_link) as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
             return np.zeros(0, np.uint8)
@@ -36,6 +36,11 @@ def map_file(path: Path) -> np.ndarray:
     # not at exit: arrays may be in use until the very end, and the system unmaps then anyway
     weakref.finalize(memory, _libc.munmap, address, size).atexit = False
     return np.frombuffer(memoryview(memory).toreadonly(), np.uint8)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # a link in a store may lead anywhere
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def map_array(path: Path) -> np.ndarray:

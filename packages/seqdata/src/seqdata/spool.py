@@ -22,19 +22,17 @@ UNITS = (1_000, 1_000_000, 60_000_000)
 
 
 class SpoolWriter:
-    """Appends batches of raw columns; `rows` lists their sizes."""
+    """Appends batches of raw columns; `rows` lists their sizes. No file stays open, for there may be thousands."""
 
     def __init__(self, path: Path, columns: dict[str, np.dtype]) -> None:
-        self.columns, self.rows = columns, list[int]()
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115
+        self.path, self.columns, self.rows = path, columns, list[int]()
+        path.write_bytes(b"")
 
     def append(self, batch: dict[str, np.ndarray]) -> None:
         self.rows.append(len(batch["time"]))
-        for name, dtype in self.columns.items():
-            write_all(self._file, np.ascontiguousarray(batch[name], dtype))
-
-    def close(self) -> None:
-        self._file.close()
+        with open(self.path, "ab", buffering=0) as file:
+            for name, dtype in self.columns.items():
+                write_all(file, np.ascontiguousarray(batch[name], dtype))
 
 
 @dataclass(frozen=True)
@@ -108,21 +106,17 @@ def _scatter(
     columns = spools[0].columns
     writers = [SpoolWriter(file, columns) for file in files]
     done = 0
-    try:
-        for batch in _merged(spools, max(budget // sum(dtype.itemsize for dtype in columns.values()), 1)):
-            target = np.searchsorted(splitters, batch["user"], "right").astype(np.uint16)
-            ends = np.cumsum(np.bincount(target, minlength=len(files)))
-            order = np.argsort(target, kind="stable")
-            batch = {name: values[order] for name, values in batch.items()}
-            for i, writer in enumerate(writers):
-                piece = slice(ends[i - 1] if i else 0, ends[i])
-                if piece.stop > piece.start:
-                    writer.append({name: values[piece] for name, values in batch.items()})
-            done += len(order)
-            tick(done)
-    finally:
-        for writer in writers:
-            writer.close()
+    for batch in _merged(spools, max(budget // sum(dtype.itemsize for dtype in columns.values()), 1)):
+        target = np.searchsorted(splitters, batch["user"], "right").astype(np.uint16)
+        ends = np.cumsum(np.bincount(target, minlength=len(files)))
+        order = np.argsort(target, kind="stable")
+        batch = {name: values[order] for name, values in batch.items()}
+        for i, writer in enumerate(writers):
+            piece = slice(ends[i - 1] if i else 0, ends[i])
+            if piece.stop > piece.start:
+                writer.append({name: values[piece] for name, values in batch.items()})
+        done += len(order)
+        tick(done)
     return [writer.rows for writer in writers]
 
 

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from seqdata.fields import is_text
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+UTC = ("UTC", "utc", "GMT", "Etc/UTC", "Z", "+00:00")
+UTC_ENDING = r"(?i)(z|[+-]00:?00|\s?utc|\s?gmt)$"
 ZONE = r"(?i)(z|[+-]\d\d:?\d\d|\s?utc|\s?gmt)$"
 
 
@@ -26,6 +28,8 @@ class TimeParser:
         if unit is not None and unit not in (*MICROSECONDS, "ns"):
             raise ValueError(f"time_unit={unit!r}: needs 's', 'ms', 'us' or 'ns'")
         self.column, self.unit, self.format = column, unit, format
+        # "text" and "bare" (typed) without a zone, "utc" and "zone" (any other) with one; None: nothing that says
+        self.zone: str | None = None
         self.zoned: bool | None = None
 
     def parse(self, values: pa.Array, first_row: int, where: str) -> np.ndarray:
@@ -45,7 +49,7 @@ class TimeParser:
             known = self.parse_distinct(coded.dictionary, coded.indices, first_row, where)
             return known[coded.indices.to_numpy()]
         if pa.types.is_timestamp(kind):
-            self.zoned = kind.tz is not None
+            self.zone = "bare" if kind.tz is None else "utc" if kind.tz in UTC else "zone"
             ticks = values.cast(pa.int64()).to_numpy()
             return _scale(ticks, kind.unit, self.column, where)
         if pa.types.is_date(kind):
@@ -106,7 +110,8 @@ class TimeParser:
             # the common case, texts without a zone, needs no look at each of them
             try:
                 known = texts.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
-                self.zoned = False if len(texts) else self.zoned
+                if len(texts):
+                    self.zone, self.zoned = "text", False
                 return known, np.zeros(len(texts), bool)
             except pa.ArrowInvalid:
                 pass
@@ -124,6 +129,9 @@ class TimeParser:
                     f" ({without!r}): make them all one kind, times without a zone are read as UTC"
                 )
             self.zoned = bool(zoned[0])
+            self.zone = self.zone or ("utc" if self.zoned else "text")
+            if self.zoned and not pc.all(pc.match_substring_regex(texts, UTC_ENDING)).as_py():
+                self.zone = "zone"
         if self.zoned:
             texts = pc.replace_substring_regex(texts, r"(?i)(z|\s?utc|\s?gmt)$", "+00:00")
             kind = pa.timestamp("us", "UTC")
