@@ -26,7 +26,7 @@ def test_tries(kind):
         (lambda s: s["fields"]["item"].update(dtype="O"), "dtype"),
         (lambda s: s["fields"]["item"].update(kind="pickle"), "kind|needs one of"),
         (lambda s: s["shards"][0].update(folder="../shards/00000"), "plain name"),
-        (lambda s: s["shards"][0].update(events=10**9), "another number of events"),
+        (lambda s: s["shards"][0].update(events=10**9), "hold 1,000,000,000 events; schema.json says 50"),
         (lambda s: s.update(generation=-1), "whole number"),
         (lambda s: s.update(shards=[]), "no shard"),
         (lambda s: s.update(fields=[]), "'fields'"),

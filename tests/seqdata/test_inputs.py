@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import os
+import subprocess
+import sys
 import uuid
 
 import numpy as np
@@ -167,6 +169,14 @@ def test_zones_are_one_or_refused(tmp_path):
         seqdata.append(store, pa.table({"user": [1], "time": [first]}), progress=False)
 
 
+def test_nanoseconds_in_text_are_cut_off(tmp_path):
+    for times in (["2024-01-01 00:02:07.000001999"], ["2024-01-01T00:02:07.000001999Z"]):
+        store = seqdata.build(pa.table({"user": [1], "time": times}), tmp_path / "s", overwrite=True, **KEYS)
+        assert store.time.tolist() == [1_704_067_327_000_001]
+    with pytest.raises(ValueError, match="the first 'soon'"):
+        seqdata.build(pa.table({"user": [1], "time": ["soon"]}), tmp_path / "t", **KEYS)
+
+
 def test_append_knows_the_files_it_took(tmp_path):
     for name, rows in (("a", 40), ("b", 30)):
         pq.write_table(log(rows), tmp_path / f"{name}.parquet")
@@ -229,3 +239,15 @@ def test_export_keeps_quotes_and_microseconds(tmp_path):
         "user:token\ttimestamp:float\tc:token", '1\t1600000000\t12" ruler', "2\t0\tb"
     ]  # fmt: skip
     assert (tmp_path / "rb" / "rb.item").read_text() == 'c:token\tnote:token\n12" ruler\tsay "hi"\nb\t\n'
+
+
+def test_lists_of_texts_are_refused_before_anything_is_read(tmp_path):
+    table = log(3, tags=pa.array([["a"], ["b", "c"], []]))
+    with pytest.raises(ValueError, match=r"column 'tags' has type list<.*which no field holds"):
+        seqdata.build(table, tmp_path / "s", **KEYS)
+    assert seqdata.build(table, tmp_path / "s", fields={"x": "categorical"}, **KEYS).fields == ["x"]
+
+
+def test_nothing_of_the_system_is_needed_to_import():
+    code = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None; import seqdata, seqdata.cli"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -118,7 +118,7 @@ def infer_field(name: str, kind: pa.DataType) -> Field:
         return Numeric()
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return Numeric("float64")
-    if is_list(kind):
+    if is_list(kind) and not is_name(kind.value_type):
         inner = kind.value_type
         if inner in (pa.uint8(), pa.bool_()):
             return Vector(dtype="uint8")

@@ -7,7 +7,6 @@ pickled, find what they opened for as long as they hold it. The system gives a l
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ def hold(folder: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _lock(handle, shared=True)
         if os.path.samestat(os.fstat(handle), os.stat(folder)):
             return handle
     except (BlockingIOError, FileNotFoundError):
@@ -81,9 +80,18 @@ def _alone(folders: list[Path]) -> Iterator[bool]:
                 handle = os.open(folder, os.O_RDONLY)
                 stack.callback(os.close, handle)
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _lock(handle, shared=False)
                 except BlockingIOError:
                     free = False
                 except OSError:
                     pass
         yield free
+
+
+def _lock(handle: int, shared: bool) -> None:
+    """Locks a folder at once, or raises a BlockingIOError; another OSError where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError("this system has no locks of folders") from None
+    fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

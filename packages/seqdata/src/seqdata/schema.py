@@ -29,8 +29,9 @@ def check(schema: dict[str, Any]) -> None:
         _name(shard, "folder", FOLDER, "a shard")
         for key in ("users", "events"):
             _whole(shard, key, "a shard's ")
-    if sum(shard["events"] for shard in schema["shards"]) != schema["num_events"]:
-        raise ValueError("its shards have another number of events than it says")
+    events = sum(shard["events"] for shard in schema["shards"])
+    if events != schema["num_events"]:
+        raise ValueError(f"its shards hold {events:,} events; schema.json says {schema['num_events']:,}")
     for name, entry in schema["fields"].items():
         _column(name, entry)
     for field, table in schema["items"].items():

@@ -218,10 +218,13 @@ def _scale(ticks: np.ndarray, unit: str, column: str, where: str) -> np.ndarray:
 
 
 def _cast_or_mark(texts: pa.Array, kind: pa.DataType) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        return texts.cast(kind).cast(pa.int64()).to_numpy(), np.zeros(len(texts), bool)
-    except pa.ArrowInvalid:
-        return _one_by_one(texts, lambda piece: piece.cast(kind))
+    # digits behind the microseconds are cut off, as those of typed times are
+    for shape in (lambda: texts, lambda: pc.replace_substring_regex(texts, r"(\.\d{6})\d{1,3}", r"\1")):
+        try:
+            return shape().cast(kind).cast(pa.int64()).to_numpy(), np.zeros(len(texts), bool)
+        except pa.ArrowInvalid:
+            continue
+    return _one_by_one(texts, lambda piece: piece.cast(kind))
 
 
 def _strptime(texts: pa.Array, format: str) -> tuple[np.ndarray, np.ndarray]:
