@@ -10,8 +10,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_heads import AGGREGATORS, FAMO, WEIGHTINGS, MultiTaskHeads, SharedBottom, TaskSpec
-from mtl_heads.metrics import CalibrationError, PropensityScore, RankingMetrics
+from mtl_heads import AGGREGATORS, FAMO, WEIGHTINGS, MultiTaskHeads, SharedBottom, TaskLosses, TaskSpec
+from mtl_heads.metrics import AUROC, CalibrationError, MeanLosses, PropensityScore, RankingMetrics
 
 NAMES = ("a", "b", "c")
 
@@ -182,7 +182,11 @@ def _metrics(rows):
     metrics[0].update(scores[rows], labels[rows])
     metrics[1].update(scores[rows].sigmoid(), labels[rows])
     metrics[2].update(scores[rows], labels[rows])
-    return [metric.compute() for metric in metrics]
+    areas, means = AUROC(6), MeanLosses("ab")
+    areas.update(scores[rows], labels[rows], mask=torch.arange(20)[rows] % 3 > 0)
+    for row in range(20)[rows]:
+        means.update(TaskLosses(("a", "b"), scores[row, :2], torch.tensor([float(row % 3), 2.0])))
+    return [*(metric.compute() for metric in metrics), areas.compute()["macro"], means.compute()]
 
 
 def _one_process():

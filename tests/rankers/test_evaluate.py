@@ -7,6 +7,7 @@ import pytest
 
 from rankers import Interactions, LambdaRank, Popularity, RepeatItems, evaluate, union
 from rankers.evaluate import bootstrap
+from rankers.ranker import top_items
 
 
 def _plain(found, targets, k, full_ideal):
@@ -53,6 +54,20 @@ def test_values_are_their_definitions_in_every_slice(seed, full_ideal):
                 assert result.means(name, all_users=True)[f"recall@{k}"] == pytest.approx(
                     np.nan_to_num(rows[:, 1]).sum() / 9
                 )
+
+
+def test_numbers_and_tie_rule_are_those_of_mtl_heads():
+    torch, metrics = pytest.importorskip("torch"), pytest.importorskip("mtl_heads.metrics")
+    rng = np.random.default_rng(3)
+    scores, relevant = rng.integers(4, size=(30, 12)).astype(float), rng.random((30, 12)) < 0.15
+    exclude = (rng.random((30, 12)) < 0.2) & ~relevant
+    lists, _ = top_items(np.where(exclude, -np.inf, scores), 5)
+    found = evaluate(np.arange(30), lists, *np.nonzero(relevant), ks=(1, 5)).means()
+    other = metrics.RankingMetrics((1, 5))
+    other.update(*(torch.from_numpy(part) for part in (scores, relevant)), exclude=torch.from_numpy(exclude))
+    expected = other.compute()
+    assert found.pop("users") == expected["rows"]
+    assert found == pytest.approx({name: expected[name] for name in found})
 
 
 def test_pairs_of_rankers_are_of_the_same_users():

@@ -64,8 +64,8 @@ class MultiTaskHeads(nn.Module):
             head = self.head(name)
             if isinstance(head, RegressionHead):
                 labels, mask = self._border(name, labels, (masks or {}).get(name))
-                present = labels if mask is None else labels[mask]
-                check_labels(present, head.fits(present), None, name, head.needs)
+                here = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+                check_labels(labels, head.fits(labels), here, name, head.needs)
                 head.transform.fit(labels, mask)
 
     def forward(self, features: Features, positions: Features | None = None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from .interactions import Interactions
-from .ranker import Ranker
+from .ranker import Ranker, Scores, positive
 
 MODES = ("g", "p", "gp")
 
@@ -34,11 +34,11 @@ class TopFreq(Ranker):
         self.own.sum_duplicates()
         self.popularity = np.bincount(item, minlength=self.num_items).astype(np.float64)
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
         if self.mode == "g":
             scores = np.repeat(self.popularity[None], len(users), 0)
         elif self.mode == "p":
-            scores = self.own[users].toarray()
+            return self.own[users]
         else:
             # Below 1: popularity only decides between equal own counts.
             scores = self.own[users].toarray() + self.popularity / (self.popularity.max(initial=0) + 1)
@@ -79,13 +79,12 @@ class UPCF(Ranker):
         self.own.data[:] = 1.0
         self.sizes = np.diff(self.own.indptr).astype(np.float64)
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
         common = csr_array(self.own[users] @ self.own.T)
         row = np.repeat(np.arange(len(users)), np.diff(common.indptr))
         below = self.sizes[users][row] ** self.asymmetry * self.sizes[common.indices] ** (1 - self.asymmetry)
         common.data = (common.data / below) ** self.locality
-        scores = (common @ self.recent).toarray()
-        return np.where(scores > 0, scores, -np.inf)
+        return positive(common @ self.recent)
 
 
 class TIFUKNN(Ranker):
@@ -140,7 +139,7 @@ class TIFUKNN(Ranker):
         self.pool = known if self.among is None else np.intersect1d(known, self.among)
         self.squares = np.asarray(self.vectors.power(2).sum(1)).ravel()
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
         own = self.vectors[users]
         others = self.vectors[self.pool]
         inner = (own @ others.T).toarray()
@@ -148,13 +147,14 @@ class TIFUKNN(Ranker):
         distance[users[:, None] == self.pool] = np.inf
         near = np.argsort(distance, axis=1, kind="stable")[:, : self.neighbours]
         row = np.repeat(np.arange(len(users)), near.shape[1])
-        chosen = np.isfinite(np.take_along_axis(distance, near, 1)).ravel()
+        # Nobody without a basket has a taste: everybody would be as near.
+        chosen = (np.isfinite(np.take_along_axis(distance, near, 1)) & (self.squares[users] > 0)[:, None]).ravel()
         mean = csr_array((np.ones(chosen.sum()), (row[chosen], near.ravel()[chosen])), shape=inner.shape) @ others
         number = np.bincount(row[chosen], minlength=len(users)).clip(1)
-        scores = self.alpha * own.toarray() + (1 - self.alpha) * mean.toarray() / number[:, None]
-        # Nobody without a basket has a taste: everybody would be as near.
-        scores[self.squares[users] == 0] = 0.0
-        return np.where(scores > 0, scores, -np.inf)
+        return positive(self.alpha * own + mean.multiply((1 - self.alpha) / number[:, None]))
+
+    def _width(self) -> int:
+        return max(self.num_items, len(self.pool))
 
 
 def baskets(interactions: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from .interactions import Interactions
-from .ranker import Ranker
+from .ranker import Ranker, Scores
 
 
 class _Factors(Ranker):
@@ -35,7 +35,7 @@ class _Factors(Ranker):
         self.user_factors = np.asarray(model.user_factors, np.float64)
         self.item_factors = np.asarray(model.item_factors, np.float64)
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
         scores = self.user_factors[users] @ self.item_factors.T
         scores[~self.known_users[users]] = -np.inf
         scores[:, ~self.known_items] = -np.inf

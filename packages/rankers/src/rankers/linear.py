@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, csr_matrix
 
 from .interactions import Interactions
-from .ranker import Ranker
+from .ranker import Ranker, Scores, positive
 
 
 class ItemKNN(Ranker):
@@ -42,9 +42,8 @@ class ItemKNN(Ranker):
         else:
             self.similarity = csr_array((self.num_items, self.num_items), dtype=np.float64)
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
-        scores = (self.own[users] @ self.similarity).toarray()
-        return np.where(scores > 0, scores, -np.inf)
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
+        return positive(self.own[users] @ self.similarity)
 
 
 class EASE(Ranker):
@@ -87,7 +86,7 @@ class EASE(Ranker):
         self.item_weights = -inverse / np.diag(inverse)
         np.fill_diagonal(self.item_weights, 0.0)
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
         rows = self.own[users]
         scores = rows @ self.item_weights
         # Nobody without a history has a taste.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .interactions import Interactions
-from .ranker import Ranker, where_stored
+from .ranker import Ranker, Scores
 
 DAY = 86_400
 
@@ -28,7 +28,7 @@ class Popularity(Ranker):
         total = np.bincount(interactions.item, weight, minlength=self.num_items)
         self.popularity = np.where(total > 0, total, -np.inf)
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
         return np.repeat(self.popularity[None], len(users), 0)
 
 
@@ -45,8 +45,8 @@ class RepeatItems(Ranker):
     def _fit(self, interactions: Interactions) -> None:
         self.own = decayed(interactions, self.half_life).matrix()
 
-    def _scores(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
-        return where_stored(self.own, users)
+    def _scores(self, users: NDArray[np.int64]) -> Scores:
+        return self.own[users]
 
 
 def decayed(interactions: Interactions, half_life: float | None) -> Interactions:

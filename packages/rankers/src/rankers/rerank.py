@@ -8,6 +8,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
+from .ranker import ordered_lists
 from .union import Candidates
 
 
@@ -96,16 +97,7 @@ class LambdaRank:
             raise ValueError("LambdaRank: got recommend before fit, needs fit first")
         features = _checked(candidates, features)
         score = np.asarray(self.model.predict(features)) if len(candidates) else np.zeros(0)
-        order = np.lexsort((candidates.item, -score, candidates.row))
-        row = candidates.row[order]
-        first = np.searchsorted(row, np.arange(len(candidates.users)))
-        place = np.arange(len(row)) - first[row]
-        items = np.full((len(candidates.users), k), -1, np.int64)
-        scores = np.full((len(candidates.users), k), -np.inf)
-        top = place < k
-        items[row[top], place[top]] = candidates.item[order][top]
-        scores[row[top], place[top]] = score[order][top]
-        return items, scores
+        return ordered_lists(candidates.row, candidates.item, score, len(candidates.users), k)
 
 
 def _checked(candidates: Candidates, features: NDArray[Any]) -> NDArray[np.float64]:
