@@ -286,3 +286,12 @@ def test_a_copy_of_a_cache_goes_its_own_way():
     model(x, offsets, cache=branch)
     assert (cache.lengths, branch.lengths) == ([3], [6])
     torch.testing.assert_close(model(x, offsets, cache=cache), model(torch.cat([x, x]), torch.tensor([0, 6]))[3:])
+
+
+@pytest.mark.parametrize("users", [0, 2])
+@PAGES
+@torch.no_grad()
+def test_a_step_of_nobody_and_nothing(page_size, users):
+    model, cache, offsets = small(2), RaggedKVCache(users, page_size=page_size), torch.zeros(users + 1).long()
+    assert model(torch.zeros(0, WIDTH), offsets, cache=cache).shape == (0, WIDTH)
+    assert cache.lengths == [0] * users

@@ -236,7 +236,7 @@ class CacheStep:
             self.slots = slots.to(offsets.device)
             longest = max(map(len, cache._pages), default=0)
             table = [pages + [0] * (longest - len(pages)) for pages in cache._pages]
-            self.block_table = torch.tensor(table, dtype=torch.int64, device=offsets.device).view(-1, longest)
+            self.block_table = torch.tensor(table, dtype=torch.int64, device=offsets.device).view(len(table), longest)
 
     def append(self, layer: int, k: Tensor, v: Tensor, pages: bool = False) -> tuple[Tensor, Tensor]:
         """Add the new rows of a layer and return all of its keys and values.
