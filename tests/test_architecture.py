@@ -44,8 +44,6 @@ OWNED = {
     *("markdown", "markdown_table", "text_table", "verdict", "auroc", "macro_auroc", "roc_curve", "bootstrap", "minus"),
     *("progress", "show_progress", "check_same", "History"),
 }
-# Apps that have not moved to runkit: delete a name as soon as its app has.
-NOT_MOVED = {"ubt"}
 LINES_OF_A_FILE = 400
 
 
@@ -200,10 +198,10 @@ def apps() -> list[tuple[str, Path]]:
     return [(room.name, room / "src" / room.name) for room in rooms() if room.parent.name == "apps"]
 
 
-moved = pytest.mark.parametrize("name", [name for name, _ in apps() if name not in NOT_MOVED])
+every_app = pytest.mark.parametrize("name", [name for name, _ in apps()])
 
 
-@moved
+@every_app
 def test_apps_have_one_skeleton(name: str):
     files = {path.name for path in dict(apps())[name].iterdir()}
     assert {"cli.py", "config.py", "__main__.py"} <= files, "an app has cli.py, config.py and __main__.py"
@@ -211,7 +209,7 @@ def test_apps_have_one_skeleton(name: str):
     assert {"runkit.cli.App", "runkit.cli.Command"} <= names, "the commands of an app are runkit's"
 
 
-@moved
+@every_app
 def test_no_app_defines_what_runkit_owns(name: str):
     for path in dict(apps())[name].rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -219,15 +217,11 @@ def test_no_app_defines_what_runkit_owns(name: str):
                 raise AssertionError(f"{path.relative_to(ROOT)}:{node.lineno} defines {node.name}, which runkit has")
 
 
-@moved
+@every_app
 def test_no_file_of_an_app_is_too_long_to_read(name: str):
     for path in dict(apps())[name].rglob("*.py"):
         lines = len(path.read_text().splitlines())
         assert lines <= LINES_OF_A_FILE, f"{path.relative_to(ROOT)}: {lines} lines, needs at most {LINES_OF_A_FILE}"
-
-
-def test_the_list_of_apps_that_have_not_moved_names_apps():
-    assert {name for name, _ in apps()} >= NOT_MOVED
 
 
 def test_circles_are_seen_whatever_the_form_of_the_import(tmp_path: Path):
