@@ -113,6 +113,23 @@ def test_a_head_is_one_graph(task, how):
         torch.testing.assert_close(results[1], results[0])
 
 
+def test_one_graph_serves_batches_of_any_size():
+    tasks = [TASKS[0], TASKS[5], *(task for task in RETRIEVAL if "in_batch" in task.name)]
+    heads = MultiTaskHeads(6, tasks).eval()
+    torch.compiler.reset()
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    run = torch.compile(lambda x, y: heads.losses(x, y).values, fullgraph=True, dynamic=True, backend=backend)
+    for n in (7, 9, 12):
+        x, targets = torch.randn(n, 6), _targets(tasks, n)
+        torch.testing.assert_close(run(x, targets), heads.losses(x, targets).values)
+    assert len(compiled) == 1
+
+
 def test_all_heads_together_are_one_graph():
     heads = MultiTaskHeads(6, TASKS)
     x, targets = torch.randn(7, 6), _targets(TASKS)
@@ -129,9 +146,20 @@ def test_a_label_out_of_range_ends_a_compiled_run_too():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inductor_gives_the_eager_numbers():
-    heads = MultiTaskHeads(6, TASKS)
-    x, targets = torch.randn(7, 6), _targets(TASKS)
+    tasks = [*TASKS, *(task for task in RETRIEVAL if "in_batch" in task.name or "all" in task.name)]
+    heads = MultiTaskHeads(6, tasks).eval()
+    targets = _targets(tasks)
     torch.compiler.reset()
-    run = torch.compile(lambda x: heads.losses(x, targets, positions=x).values, fullgraph=True)
-    torch.testing.assert_close(run(x), heads.losses(x, targets, positions=x).values)
+    results = []
+    for compiled in (False, True):
+        x = torch.randn(7, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+        def losses(x):
+            return heads.losses(x, targets, positions=x).values
+
+        values = (torch.compile(losses, fullgraph=True) if compiled else losses)(x)
+        values.sum().backward()
+        results.append((values.detach(), x.grad))
+    torch.testing.assert_close(results[1], results[0])

@@ -19,6 +19,7 @@ WRONG = [
     (TaskSpec("r", "regression", head_options={"transform": "log1p"}), [-5.0, 1.0], "needs finite numbers above -1"),
     (TaskSpec("v", "vector", 2), [[float("inf"), 1.0], [0.0, 1.0]], "got inf, needs finite numbers"),
     (TaskSpec("i", "retrieval", 9), [9, 0], "got 9, needs items 0 .. 8"),
+    (TaskSpec("i", "retrieval", 9), [1234567, 0], "got 1234567, needs items"),
 ]
 
 
@@ -31,6 +32,13 @@ def test_a_label_out_of_range_is_an_error_that_names_the_task(task, labels, mess
     # Where it is absent it may be anything.
     mask = torch.tensor([task.kind == "multilabel", False])
     assert heads.losses(torch.ones(2, 4), {task.name: labels}, {task.name: mask}).values.isfinite().all()
+
+
+def test_labels_of_any_dtype_are_read():
+    heads = MultiTaskHeads(4, [TaskSpec("b", "binary"), TaskSpec("m", "multiclass", 3)])
+    labels = {"b": torch.tensor([True, False]), "m": torch.tensor([2.0, 0.0])}
+    same = {"b": torch.tensor([1.0, 0.0]), "m": torch.tensor([2, 0], dtype=torch.uint8)}
+    assert torch.equal(heads.losses(torch.ones(2, 4), labels).values, heads.losses(torch.ones(2, 4), same).values)
 
 
 def test_a_nan_that_a_mask_calls_present_is_an_error():

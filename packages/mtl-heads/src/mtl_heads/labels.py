@@ -26,7 +26,7 @@ def check_labels(labels: Tensor, fits: Tensor, mask: Tensor | None, task: str, n
         torch._assert_async(fits.all(), f"targets of task {task!r}: got a label out of range, needs {needs}")
     elif not bool(fits.all()):
         wrong = labels[~fits].unique()
-        shown = ", ".join(f"{value:g}" for value in wrong[:3].tolist()) + (", ..." if len(wrong) > 3 else "")
+        shown = ", ".join(f"{value:.10g}" for value in wrong[:3].tolist()) + (", ..." if len(wrong) > 3 else "")
         raise ValueError(
             f"targets of task {task!r}: got {shown}, needs {needs} "
             "(a missing label is NaN, TaskSpec's `missing` value, or False in the mask)"

@@ -62,7 +62,7 @@ def _queries_gradient(grad: Tensor, table: Tensor, items: Tensor) -> Tensor:
 
 @_queries_gradient.register_fake
 def _(grad: Tensor, table: Tensor, items: Tensor) -> Tensor:
-    return grad.new_empty(len(items), table.shape[1])
+    return grad.new_empty(items.shape[0], table.shape[1])
 
 
 @torch.library.custom_op("mtl_heads::gather_dot_table", mutates_args=())
@@ -95,7 +95,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     if ctx.needs_input_grad[0]:
         grad_queries = _queries_gradient(grad, table, items).to(queries.dtype)
     if ctx.needs_input_grad[1]:
-        grad_table = _table_gradient(grad, queries, items, len(table)).to(table.dtype)
+        grad_table = _table_gradient(grad, queries, items, table.shape[0]).to(table.dtype)
     return grad_queries, grad_table, None
 
 
