@@ -7,7 +7,7 @@ from seqdata.append import append, compact
 from seqdata.audit import audit
 from seqdata.build import build
 from seqdata.clock import log_bucket, time_features
-from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Vector
+from seqdata.fields import Categorical, Hashed, ItemTable, Numeric, Quantiles, Vector
 from seqdata.jagged import Jagged
 from seqdata.join import positions_of
 from seqdata.layout import StoreError
@@ -30,6 +30,7 @@ __all__ = [
     "Jagged",
     "Negatives",
     "Numeric",
+    "Quantiles",
     "Report",
     "SequenceDataset",
     "SequenceLoader",

@@ -157,7 +157,13 @@ class Past:
 
     def _first_value(self, field: str) -> float:
         entry = self._events.store.entry(field)
-        return 1 if entry["kind"] == "vector" else entry.get("oov_buckets", 1) + 1 if "values" in entry else -np.inf
+        return (
+            1
+            if entry["kind"] in ("vector", "quantiles")
+            else entry.get("oov_buckets", 1) + 1
+            if "values" in entry
+            else -np.inf
+        )
 
     def _pairs(self, field: str | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """User, value and number of events of every pair that comes, in order."""

@@ -14,7 +14,7 @@ import numpy as np
 from seqdata import layout
 from seqdata.checksums import seal
 from seqdata.engines import run_local
-from seqdata.fields import Categorical, Field, Hashed, ItemTable, Numeric, Vector
+from seqdata.fields import Categorical, Field, Hashed, ItemTable, Numeric, Quantiles, Vector
 from seqdata.generations import clean
 from seqdata.index import write_index
 from seqdata.items import extend_items
@@ -167,6 +167,8 @@ def store_fields(store: Store) -> dict[str, Field]:
             fields[name] = Hashed(entry["buckets"], entry["seed"])
         elif entry["kind"] == "numeric":
             fields[name] = Numeric(entry["dtype"])
+        elif entry["kind"] == "quantiles":
+            fields[name] = Quantiles(entry["n"])
         else:
             fields[name] = Vector(entry["width"], entry["vector_dtype"])
     return fields

@@ -320,6 +320,8 @@ def _field(entry: dict[str, Any]) -> str:
         return f"{entry['kind']} {entry['values']}, {entry['size']:,} ids"
     if entry["kind"] == "vector":
         return f"vector of {entry['width']} {entry.get('vector_dtype', entry['dtype'])}"
+    if entry["kind"] == "quantiles":
+        return f"quantiles, {entry['n']:,} buckets"
     return f"numeric {entry['dtype']}"
 
 

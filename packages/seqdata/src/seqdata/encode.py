@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqdata.entries import Coded
-from seqdata.fields import MISSING, Categorical, Field, Hashed, Numeric, Vector, is_text, is_uuid
+from seqdata.fields import MISSING, Categorical, Field, Hashed, Numeric, Quantiles, Vector, is_text, is_uuid
 from seqdata.fit import Old, Rules
 from seqdata.hashing import hash_values, mix
 from seqdata.texts import spread
@@ -167,6 +167,14 @@ class NumericCodec:
         return mix(found.view(np.uint64))
 
 
+class QuantileCodec(NumericCodec):
+    """Numbers that become ids of buckets once the borders are known, when a shard is sorted."""
+
+    def __init__(self, name: str, spec: Quantiles) -> None:
+        super().__init__(name, Numeric("float64"))
+        self.n = spec.n
+
+
 Codec = CategoricalCodec | HashedCodec | VectorCodec | NumericCodec
 
 
@@ -176,6 +184,8 @@ def make_codec(name: str, spec: Field, kind: pa.DataType, known: list[str] | Non
         return CategoricalCodec(name, spec, kind, known)
     if isinstance(spec, Hashed):
         return HashedCodec(name, spec, kind)
+    if isinstance(spec, Quantiles):
+        return QuantileCodec(name, spec)
     return NumericCodec(name, spec) if isinstance(spec, Numeric) else VectorCodec(name, spec)
 
 

@@ -93,7 +93,21 @@ class Vector:
             raise ValueError(f"Vector(dtype={self.dtype!r}): needs 'uint8', 'int64' or 'float32'")
 
 
-Field = Categorical | Hashed | Numeric | Vector
+@dataclass(frozen=True)
+class Quantiles:
+    """Numbers become int32 ids of n buckets that were about equally full before the fit cutoff: 0 missing, 2..n + 1.
+
+    `store.entry(name)["borders"]` are the n - 1 borders; a number on a border is in the upper bucket.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.n <= 1 << 16:
+            raise ValueError(f"Quantiles(n={self.n}): needs an integer from 2 to 65536")
+
+
+Field = Categorical | Hashed | Numeric | Vector | Quantiles
 
 
 @dataclass(frozen=True)
@@ -166,19 +180,22 @@ def describe(spec: Field) -> dict[str, Any]:
         return {"kind": "hashed", "buckets": spec.buckets, "seed": spec.seed}
     if isinstance(spec, Numeric):
         return {"kind": "numeric", "dtype": np.dtype(spec.dtype).name}
+    if isinstance(spec, Quantiles):
+        return {"kind": "quantiles", "n": spec.n}
     return {"kind": "vector", "width": spec.width, "dtype": spec.dtype}
 
 
 def parse_field(name: str, spec: Any) -> Field:
     """A field from configuration: a Field, its kind as a word, or {"kind": ..., options}."""
-    if isinstance(spec, Categorical | Hashed | Numeric | Vector):
+    if isinstance(spec, Field):
         return spec
     if isinstance(spec, str):
         spec = {"kind": spec}
-    kinds = {"categorical": Categorical, "hashed": Hashed, "numeric": Numeric, "vector": Vector}
+    kinds: dict[str, type[Field]] = {"categorical": Categorical, "hashed": Hashed, "numeric": Numeric}
+    kinds |= {"vector": Vector, "quantiles": Quantiles}
     if not isinstance(spec, Mapping) or spec.get("kind") not in kinds:
         raise ValueError(
-            f"field {name!r}: got {spec!r}; needs Categorical, Hashed, Numeric, Vector or {{'kind': one of"
+            f"field {name!r}: got {spec!r}; needs Categorical, Hashed, Numeric, Quantiles, Vector or {{'kind': one of"
             f" {sorted(kinds)}, ...}}"
         )
     options = {key: value for key, value in spec.items() if key != "kind"}

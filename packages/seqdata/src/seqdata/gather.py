@@ -108,6 +108,8 @@ def ids_of(store: Events, field: str, values: Iterable[Any]) -> np.ndarray:
     if entry["kind"] == "numeric":
         # as the column holds them: 0.1 is another number in float32
         return np.asarray(wanted, entry["dtype"])
+    if entry["kind"] == "quantiles":
+        return np.asarray(wanted, np.int32)
     vocabulary = store.vocabulary(field)
     ids = vocabulary.encode(wanted)
     if vocabulary.hashed is None and (ids < vocabulary.first_value).any():

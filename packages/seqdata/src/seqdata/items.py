@@ -19,6 +19,7 @@ from seqdata.fields import (
     Hashed,
     ItemTable,
     Numeric,
+    Quantiles,
     Vector,
     describe,
     infer_field,
@@ -29,6 +30,7 @@ from seqdata.hashing import bucket
 from seqdata.layout import one_chunk
 from seqdata.part import Part
 from seqdata.plan import categorical_kind, value_type
+from seqdata.quantiles import bucket_ids, fit_borders
 from seqdata.sources import open_source
 from seqdata.vectors import parse_vectors
 from seqdata.vocabulary import Vocabulary
@@ -118,6 +120,8 @@ def _code_again(store: Any, name: str, column: dict[str, Any], values: pa.Array)
         return vocabulary.encode(plain(values, vocabulary.kind, place))
     if column["kind"] == "numeric":
         return numbers(values, np.dtype(column["dtype"]), len(values), place)
+    if column["kind"] == "quantiles":
+        return bucket_ids(numbers(values, np.dtype(np.float64), len(values), place), column["borders"])
     spec = Vector(column["width"], column["dtype"])
     made, _ = _vectors(spec, np.arange(len(values)), values, len(values), place)
     return made
@@ -170,6 +174,12 @@ def _column(
         made = np.full(size, np.nan if dtype.kind == "f" else 0, dtype)
         made[ids] = numbers(values, dtype, len(values), place)
         return made, {}
+    if isinstance(spec, Quantiles):
+        found = numbers(values, np.dtype(np.float64), len(values), place)
+        borders = fit_borders([found], len(found), spec.n)
+        made = np.full(size, MISSING, np.int32)
+        made[ids] = bucket_ids(found, borders)
+        return made, {"size": spec.n + 2, "borders": borders}
     if isinstance(spec, Vector):
         return _vectors(spec, ids, values, size, place)
     kind = categorical_kind(name, spec, [values.type])

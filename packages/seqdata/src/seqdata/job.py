@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from seqdata import layout
-from seqdata.encode import CategoricalCodec, HashedCodec, VectorCodec
+from seqdata.encode import CategoricalCodec, HashedCodec, QuantileCodec, VectorCodec
 from seqdata.entries import Entries, read_remap
 from seqdata.fields import describe
 from seqdata.fit import Old, Rules, fit_ids
 from seqdata.ingest import ROW, Ingest
 from seqdata.plan import Plan
 from seqdata.publish import LOCK
+from seqdata.quantiles import bucket_ids, fit_borders
 from seqdata.spool import Spool, sorted_runs
 from seqdata.tables import VocabularyWriter, read_batch, read_batches
 from seqdata.times import format_time
@@ -101,11 +102,13 @@ class Job:
         described: dict[str, Any] = {}
         for i, (name, codec) in enumerate(self.codecs.items()):
             file = layout.file_name(i, name)
-            entry = describe(codec.spec) | {"file": file, "dtype": codec.dtype.name}
+            entry = describe(self.plan.fields[name]) | {"file": file, "dtype": codec.dtype.name}
             if isinstance(codec, CategoricalCodec):
                 entry |= {"size": self._fit_values(name, codec, file, parts), "values": str(codec.kind)}
             elif isinstance(codec, HashedCodec):
                 entry |= {"size": codec.spec.buckets + 2, "values": str(codec.values)}
+            elif isinstance(codec, QuantileCodec):
+                entry |= {"dtype": "int32", "size": codec.n + 2, "borders": self._borders(name, codec, parts)}
             elif isinstance(codec, VectorCodec):
                 size, width = self._fit_vectors(name, codec, file, parts)
                 entry |= {"size": size, "width": width, "vector_dtype": codec.spec.dtype}
@@ -143,6 +146,20 @@ class Job:
                 writer.append(values.view(codec.spec.dtype).reshape(-1, width))
         return writer.length, width
 
+    def _borders(self, name: str, codec: QuantileCodec, parts: list[dict[str, Any]]) -> list[float]:
+        if self.previous is not None:
+            return self.previous.schema["fields"][name]["borders"]
+        slot, fit = self.slots[name], self.plan.fit_before
+        spools = [
+            self._spool(number, shard, parts, {}) for number in range(len(parts)) for shard in range(self.plan.shards)
+        ]
+        batches = (
+            batch[slot] if fit is None else np.where(batch["time"] < fit, batch[slot], np.nan)
+            for spool in spools
+            for batch in spool.batches("time", slot)
+        )
+        return fit_borders(batches, sum(sum(spool.rows) for spool in spools), codec.n)
+
     def _ids(
         self, slot: str, codec: Any, parts: list[dict[str, Any]], rules: Rules, old: Old | None
     ) -> Iterator[pa.RecordBatch]:
@@ -172,13 +189,14 @@ class Job:
         scratch = self.work / f"scratch_{shard:05d}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        spools = [self._spool(number, shard, parts) for number in range(len(parts))]
+        spools = [self._spool(number, shard, parts, described) for number in range(len(parts))]
         count = rows = repeated = 0
         low, high = np.iinfo(np.int64).max, np.iinfo(np.int64).min
         with ExitStack() as stack:
             files = {"time": "time", "offsets": "offsets"}
             files |= {slot: described[name]["file"] for name, slot in self.slots.items()}
-            dtypes = self.columns | {"offsets": np.dtype(np.int64)}
+            dtypes = self.columns | {slot: np.dtype(described[name]["dtype"]) for name, slot in self.slots.items()}
+            dtypes["offsets"] = np.dtype(np.int64)
             writers = {
                 name: stack.enter_context(layout.ArrayWriter(out / f"{file}.npy", dtypes[name]))
                 for name, file in files.items()
@@ -255,11 +273,14 @@ class Job:
             "num_events": sum(shard["events"] for shard in shards),
         }
 
-    def _spool(self, number: int, shard: int, parts: list[dict[str, Any]]) -> Spool:
+    def _spool(self, number: int, shard: int, parts: list[dict[str, Any]], described: dict[str, Any]) -> Spool:
         path = self.work / "parts" / f"{number:05d}" / f"spool_{shard:05d}"
-        return Spool(path, self.columns, parts[number]["rows"][shard], self._translator(number, parts))
+        return Spool(path, self.columns, parts[number]["rows"][shard], self._translator(number, parts, described))
 
-    def _translator(self, number: int, parts: list[dict[str, Any]]) -> Callable[[int, str, np.ndarray], np.ndarray]:
+    def _translator(
+        self, number: int, parts: list[dict[str, Any]], described: dict[str, Any]
+    ) -> Callable[[int, str, np.ndarray], np.ndarray]:
+        borders = {self.slots[name]: entry["borders"] for name, entry in described.items() if "borders" in entry}
         coded = {self.slots[name]: codec.missing for name, codec in self.codecs.items() if codec.kind is not None}
         if self.plan.text_users:
             coded["user"] = 0
@@ -267,6 +288,8 @@ class Job:
         begin = {slot: sum(part["entries"][slot][0] for part in parts[:number]) for slot in coded}
 
         def translate(batch: int, slot: str, codes: np.ndarray) -> np.ndarray:
+            if slot in borders:
+                return bucket_ids(codes, borders[slot])
             if slot not in coded:
                 return codes
             starts = [*counted["starts"][slot], counted["entries"][slot][0]]

@@ -10,7 +10,7 @@ import numpy as np
 # as layout.file_name makes them: no way out of a folder
 FILE = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,80}")
 FOLDER = re.compile(r"[0-9]{5,12}")
-KINDS = ("categorical", "hashed", "numeric", "vector")
+KINDS = ("categorical", "hashed", "numeric", "quantiles", "vector")
 MOST = 1 << 62
 
 
@@ -53,6 +53,12 @@ def _column(name: str, entry: Any) -> None:
     if not known:
         raise ValueError(f"{place} has the dtype {entry.get('dtype')!r}; needs a number's")
     needed = {"categorical": ("size", "oov_buckets"), "hashed": ("size", "buckets")}
+    if entry["kind"] == "quantiles":
+        borders = entry.get("borders")
+        if not isinstance(borders, list) or not all(type(one) in (int, float) for one in borders):
+            raise ValueError(f"{place} has the borders {borders!r}; needs a list of numbers")
+        for key in ("size", "n"):
+            _whole(entry, key, f"{place}: ")
     for key in needed.get(entry["kind"], ()):
         _whole(entry, key, f"{place}: ")
     if entry["kind"] == "hashed" and type(entry.get("seed")) is not int:
