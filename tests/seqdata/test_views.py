@@ -162,6 +162,13 @@ def test_moments_in_the_wrong_unit_are_refused(tmp_path):
                 ValueError, match=f"integers are microseconds since 1970, .* as {unit} it is 2020-09-14"
             ):
                 call()
+    for made in (
+        lambda: seqdata.build(log, tmp_path / "u", user="user", time="time", time_unit="s", fit_before=moment),
+        lambda: seqdata.append(store, log, fit_before=moment, progress=False),
+    ):
+        with pytest.raises(ValueError, match=f"fit_before={moment}: integers are microseconds"):
+            made()
+    assert not (tmp_path / "u").exists() and seqdata.open_store(store.path).num_events == 3
     assert store.as_of(moment * 1_000_000).num_events == 1
     # long before and long after can be meant
     assert store.as_of(0).num_events == 0 and store.as_of(10**17).num_events == 3

@@ -23,7 +23,7 @@ from seqdata.part import Part
 from seqdata.plan import check_items, parse_bytes, plan_build
 from seqdata.publish import locked, raise_if_full
 from seqdata.store import Store, open_store
-from seqdata.times import format_time, parse_cutoff
+from seqdata.times import event_range, format_time, parse_cutoff, parse_moment
 
 COMPACT_ROWS = 1 << 20
 
@@ -96,6 +96,8 @@ def append(
         job = Job(plan, folder, previous=current, grow=cutoff is not None)
         job.prepare(resume=False)
         made = run_local(job, progress)
+        if fit_before is not None:
+            parse_moment(fit_before, "fit_before", *event_range(made["shards"]))
         made["items"] = extend_items(job.fitted, current, items or {}, made, budget)
         name = f"{1 + max(int(shard['folder']) for shard in schema['shards']):05d}"
         target = store.path / "shards" / name

@@ -16,7 +16,7 @@ from seqdata.job import Job
 from seqdata.plan import check_items, parse_bytes, plan_build
 from seqdata.publish import new_folder
 from seqdata.store import Store, open_store
-from seqdata.times import parse_cutoff
+from seqdata.times import event_range, parse_cutoff, parse_moment
 
 
 def build(
@@ -107,6 +107,9 @@ def build(
             schema = run_mapped(job, engine)
         else:
             schema = run_local(job, progress)
+        if fit_before is not None:
+            # only now is it known when the events were
+            parse_moment(fit_before, "fit_before", *event_range(schema["shards"]))
         schema["items"] = write_items(job.fitted, items or {}, schema, budget)
         if shards > 1:
             folders = [folder / "shards" / shard["folder"] for shard in schema["shards"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -183,6 +183,11 @@ def parse_moment(value: object, name: str, first: int, last: int) -> int:
                     f" {value} * {MICROSECONDS[unit]:_} or a datetime"
                 )
     return moment
+
+
+def event_range(shards: Sequence[Mapping[str, int]]) -> tuple[int, int]:
+    """First and last moment of the events of some shards, int64 microseconds."""
+    return min(shard["time_min"] for shard in shards), max(shard["time_max"] for shard in shards)
 
 
 def parse_span(value: object, name: str) -> int:

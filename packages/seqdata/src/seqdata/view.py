@@ -12,7 +12,7 @@ from seqdata.batching import Batching
 from seqdata.gather import Batch, Events, Gather, ids_of
 from seqdata.jagged import Jagged
 from seqdata.join import positions_of
-from seqdata.times import parse_moment, parse_span
+from seqdata.times import event_range, parse_moment, parse_span
 
 
 class View:
@@ -329,9 +329,7 @@ class View:
 
     def moment(self, value: Any, name: str) -> int:
         """int64 microseconds of a moment; an integer that can only be seconds or milliseconds is a ValueError."""
-        shards = self.store.schema["shards"]
-        low, high = (choose(one[f"time_{choose.__name__}"] for one in shards) for choose in (min, max))
-        return parse_moment(value, name, low, high)
+        return parse_moment(value, name, *event_range(self.store.schema["shards"]))
 
     def _sliced(self, first: np.ndarray, last: np.ndarray) -> View:
         return self._like(cut=(first, last))
