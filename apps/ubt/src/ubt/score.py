@@ -49,6 +49,18 @@ class Method:
     score: Callable[[Task], Result]
 
 
+@dataclass
+class _Scored:
+    """What was scored: who on what, and the results by method and task."""
+
+    prepared: Prepared
+    config: Config
+    tasks: list[Task]
+    left_out: dict[str, str]
+    methods: dict[str, Method]
+    results: dict[str, dict[str, Result]]
+
+
 def score(prepared: Prepared, config: Config) -> str:
     """Score every block, all of them together and all but one, and their rivals; return the tables as text.
 
@@ -74,11 +86,11 @@ def score(prepared: Prepared, config: Config) -> str:
             for name, method in methods.items():
                 results[name][task.name] = method.score(task)
                 bar.update()
-    run_dir = Path(config.run_dir)
-    _write(run_dir, prepared, config, tasks, left_out, methods, results)
-    _plot(run_dir, tasks, results, [BASELINE, *names, *([ALL] if len(names) > 1 else [])])
-    text = _tables(prepared, config, tasks, left_out, names, methods, results)
-    with atomic_file(run_dir / "scores" / "table.txt") as path:
+    scored = _Scored(prepared, config, tasks, left_out, methods, results)
+    _write(scored)
+    _plot(scored, [BASELINE, *names, *([ALL] if len(names) > 1 else [])])
+    text = _tables(scored, names)
+    with atomic_file(Path(config.run_dir) / "scores" / "table.txt") as path:
         path.write_text(text + "\n")
     return text
 
@@ -211,28 +223,21 @@ def _trees(features: NDArray, task: Task, config: Config) -> NDArray[np.float32]
     return scores
 
 
-def _write(
-    run_dir: Path,
-    prepared: Prepared,
-    config: Config,
-    tasks: list[Task],
-    left_out: dict[str, str],
-    methods: dict[str, Method],
-    results: dict[str, dict[str, Result]],
-) -> None:
+def _write(scored: _Scored) -> None:
+    run_dir, results = Path(scored.config.run_dir), scored.results
     content: dict = {
-        "scorer": _scorer(config.score),
-        "scored_window": [str(prepared.valid_start), str(prepared.end)],
-        "left_out": left_out,
+        "scorer": _scorer(scored.config.score),
+        "scored_window": [str(scored.prepared.valid_start), str(scored.prepared.end)],
+        "left_out": scored.left_out,
         "tasks": {},
     }
-    for task in tasks:
+    for task in scored.tasks:
         found = {}
-        for name in methods:
+        for name, method in scored.methods.items():
             result = results[name][task.name]
             difference = result.estimate - results[BASELINE][task.name].estimate
             found[name] = {
-                "dims": methods[name].dims,
+                "dims": method.dims,
                 "score": round(result.score, 5),
                 "standard_error": round(result.estimate.error, 5),
                 **{part: round(value, 5) for part, value in result.parts.items()},
@@ -247,10 +252,10 @@ def _write(
             "methods": found,
         }
     write_json(run_dir / "metrics.json", content)
-    for name, scored in results.items():
+    for name, one in results.items():
         folder = run_dir / "scores" / name.replace(" ", "_")
-        write_json(folder / "scores.json", {task: result.score for task, result in scored.items()})
-        write_json(folder / "epochs.json", {task: result.best_epoch for task, result in scored.items()})
+        write_json(folder / "scores.json", {task: result.score for task, result in one.items()})
+        write_json(folder / "epochs.json", {task: result.best_epoch for task, result in one.items()})
 
 
 def _scorer(config: ScoreConfig) -> str:
@@ -264,18 +269,11 @@ def _scorer(config: ScoreConfig) -> str:
     )
 
 
-def _tables(
-    prepared: Prepared,
-    config: Config,
-    tasks: list[Task],
-    left_out: dict[str, str],
-    names: list[str],
-    methods: dict[str, Method],
-    results: dict[str, dict[str, Result]],
-) -> str:
+def _tables(scored: _Scored, names: list[str]) -> str:
+    prepared, tasks, methods, results = scored.prepared, scored.tasks, scored.methods, scored.results
     shown = {task.name: task.name.removeprefix("propensity_") for task in tasks}
     lines = [
-        f"scorer {_scorer(config.score)}",
+        f"scorer {_scorer(scored.config.score)}",
         f"scored window {prepared.valid_start} .. {prepared.end} UTC, history before {prepared.train_start}",
         "score of the challenge: AUROC for churn and conversion, else 0.8 AUROC + 0.1 novelty + 0.1 diversity; "
         "(standard error)",
@@ -290,7 +288,7 @@ def _tables(
         lines.append(line)
     clients = ", ".join(f"{shown[t.name]} {len(t.rows):,} / {t.scored.nnz:,}" for t in tasks)
     lines.append(f"clients / positive labels in the scored window: {clients}")
-    lines += [f"{name}: left out, {reason}" for name, reason in left_out.items()]
+    lines += [f"{name}: left out, {reason}" for name, reason in scored.left_out.items()]
     lines += ["", f"{'difference':<30}" + "".join(f"{shown[task.name]:>24}" for task in tasks)]
     ours = ALL if len(names) > 1 else names[0]
     for one, other in _comparisons(names, ours, methods):
@@ -311,20 +309,19 @@ def _comparisons(names: list[str], ours: str, methods: dict[str, Method]) -> lis
     return [(one, other) for one, other in pairs if one in methods and other in methods]
 
 
-def _plot(run_dir: Path, tasks: list[Task], results: dict[str, dict[str, Result]], shown: list[str]) -> None:
-    for task in tasks:
-        truth, logits = task.scored.toarray(), {name: results[name][task.name].logits for name in shown}
+def _plot(scored: _Scored, shown: list[str]) -> None:
+    folder = Path(scored.config.run_dir) / "plots"
+    for task in scored.tasks:
+        truth, logits = task.scored.toarray(), {name: scored.results[name][task.name].logits for name in shown}
         series: dict[str, tuple[Any, Any]] = {}
         if task.name == "churn":
             for name, one in logits.items():
                 series[name] = roc_curve(truth[:, 0], one[:, 0], drop_intermediate=False)[:2]
-            path, title = run_dir / "plots" / "roc_churn.png", "Churn in the scored window"
             rates = "false positive rate", "true positive rate"
-            lines(path, series, title, *rates, size=(5, 5), diagonal=True)
+            lines(folder / "roc_churn.png", series, "Churn in the scored window", *rates, size=(5, 5), diagonal=True)
         elif task.name == "propensity_category":
             for name, one in logits.items():
                 areas = [auroc(one[:, c], truth[:, c]).value for c in two_class_columns(truth)]
                 series[name] = (range(1, len(areas) + 1), sorted(areas, reverse=True))
             title = "Purchase of each target category in the scored window"
-            path = run_dir / "plots" / "auroc_category.png"
-            lines(path, series, title, x="target category, best first", y="AUROC")
+            lines(folder / "auroc_category.png", series, title, x="target category, best first", y="AUROC")
