@@ -88,7 +88,10 @@ def import_transactions(source: str, path: str | Path, data_dir: str | Path, con
     data_dir = Path(data_dir)
     if data_dir.exists() and any(data_dir.iterdir()):
         raise FileExistsError(f"data_dir: {data_dir} is not empty; remove it or name another folder")
-    lines = READERS[source](path)
+    try:
+        lines = READERS[source](path)
+    except FileNotFoundError as error:
+        raise SettingError(str(error)) from None
     rows, facts = customer_rows(lines, config)
     with atomic_folder(data_dir, "ltv transactions") as folder:
         for name, table in _daily(rows):
@@ -216,5 +219,5 @@ def _file(path: str | Path, name: str) -> Path:
     path = Path(path)
     path = path / name if path.is_dir() else path
     if not path.is_file():
-        raise SettingError(f"path: {path} does not exist; needs {name} or the folder that holds it")
+        raise FileNotFoundError(f"path: {path} does not exist; needs {name} or the folder that holds it")
     return path
