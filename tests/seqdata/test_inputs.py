@@ -190,11 +190,16 @@ def test_append_knows_the_files_it_took(tmp_path):
     assert store.num_events == 70
     assert seqdata.append(store, tmp_path / "*.parquet", taken="skip", progress=False).num_events == 70
     assert seqdata.append(store, tmp_path / "b.parquet", taken="again", progress=False).num_events == 100
+    for name in ("empty", "empty too"):
+        pq.write_table(log(0), tmp_path / f"{name}.parquet")
+        later = [tmp_path / f"{name}.parquet", log(1)]
+        store = seqdata.append(seqdata.open_store(store.path), later, progress=False)
+    assert store.num_events == 102
     # other content of the same size under the same name
     (tmp_path / "c.csv").write_text("user,time,x\n1,2024-01-01,1\n")
     store = seqdata.append(seqdata.open_store(store.path), tmp_path / "c.csv", progress=False)
     (tmp_path / "c.csv").write_text("user,time,x\n1,2024-01-01,2\n")
-    assert seqdata.append(store, tmp_path / "c.csv", progress=False).num_events == 102
+    assert seqdata.append(store, tmp_path / "c.csv", progress=False).num_events == 104
 
 
 @pytest.mark.parametrize("shards", [1, 3])

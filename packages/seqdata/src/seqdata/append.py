@@ -43,14 +43,24 @@ def append(
     Users, ids and vectors of the store keep their numbers. Events may have any time; where times tie, earlier events
     stay first. A reader that holds the store open keeps seeing what it opened, and a crash leaves the store as it was.
 
-    sources: as for `build`; a mapping of tables where the store has an event field. Columns may be fewer than the
-        store's: missing ones are missing values.
-    items: {field: ItemTable} with properties of ids that are new; ids that had properties keep them.
-    fit_before: values first counted among the new events before this time join the vocabularies behind the old ones;
-        None adds no value, so new ones are unknown.
-    taken: what becomes of files whose events are in the store: "refuse" is an error, "skip" leaves them out, which
-        makes an append that is tried again harmless, "again" adds their events once more.
-    memory_limit: as for `build`.
+    Args:
+        store: as it is now; one that has changed since it was opened is a ValueError
+        sources: as for `build`; a mapping of tables where the store has an event field. Columns may be fewer than the
+            store's: missing ones are missing values.
+        items: {field: ItemTable} with properties of ids that are new; ids that had properties keep them.
+        fit_before: values first counted among the new events before this time join the vocabularies behind the old
+            ones; None adds no value, so new ones are unknown.
+        taken: what becomes of files whose events are in the store: "refuse" is an error, "skip" leaves them out, which
+            makes an append that is tried again harmless, "again" adds their events once more.
+        memory_limit: as for `build`.
+
+    Returns:
+        The longer store, opened; the store itself where no source was left to add.
+
+    Raises:
+        ValueError: a source is in the store already, or does not fit it.
+        FileExistsError: another process is changing the store.
+        OSError: the disk is full; the store is untouched.
     """
     if taken not in ("refuse", "skip", "again"):
         raise ValueError(f"taken={taken!r}: needs 'refuse', 'skip' or 'again'")
@@ -181,14 +191,15 @@ def _fresh(parts: list[tuple[str, Part]], schema: dict[str, Any], taken: str) ->
     if taken == "again":
         return parts
     known = {_mark(part) for table in schema["tables"].values() for part in table["parts"]} - {None}
-    fresh = [(table, part) for table, part in parts if _mark(part.fingerprint() or {}) not in known]
-    if len(fresh) < len(parts) and taken == "refuse":
-        name = next(part.where for table, part in parts if _mark(part.fingerprint() or {}) in known)
+    # empty files are all alike and add nothing
+    old = [part.rows != 0 and _mark(part.fingerprint() or {}) in known for _, part in parts]
+    if any(old) and taken == "refuse":
+        name = parts[old.index(True)][1].where
         raise ValueError(
             f"append: the events of {name} are in the store already; taken='skip' leaves such files out, 'again' adds"
             " them once more"
         )
-    return fresh
+    return [one for one, left in zip(parts, old, strict=True) if not left]
 
 
 def _mark(fingerprint: dict[str, Any]) -> Any:

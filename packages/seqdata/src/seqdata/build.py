@@ -47,31 +47,42 @@ def build(
     The log may be larger than memory. Events of equal time keep input order: tables as given, files as listed (globs
     sorted), rows as they stand. The store appears at `out` complete or not at all.
 
-    sources: one source or {event table name: source}; a source is a path, a glob, a list of paths (Parquet, CSV), a
-        pyarrow Table or RecordBatchReader, a pandas or polars frame, a DuckDB relation, `Sql(query)`, or anything with
-        __arrow_c_stream__. Tables of a mapping may differ in columns and become one timeline per user.
-    out: folder of the store.
-    user, time: columns of the user id (integers or text) and the event time.
-    fields: {column: Categorical | Hashed | Numeric | Vector}; None infers every other column.
-    items: {categorical field: ItemTable}: properties of that field's values.
-    event_field: name of the categorical field that holds the table name, for a mapping of sources.
-    fit_before: vocabularies count only events before this time; None counts all events. Recorded in the schema.
-    null_user: "error", or "drop" to leave such rows out and record how many.
-    dedup: leave out events that repeat an earlier one in user, time and every field, and record how many.
-    time_unit: unit of integer times: "s", "ms", "us" or "ns".
-    time_format: strptime format of text times, or of integers such as 20060410.
-    types: {column: "int64" | "string" | "float64"}: casts applied before anything else.
-    engine: "duckdb", the embedded engine, or "dask" to ingest parts and sort shards on the workers of a cluster, or a
-        function (step, numbers) -> results that maps a picklable step wherever it likes; the bytes are the same.
-    scheduler: address of the Dask scheduler; None starts a local cluster.
-    memory_limit: bytes or text such as "512MB" that the buffers of each building process stay within; default 512 MB.
-    shards: number of shards that users are dealt to by hash.
-    progress: draw a progress bar when standard error is a terminal.
-    overwrite: replace an existing store, atomically, once the new one is complete.
-    resume: keep the finished steps of a build that fails, and continue an earlier one of the same input; files only.
+    Args:
+        sources: one source or {event table name: source}; a source is a path, a folder, a glob, a list of paths
+            (Parquet, CSV), a pyarrow Table, RecordBatchReader or Dataset, a pandas or polars frame, a Hugging Face
+            dataset, a DuckDB relation, `Sql(query)`, or anything with __arrow_c_stream__. Tables of a mapping may
+            differ in columns and become one timeline per user. Where times are lists, a row is a user.
+        out: folder of the store.
+        user, time: columns of the user id (integers or text) and the event time.
+        fields: {column: Categorical | Hashed | Numeric | Vector}; None infers every other column.
+        items: {categorical field: ItemTable}: properties of that field's values.
+        event_field: name of the categorical field that holds the table name, for a mapping of sources.
+        fit_before: vocabularies count only events before this time; None counts all events. Recorded in the schema.
+        null_user: "error", or "drop" to leave such rows out and record how many.
+        dedup: leave out events that repeat an earlier one in user, time and every field, and record how many.
+        time_unit: unit of integer times: "s", "ms", "us" or "ns".
+        time_format: strptime format of text times, or of integers such as 20060410.
+        types: {column: "int64" | "string" | "float64"}: casts applied before anything else.
+        engine: "duckdb", the embedded engine, or "dask" to ingest parts and sort shards on the workers of a cluster,
+            or a function (step, numbers) -> results that maps a picklable step wherever it likes; the bytes are the
+            same.
+        scheduler: address of the Dask scheduler; None starts a local cluster.
+        memory_limit: bytes or text such as "512MB" that the buffers of each building process stay within; default
+            512 MB.
+        shards: number of shards that users are dealt to by hash.
+        progress: draw a progress bar when standard error is a terminal.
+        overwrite: replace an existing store, atomically, once the new one is complete.
+        resume: keep the finished steps of a build that fails, and continue an earlier one of the same input; files
+            only.
 
-    Raises ValueError, KeyError, TypeError, FileNotFoundError or FileExistsError naming the argument, column, value or
-    row at fault, and OSError when the disk is full.
+    Returns:
+        The store, opened.
+
+    Raises:
+        ValueError, KeyError, TypeError: names the argument, column, value or row at fault.
+        FileNotFoundError: a source is missing.
+        FileExistsError: something is at `out` that may not be replaced, or another process builds it.
+        OSError: the disk is full; what stood at `out` is untouched.
     """
     if engine not in ("duckdb", "dask") and not callable(engine):
         raise ValueError(f"engine={engine!r}: needs 'duckdb', 'dask' or a function that maps a step over numbers")
