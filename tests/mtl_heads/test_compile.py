@@ -148,7 +148,7 @@ def test_a_label_out_of_range_ends_a_compiled_run_too():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inductor_gives_the_eager_numbers():
-    tasks = [*TASKS, *(task for task in RETRIEVAL if "in_batch" in task.name or "all" in task.name)]
+    tasks = [TASKS[0], TASKS[5], *(task for task in RETRIEVAL if task.name == "nce_in_batch_True")]
     heads = MultiTaskHeads(6, tasks).eval()
     targets = _targets(tasks)
     torch.compiler.reset()
