@@ -150,7 +150,7 @@ def test_opcheck(backend):
         fields = [
             x.requires_grad_() if x is not None and x.is_floating_point() else x for x in (args[k] for k in names)
         ]
-        opcheck(torch.ops.mamba_scan.conv.default, (*fields, True, backend))
+        opcheck(torch.ops.mamba_scan.conv.default, (*fields, True, True, backend))
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_opcheck_of_the_inside():
             xz, normal(6, 4), normal(6), normal(8, 6), normal(6, 2), normal(6), -torch.rand(6, 3), normal(6),
             normal(4, 6), normal(4), normal(2, 6, 3), normal(2, 6, 3), offsets,
         )  # fmt: skip
-        torch.library.opcheck(torch.ops.mamba_scan.inner.default, (*vars(p).values(), True, "cpu"))
+        torch.library.opcheck(torch.ops.mamba_scan.inner.default, (*vars(p).values(), True, True, "cpu"))
 
 
 @pytest.mark.parametrize("name", ["x", "offsets", "state.conv", "state.ssm"])

@@ -160,11 +160,11 @@ def test_memory_kept_for_the_backward_pass_is_within_twice_the_inputs(b, d, n, l
 def test_opcheck(backend, seed, drawn):
     args = drawn(seed, torch.float32, complex_A=seed == 4, small=True)
     fields = list(vars(canonical(ScanProblem(**{"offsets": None, **args}))).values())
-    opcheck(torch.ops.mamba_scan.scan.default, (*fields, False, backend))
+    opcheck(torch.ops.mamba_scan.scan.default, (*fields, True, False, backend))
     for x in fields:
         if torch.is_tensor(x) and (x.is_floating_point() or x.is_complex()):
             x.requires_grad_()
-    opcheck(torch.ops.mamba_scan.scan.default, (*fields, True, backend))
+    opcheck(torch.ops.mamba_scan.scan.default, (*fields, True, True, backend))
 
 
 def test_compiles_into_one_graph():

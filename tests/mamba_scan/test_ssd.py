@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from mamba_scan import Mamba2, ssd_scan
-from mamba_scan.problem import SSDProblem
+from mamba_scan.problem_ssd import SSDProblem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
@@ -153,7 +153,7 @@ def test_opcheck(backend):
         for name in args:
             if name in NAMES:
                 fields[name].requires_grad_()
-        opcheck(torch.ops.mamba_scan.ssd.default, (*vars(p).values(), backend))
+        opcheck(torch.ops.mamba_scan.ssd.default, (*vars(p).values(), True, backend))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,13 @@ from mamba_scan import waiting  # noqa: F401  # isort: skip
 from mamba_scan.api import (
     causal_conv1d,
     causal_conv1d_fn,
-    causal_conv1d_update,
     selective_scan,
     selective_scan_fn,
-    selective_state_update,
     ssd_scan,
 )
 from mamba_scan.dispatch import available_backends
 from mamba_scan.layer import Mamba, Mamba2, MambaState
+from mamba_scan.update import causal_conv1d_update, selective_state_update
 
 __all__ = [
     "Mamba",

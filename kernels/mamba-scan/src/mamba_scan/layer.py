@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_scan.api import causal_conv1d, causal_conv1d_update, selective_state_update, ssd_scan
+from mamba_scan.api import causal_conv1d, ssd_scan
+from mamba_scan.checks import check_device, check_offsets, require
 from mamba_scan.ops import InnerProblem, inner
-from mamba_scan.problem import check_device, check_offsets, require
+from mamba_scan.update import causal_conv1d_update, selective_state_update
 
 
 class MambaState(NamedTuple):
@@ -86,8 +87,8 @@ class _Block(nn.Module):
 
     def _run(
         self, x: Tensor, offsets: Tensor | None, conv_state: Tensor | None, ssm_state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The output and both new states."""
+    ) -> tuple[Tensor, Any, Any]:
+        """The output and, where a state was given, both new states."""
         raise NotImplementedError
 
     def _step(self, x: Tensor, conv: Tensor, ssm: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class Mamba(_Block):
             ssm_state,
             offsets,
         )
-        return inner(problem, self.backend)
+        return inner(problem, self.backend, conv_state is not None)
 
     def _step(self, x: Tensor, conv: Tensor, ssm: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
@@ -258,20 +259,21 @@ class Mamba2(_Block):
 
     def _run(
         self, x: Tensor, offsets: Tensor | None, conv_state: Tensor | None, ssm_state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Any, Any]:
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv_channels, self.nheads], dim=-1)
-        mixed, conv = causal_conv1d(
+        mixed = causal_conv1d(
             xBC if offsets is not None else xBC.mT,
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
             initial_states=conv_state,
-            return_final_states=True,
+            return_final_states=conv_state is not None,
             activation="silu",
             offsets=offsets,
             backend=self.backend,
         )
+        mixed, conv = mixed if isinstance(mixed, tuple) else (mixed, None)
         u, B, C = self._parts(mixed if offsets is not None else mixed.mT)
-        y, ssm = ssd_scan(
+        y = ssd_scan(
             u,
             dt,
             -torch.exp(self.A_log),
@@ -284,10 +286,11 @@ class Mamba2(_Block):
             ssm_state,
             True,
             self.dt_limit,
-            True,
+            ssm_state is not None,
             offsets=offsets,
             backend=self.backend,
         )
+        y, ssm = y if isinstance(y, tuple) else (y, None)
         return self.out_proj(self.norm(y.flatten(-2), z)), conv, ssm
 
     def _step(self, x: Tensor, conv: Tensor, ssm: Tensor) -> Tensor:

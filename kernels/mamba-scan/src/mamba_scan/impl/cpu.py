@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mamba_scan import native
 from mamba_scan.pointers import ConvArguments, ScanArguments, address, array, as_like
-from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem
+from mamba_scan.problem import ConvProblem, ScanProblem
+from mamba_scan.problem_ssd import SSDProblem
 
 
 @cache

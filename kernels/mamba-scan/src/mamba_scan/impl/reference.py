@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem
+from mamba_scan.problem import ConvProblem, ScanProblem
+from mamba_scan.problem_ssd import SSDProblem
 
 
 def unavailable() -> str | None:

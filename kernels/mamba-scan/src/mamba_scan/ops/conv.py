@@ -5,38 +5,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_scan.checks import check_offset_values
 from mamba_scan.dispatch import choose
+from mamba_scan.ops.refusals import once, refuse_transforms
 from mamba_scan.ops.saved import keep_inputs, kept_inputs
-from mamba_scan.problem import ConvProblem, check_offset_values
+from mamba_scan.problem import ConvProblem
 
 _CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states, Tensor? offsets, bool silu"
 _TENSORS = ("x", "weight", "bias", "initial_states")
 
-torch.library.define("mamba_scan::conv", f"({_CONV}, str backend) -> (Tensor, Tensor)")
+torch.library.define("mamba_scan::conv", f"({_CONV}, bool states, str backend) -> (Tensor, Tensor)")
 torch.library.define(
     "mamba_scan::conv_backward",
     f"(Tensor? dout, Tensor? dfinal, {_CONV}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
-def conv(p: ConvProblem, backend: str | None) -> tuple[Tensor, Tensor]:
-    """Run the registered convolution on a checked problem."""
-    out, final = torch.ops.mamba_scan.conv(*vars(p).values(), backend or "auto")
+def conv(p: ConvProblem, backend: str | None, states: bool) -> tuple[Tensor, Tensor]:
+    """Run the registered convolution on a checked problem; without ``states`` nothing stands in the final ones."""
+    refuse_transforms("conv", vars(p).values())
+    out, final = torch.ops.mamba_scan.conv(*vars(p).values(), states, backend or "auto")
     return out, final
 
 
 @torch.library.impl("mamba_scan::conv", ("cpu", "cuda"))
 def _conv(*args: Any) -> tuple[Tensor, Tensor]:
-    p = ConvProblem(*args[:-1])
+    p, (states, backend) = ConvProblem(*args[:-2]), args[-2:]
     check_offset_values(p.offsets, p.x.shape[0])
-    out, final = choose(args[-1], p).conv_forward(p)
-    return out, final
+    out, final = choose(backend, p).conv_forward(p)
+    return out, final if states else p.x.new_empty(0, dtype=p.dtype)
 
 
 @torch.library.register_fake("mamba_scan::conv")
 def _conv_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    p = ConvProblem(*args[:-1])
-    return torch.empty_like(p.x), p.x.new_empty(p.segments, p.channels, p.width - 1, dtype=p.dtype)
+    p, states = ConvProblem(*args[:-2]), args[-2]
+    return torch.empty_like(p.x), p.x.new_empty((p.segments, p.channels, p.width - 1) if states else 0, dtype=p.dtype)
 
 
 @torch.library.impl("mamba_scan::conv_backward", ("cpu", "cuda"))
@@ -57,8 +60,10 @@ def _conv_autograd(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tupl
     inputs = kept_inputs(ctx)
     if dout is None and dfinal is None:
         return (None,) * len(inputs)
-    dx, dweight, dbias, dstates = torch.ops.mamba_scan.conv_backward(dout, dfinal, *inputs)
-    grads = (dx, dweight, dbias, None, dstates, None, None, None)
+    *problem, _, backend = inputs
+    found = torch.ops.mamba_scan.conv_backward(dout, dfinal, *problem, backend)
+    dx, dweight, dbias, dstates = once(found, (dout, dfinal))
+    grads = (dx, dweight, dbias, None, dstates, None, None, None, None)
     return tuple(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True))
 
 

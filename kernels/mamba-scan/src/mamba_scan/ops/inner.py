@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_scan.checks import check_offset_values
 from mamba_scan.dispatch import choose
+from mamba_scan.ops.refusals import once, refuse_transforms
 from mamba_scan.ops.scan import saved_states
-from mamba_scan.problem import ConvProblem, ScanProblem, check_offset_values
+from mamba_scan.problem import ConvProblem, ScanProblem
 
 
 @dataclass
@@ -58,7 +60,7 @@ _OPTIONAL = {"conv_bias", "dt_bias", "D", "out_bias", "conv_state", "ssm_state",
 _INNER = ", ".join(f"Tensor{'?' if name in _OPTIONAL else ''} {name}" for name in _NAMES)
 
 torch.library.define(
-    "mamba_scan::inner", f"({_INNER}, bool save, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "mamba_scan::inner", f"({_INNER}, bool states, bool save, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 torch.library.define(
     "mamba_scan::inner_backward",
@@ -67,16 +69,20 @@ torch.library.define(
 )
 
 
-def inner(p: InnerProblem, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the op: out [b, l, width] or [T, width], the convolution's final states and the scan's last states."""
+def inner(p: InnerProblem, backend: str | None, states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the op: out [b, l, width] or [T, width], the convolution's final states and the scan's last states.
+
+    Without ``states`` nothing stands in the latter two.
+    """
+    refuse_transforms("inner", vars(p).values())
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in vars(p).values())
-    out, conv, last, _, _ = torch.ops.mamba_scan.inner(*vars(p).values(), save, backend or "auto")
+    out, conv, last, _, _ = torch.ops.mamba_scan.inner(*vars(p).values(), states, save, backend or "auto")
     return out, conv, last
 
 
 @torch.library.impl("mamba_scan::inner", ("cpu", "cuda"))
 def _inner(*args: Any) -> tuple[Tensor, ...]:
-    p, (save, backend) = InnerProblem(*args[: len(_NAMES)]), args[len(_NAMES) :]
+    p, (states, save, backend) = InnerProblem(*args[: len(_NAMES)]), args[len(_NAMES) :]
     check_offset_values(p.offsets, p.xz.shape[0])
     conv = p.conv()
     backend_module: ModuleType = choose(backend, conv)
@@ -85,18 +91,20 @@ def _inner(*args: Any) -> tuple[Tensor, ...]:
     scan = p.scan(u, projected)
     saved = saved_states(scan, save)
     y, last = choose(backend, scan).scan_forward(scan, saved)
+    if not states:
+        final, last = (x.new_empty(0) for x in (final, last))
     return _project(p, p.columns(y)), final, last, projected, saved
 
 
 @torch.library.register_fake("mamba_scan::inner")
 def _inner_fake(*args: Any) -> tuple[Tensor, ...]:
-    p, (save, _) = InnerProblem(*args[: len(_NAMES)]), args[len(_NAMES) :]
+    p, (states, save, _) = InnerProblem(*args[: len(_NAMES)]), args[len(_NAMES) :]
     conv = p.conv()
     u = torch.empty_like(conv.x)
     projected = p.columns(u) @ p.x_proj_weight.T
     scan = p.scan(u, projected)
-    final = p.xz.new_empty(conv.segments, conv.channels, conv.width - 1, dtype=conv.dtype)
-    last = p.A.new_empty(scan.segments, scan.channels, scan.states, dtype=scan.state_dtype)
+    final = p.xz.new_empty((conv.segments, conv.channels, conv.width - 1) if states else 0, dtype=conv.dtype)
+    last = p.A.new_empty((scan.segments, scan.channels, scan.states) if states else 0, dtype=scan.state_dtype)
     return _project(p, p.columns(u)), final, last, projected, saved_states(scan, save)
 
 
@@ -157,8 +165,8 @@ def _outer(dy: Tensor, x: Tensor) -> Tensor:
 def _inner_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[3], output[4])
-    ctx.save_for_backward(output[3], output[4], *(x for x in inputs[:-2] if x is not None))
-    ctx.given = [x is not None for x in inputs[:-2]]
+    ctx.save_for_backward(output[3], output[4], *(x for x in inputs[: len(_NAMES)] if x is not None))
+    ctx.given = [x is not None for x in inputs[: len(_NAMES)]]
     ctx.backend = inputs[-1]
 
 
@@ -168,9 +176,10 @@ def _inner_autograd(
     projected, saved, *tensors = ctx.saved_tensors
     left = iter(tensors)
     problem = [next(left) if given else None for given in ctx.given]
-    grads = torch.ops.mamba_scan.inner_backward(dout, dconv, dlast, projected, saved, *problem, ctx.backend)
+    found = torch.ops.mamba_scan.inner_backward(dout, dconv, dlast, projected, saved, *problem, ctx.backend)
+    grads = once(found, (dout, dconv, dlast))
     needed = ctx.needs_input_grad
-    return (*(grad if needed[i] else None for i, grad in enumerate(grads)), None, None, None)
+    return (*(grad if needed[i] else None for i, grad in enumerate(grads)), None, None, None, None)
 
 
 torch.library.register_autograd("mamba_scan::inner", _inner_autograd, setup_context=_inner_setup)

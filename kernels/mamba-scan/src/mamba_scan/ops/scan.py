@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_scan.checks import check_offset_values
 from mamba_scan.dispatch import choose
-from mamba_scan.problem import ScanProblem, check_offset_values
+from mamba_scan.ops.refusals import once, refuse_transforms
+from mamba_scan.problem import ScanProblem
 
 _TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 _SCAN = (
@@ -15,7 +17,7 @@ _SCAN = (
 )
 _FIELDS = len(ScanProblem.__dataclass_fields__)
 
-torch.library.define("mamba_scan::scan", f"({_SCAN}, bool save, str backend) -> (Tensor, Tensor, Tensor)")
+torch.library.define("mamba_scan::scan", f"({_SCAN}, bool states, bool save, str backend) -> (Tensor, Tensor, Tensor)")
 torch.library.define(
     "mamba_scan::scan_backward",
     f"(Tensor? dout, Tensor? dlast, Tensor saved, {_SCAN}, str backend) -> ({', '.join(['Tensor'] * len(_TENSORS))})",
@@ -25,41 +27,47 @@ torch.library.define(
 )
 
 
-def scan(p: ScanProblem, backend: str | None) -> tuple[Tensor, Tensor]:
-    """Run the registered scan on a checked problem; ``backend`` None picks the fastest when the op runs."""
+def scan(p: ScanProblem, backend: str | None, states: bool) -> tuple[Tensor, Tensor]:
+    """Run the registered scan on a checked problem; ``backend`` None picks the fastest when the op runs.
+
+    Without ``states`` nothing stands in the last states: so nobody has to ask how many segments there are.
+    """
+    refuse_transforms("scan", vars(p).values())
     fields = [getattr(p, name) for name in ScanProblem.__dataclass_fields__]
     save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in fields)
-    out, last, _ = torch.ops.mamba_scan.scan(*fields, save, backend or "auto")
+    out, last, _ = torch.ops.mamba_scan.scan(*fields, states, save, backend or "auto")
     return out, last
 
 
 def state_update(p: ScanProblem, backend: str | None) -> Tensor:
     """Run the registered scan that overwrites the initial state by the last one."""
+    refuse_transforms("state_update", vars(p).values())
     fields = (x.detach() if isinstance(x, Tensor) else x for x in vars(p).values())
     out: Tensor = torch.ops.mamba_scan.state_update(*fields, backend or "auto")
     return out
 
 
 def saved_states(p: ScanProblem, save: bool) -> Tensor:
-    """Room for the states at chunk starts, or none when nothing is to be saved."""
-    return p.A.new_empty(p.slots if save else 0, p.states, p.channels, dtype=p.state_dtype)
+    """Room for the states at chunk starts, zeros where there are fewer, or none when nothing is to be saved."""
+    return p.A.new_zeros(p.slots if save else 0, p.states, p.channels, dtype=p.state_dtype)
 
 
 @torch.library.impl("mamba_scan::scan", ("cpu", "cuda"))
 def _scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     p = ScanProblem(*args[:_FIELDS])
-    save, backend = args[_FIELDS:]
+    states, save, backend = args[_FIELDS:]
     check_offset_values(p.offsets, p.rows)
     saved = saved_states(p, save)
     out, last = choose(backend, p).scan_forward(p, saved)
-    return out, last, saved
+    return out, last if states else p.A.new_empty(0, dtype=p.state_dtype), saved
 
 
 @torch.library.register_fake("mamba_scan::scan")
 def _scan_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     p = ScanProblem(*args[:_FIELDS])
-    last = p.A.new_empty(p.segments, p.channels, p.states, dtype=p.state_dtype)
-    return torch.empty_like(p.u), last, saved_states(p, args[_FIELDS])
+    states, save, _ = args[_FIELDS:]
+    last = p.A.new_empty((p.segments, p.channels, p.states) if states else 0, dtype=p.state_dtype)
+    return torch.empty_like(p.u), last, saved_states(p, save)
 
 
 @torch.library.impl("mamba_scan::scan_backward", ("cpu", "cuda"))
@@ -98,14 +106,14 @@ def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
 
 
 def _scan_autograd(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: Any) -> tuple[Any, ...]:
-    result: list[Any] = [None] * (_FIELDS + 2)
+    result: list[Any] = [None] * (_FIELDS + 3)
     if dout is None and dlast is None:
         return tuple(result)
     saved, *tensors = ctx.saved_tensors
     left = iter(tensors)
     problem = [next(left) if box is None else box[0] for box in ctx.layout]
     grads = torch.ops.mamba_scan.scan_backward(dout, dlast, saved, *problem, ctx.backend)
-    for index, grad in enumerate(grads):
+    for index, grad in enumerate(once(grads, (dout, dlast))):
         result[index] = grad if ctx.needs_input_grad[index] else None
     return tuple(result)
 

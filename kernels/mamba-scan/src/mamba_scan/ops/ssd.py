@@ -5,40 +5,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_scan.checks import check_offset_values
 from mamba_scan.dispatch import choose
+from mamba_scan.ops.refusals import once, refuse_transforms
 from mamba_scan.ops.saved import keep_inputs, kept_inputs
-from mamba_scan.problem import SSDProblem, check_offset_values
+from mamba_scan.problem_ssd import SSDProblem
 
 _SSD = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_states, "
-    "Tensor? offsets, bool dt_softplus, float dt_min, float dt_max, int chunk_size, str backend"
+    "Tensor? offsets, bool dt_softplus, float dt_min, float dt_max, int chunk_size"
 )
 _TENSORS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
-torch.library.define("mamba_scan::ssd", f"({_SSD}) -> (Tensor, Tensor)")
+torch.library.define("mamba_scan::ssd", f"({_SSD}, bool states, str backend) -> (Tensor, Tensor)")
 torch.library.define(
     "mamba_scan::ssd_backward",
-    f"(Tensor? dout, Tensor? dfinal, {_SSD}) -> ({', '.join(['Tensor'] * len(_TENSORS))})",
+    f"(Tensor? dout, Tensor? dfinal, {_SSD}, str backend) -> ({', '.join(['Tensor'] * len(_TENSORS))})",
 )
 
 
-def ssd(p: SSDProblem, backend: str | None) -> tuple[Tensor, Tensor]:
-    """Run the registered scan with scalar decays on a checked problem."""
-    out, final = torch.ops.mamba_scan.ssd(*vars(p).values(), backend or "auto")
+def ssd(p: SSDProblem, backend: str | None, states: bool) -> tuple[Tensor, Tensor]:
+    """Run the registered scan with scalar decays on a checked problem; without ``states`` no final ones come back."""
+    refuse_transforms("ssd", vars(p).values())
+    out, final = torch.ops.mamba_scan.ssd(*vars(p).values(), states, backend or "auto")
     return out, final
 
 
 @torch.library.impl("mamba_scan::ssd", ("cpu", "cuda"))
 def _ssd(*args: Any) -> tuple[Tensor, Tensor]:
-    p = SSDProblem(*args[:-1])
+    p, (states, backend) = SSDProblem(*args[:-2]), args[-2:]
     check_offset_values(p.offsets, p.x.shape[0])
-    out, final = choose(args[-1], p).ssd_forward(p)
-    return out, final
+    out, final = choose(backend, p).ssd_forward(p)
+    return out, final if states else p.x.new_empty(0, dtype=p.dtype)
 
 
 @torch.library.register_fake("mamba_scan::ssd")
 def _ssd_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    p = SSDProblem(*args[:-1])
-    return torch.empty_like(p.x), p.x.new_empty(p.segments, *p.x.shape[-2:], p.states, dtype=p.dtype)
+    p, states = SSDProblem(*args[:-2]), args[-2]
+    shape = (p.segments, *p.x.shape[-2:], p.states) if states else 0
+    return torch.empty_like(p.x), p.x.new_empty(shape, dtype=p.dtype)
 
 
 @torch.library.impl("mamba_scan::ssd_backward", ("cpu", "cuda"))
@@ -59,7 +63,8 @@ def _ssd_autograd(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tuple
     inputs = kept_inputs(ctx)
     if dout is None and dfinal is None:
         return (None,) * len(inputs)
-    grads = torch.ops.mamba_scan.ssd_backward(dout, dfinal, *inputs)
+    *problem, _, backend = inputs
+    grads = once(torch.ops.mamba_scan.ssd_backward(dout, dfinal, *problem, backend), (dout, dfinal))
     needed = ctx.needs_input_grad
     return (*(grad if needed[i] else None for i, grad in enumerate(grads)), *[None] * (len(inputs) - len(grads)))
 

@@ -7,7 +7,8 @@ import torch
 from mamba_scan.impl.triton.conv import conv_backward, conv_forward
 from mamba_scan.impl.triton.scan import scan_backward, scan_forward
 from mamba_scan.impl.triton.ssd import ssd_backward, ssd_forward
-from mamba_scan.problem import ConvProblem, ScanProblem, SSDProblem
+from mamba_scan.problem import ConvProblem, ScanProblem
+from mamba_scan.problem_ssd import SSDProblem
 
 __all__ = [
     "conv_backward",

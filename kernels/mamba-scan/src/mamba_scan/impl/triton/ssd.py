@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_scan.pointers import as_like
-from mamba_scan.problem import SSDProblem
+from mamba_scan.problem_ssd import SSDProblem
 
 # Heads whose gradients of B and C one program adds up.
 _HEADS = 4

@@ -1,0 +1,107 @@
+"""The checks of every contract: each raises a ValueError that names the argument, what it got and what it needs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int32, torch.int64)
+
+
+def require(condition: bool, name: str, got: str, needs: str) -> None:
+    """Raise the ValueError every check of the package raises: argument, what it got, what it needs."""
+    if not condition:
+        raise ValueError(f"{name}: got {got}, needs {needs}")
+
+
+def describe(x: Any) -> str:
+    """What an error says of an argument: dtype and shape of a tensor, type and value of anything else."""
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.60}"
+
+
+def check_tensors(**tensors: Any) -> None:
+    """Check that arguments are tensors."""
+    for name, x in tensors.items():
+        require(isinstance(x, Tensor), name, describe(x), "a tensor")
+
+
+def check_optional_tensors(**tensors: Any) -> None:
+    """Check that arguments are tensors or None."""
+    for name, x in tensors.items():
+        require(x is None or isinstance(x, Tensor), name, describe(x), "a tensor or None")
+
+
+def check_real(**tensors: Tensor | None) -> None:
+    """Check that tensors, where given, have a real floating dtype."""
+    for name, x in tensors.items():
+        require(x is None or x.is_floating_point(), name, "" if x is None else describe(x), "a real floating dtype")
+
+
+def check_flags(**flags: Any) -> None:
+    """Check that switches are True or False: a tensor in the wrong place would switch something on."""
+    for name, x in flags.items():
+        require(isinstance(x, bool), name, describe(x), "True or False")
+
+
+def check_counts(**counts: Any) -> None:
+    """Check that numbers are whole and at least 1."""
+    for name, x in counts.items():
+        whole = isinstance(x, int | torch.SymInt) and not isinstance(x, bool)
+        require(whole and x >= 1, name, describe(x), "a whole number of at least 1")
+
+
+def check_range(name: str, limits: Any, above: float | None = None) -> tuple[float, float]:
+    """Check that limits are two numbers that rise, or are the same, and lie above another if given; return them."""
+    try:
+        low, high = (float(limit) for limit in limits)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: got {describe(limits)}, needs two numbers, smallest and largest") from None
+    require(low <= high, name, f"{low} to {high}", "two numbers, the smaller one first")
+    require(above is None or low > above, name, f"{low} to {high}", f"numbers above {above}")
+    return low, high
+
+
+def check_device(like: Tensor, **others: Tensor | None) -> None:
+    """Check that every tensor lives where the first argument lives."""
+    for name, x in others.items():
+        require(
+            x is None or x.device == like.device, name, f"a tensor on {x is not None and x.device}", f"{like.device}"
+        )
+
+
+def check_offsets(offsets: Any) -> None:
+    """Check the form of packed offsets; their values are looked at when the op runs."""
+    right = isinstance(offsets, Tensor) and offsets.dim() == 1 and offsets.shape[0] > 0 and offsets.dtype in INTEGERS
+    require(right, "offsets", describe(offsets), "int32 or int64 [S + 1]")
+
+
+def check_offset_values(offsets: Tensor | None, rows: int) -> None:
+    """Check that offsets begin with 0, end with the number of rows and never fall; only where that costs no wait."""
+    if offsets is None or offsets.device.type != "cpu":
+        return
+    first, last = int(offsets[0]), int(offsets[-1])
+    require(first == 0, "offsets", f"first value {first}", "0")
+    require(last == rows, "offsets", f"last value {last}", f"the number of rows, {rows}")
+    falls = offsets[1:] < offsets[:-1]
+    if bool(falls.any()):
+        at = int(falls.nonzero()[0])
+        raise ValueError(
+            f"offsets: got {int(offsets[at + 1])} after {int(offsets[at])} at position {at + 1}, "
+            "needs offsets that never fall"
+        )
+
+
+def check_slots(name: str, index: Tensor, rows: int, slots: int) -> None:
+    """Check which slots the rows of a batch use; values only where that costs no wait and nothing is being compiled."""
+    right = index.dim() == 1 and index.shape[0] == rows and index.dtype in INTEGERS
+    require(right, name, describe(index), f"int32 or int64 [{rows}]")
+    if torch.compiler.is_compiling() or index.device.type != "cpu":
+        return
+    used = [slot for slot in index.tolist() if slot >= 0]
+    if used and max(used) >= slots:
+        at = int((index >= slots).nonzero()[0])
+        raise ValueError(f"{name}: got {int(index[at])} at position {at}, needs slots below {slots}")
+    if len(set(used)) < len(used):
+        twice = next(slot for slot in used if used.count(slot) > 1)
+        raise ValueError(f"{name}: got slot {twice} twice, needs every slot at most once")
