@@ -10,8 +10,10 @@ from mamba_scan.api import (
     selective_scan_fn,
     ssd_scan,
 )
+from mamba_scan.block import MambaState
 from mamba_scan.dispatch import available_backends
-from mamba_scan.layer import Mamba, Mamba2, MambaState
+from mamba_scan.mamba import Mamba
+from mamba_scan.mamba2 import Mamba2
 from mamba_scan.update import causal_conv1d_update, selective_state_update
 
 __all__ = [
