@@ -148,7 +148,7 @@ def test_opcheck(backend):
     for seed in (0, 3):
         args = draw(seed, torch.float32, sizes=(1, 3, 5))
         limits, softplus, chunk = args.pop("dt_limit"), args.pop("dt_softplus"), args.pop("chunk_size")
-        fields = {"offsets": None, **dict.fromkeys(NAMES), **args}
+        fields = {"offsets": None, "seq_idx": None, **dict.fromkeys(NAMES), **args}
         p = SSDProblem(**fields, dt_softplus=softplus, dt_min=limits[0], dt_max=limits[1], chunk_size=chunk)
         for name in args:
             if name in NAMES:

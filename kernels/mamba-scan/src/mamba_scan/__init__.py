@@ -6,12 +6,14 @@ from mamba_scan import waiting  # noqa: F401  # isort: skip
 from mamba_scan.api import (
     causal_conv1d,
     causal_conv1d_fn,
+    causal_conv1d_varlen_states,
     selective_scan,
     selective_scan_fn,
     ssd_scan,
 )
 from mamba_scan.block import MambaState
 from mamba_scan.dispatch import available_backends
+from mamba_scan.inner import mamba_inner_fn
 from mamba_scan.mamba import Mamba
 from mamba_scan.mamba2 import Mamba2
 from mamba_scan.update import causal_conv1d_update, selective_state_update
@@ -24,6 +26,8 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_fn",
     "causal_conv1d_update",
+    "causal_conv1d_varlen_states",
+    "mamba_inner_fn",
     "selective_scan",
     "selective_scan_fn",
     "selective_state_update",

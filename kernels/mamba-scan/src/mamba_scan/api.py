@@ -1,9 +1,20 @@
 """The public functions: contract, checks, choice of backend."""
 
+import torch
 from torch import Tensor
 
 from mamba_scan import ops
-from mamba_scan.checks import require
+from mamba_scan.checks import (
+    check_counts,
+    check_flags,
+    check_offset_values,
+    check_offsets,
+    check_optional_tensors,
+    check_range,
+    check_tensors,
+    describe,
+    require,
+)
 from mamba_scan.dispatch import check_backend
 from mamba_scan.problem import ConvProblem, ScanProblem, canonical
 from mamba_scan.problem_ssd import SSDProblem
@@ -57,10 +68,9 @@ def selective_scan(
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), algorithm 2.
     """
     check_backend(backend)
-    p = canonical(
-        ScanProblem(u, delta, A, B, C, D, z, delta_bias, initial_state, offsets, delta_softplus=bool(delta_softplus))
-    )
-    out, last = ops.scan(p, backend, bool(return_last_state))
+    check_flags(delta_softplus=delta_softplus, return_last_state=return_last_state)
+    p = canonical(ScanProblem(u, delta, A, B, C, D, z, delta_bias, initial_state, offsets, delta_softplus))
+    out, last = ops.scan(p, backend, return_last_state)
     return (out, last) if return_last_state else out
 
 
@@ -105,6 +115,8 @@ def causal_conv1d(
         RuntimeError: the backend asked for cannot run on this machine.
     """
     check_backend(backend)
+    check_flags(return_final_states=return_final_states)
+    check_optional_tensors(final_states_out=final_states_out)
     require(activation in (None, "silu", "swish"), "activation", repr(activation), 'None, "silu" or "swish"')
     p = ConvProblem(x, weight, bias, seq_idx, initial_states, offsets, silu=activation is not None)
     p.check()
@@ -122,6 +134,33 @@ def causal_conv1d(
 causal_conv1d_fn = causal_conv1d
 
 
+def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    """Return the last rows of packed segments, the state from which ``causal_conv1d_update`` goes on.
+
+    Args:
+        x: packed rows [T, d].
+        cu_seqlens: int32 or int64 [S + 1], the offsets of the segments.
+        state_len: how many rows of each segment, at least 1.
+
+    Returns:
+        [S, d, state_len] in the dtype of x, oldest first, zeros before the start of a segment. x has a gradient.
+
+    Raises:
+        ValueError: an argument breaks its contract.
+    """
+    check_tensors(x=x, cu_seqlens=cu_seqlens)
+    require(x.dim() == 2, "x", describe(x), "[T, d]")
+    check_counts(state_len=state_len)
+    check_offsets(cu_seqlens, "cu_seqlens")
+    if not torch.compiler.is_compiling():
+        check_offset_values(cu_seqlens, x.shape[0], "cu_seqlens")
+    ends = cu_seqlens[1:, None]
+    rows = ends - state_len + torch.arange(state_len, device=x.device)
+    # One row of zeros stands for whatever came before a segment.
+    padded = torch.cat([x.new_zeros(1, x.shape[1]), x])
+    return padded[torch.where(rows >= cu_seqlens[:-1, None], rows + 1, 0)].mT
+
+
 def ssd_scan(
     x: Tensor,
     dt: Tensor,
@@ -136,6 +175,7 @@ def ssd_scan(
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     return_final_states: bool = False,
+    seq_idx: Tensor | None = None,
     *,
     offsets: Tensor | None = None,
     backend: str | None = None,
@@ -160,6 +200,9 @@ def ssd_scan(
         dt_softplus: whether the steps go through softplus.
         dt_limit: smallest and largest step.
         return_final_states: whether to return the state after each sequence as well.
+        seq_idx: int32 or int64 [b, l], or [T]: documents within a sequence. The state starts anew, from zero, wherever
+            it changes; the initial state is that of a sequence's first document, the final state that of its last. On
+            a card this waits to be told how many there are; packed rows with offsets do not.
         offsets: int32 or int64 [S + 1]; segment s is the rows offsets[s]..offsets[s + 1]. Empty segments are allowed.
         backend: as for ``selective_scan``.
 
@@ -174,8 +217,9 @@ def ssd_scan(
     Source: Dao and Gu, "Transformers are SSMs" (2024), section 6.
     """
     check_backend(backend)
-    low, high = (float(limit) for limit in dt_limit)
-    p = SSDProblem(x, dt, A, B, C, D, z, dt_bias, initial_states, offsets, bool(dt_softplus), low, high, chunk_size)
+    check_flags(dt_softplus=dt_softplus, return_final_states=return_final_states)
+    low, high = check_range("dt_limit", dt_limit)
+    p = SSDProblem(x, dt, A, B, C, D, z, dt_bias, initial_states, offsets, seq_idx, dt_softplus, low, high, chunk_size)
     p.check()
-    out, final = ops.ssd(p, backend, bool(return_final_states))
+    out, final = ops.ssd(p, backend, return_final_states)
     return (out, final) if return_final_states else out

@@ -17,7 +17,9 @@ def require(condition: bool, name: str, got: str, needs: str) -> None:
 
 def describe(x: Any) -> str:
     """What an error says of an argument: dtype and shape of a tensor, type and value of anything else."""
-    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.60}"
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {list(x.shape)}"
+    return f"{type(x).__name__} {' '.join(repr(x).split()):.60}"
 
 
 def check_tensors(**tensors: Any) -> None:
@@ -70,24 +72,24 @@ def check_device(like: Tensor, **others: Tensor | None) -> None:
         )
 
 
-def check_offsets(offsets: Any) -> None:
+def check_offsets(offsets: Any, name: str = "offsets") -> None:
     """Check the form of packed offsets; their values are looked at when the op runs."""
     right = isinstance(offsets, Tensor) and offsets.dim() == 1 and offsets.shape[0] > 0 and offsets.dtype in INTEGERS
-    require(right, "offsets", describe(offsets), "int32 or int64 [S + 1]")
+    require(right, name, describe(offsets), "int32 or int64 [S + 1]")
 
 
-def check_offset_values(offsets: Tensor | None, rows: int) -> None:
+def check_offset_values(offsets: Tensor | None, rows: int, name: str = "offsets") -> None:
     """Check that offsets begin with 0, end with the number of rows and never fall; only where that costs no wait."""
     if offsets is None or offsets.device.type != "cpu":
         return
     first, last = int(offsets[0]), int(offsets[-1])
-    require(first == 0, "offsets", f"first value {first}", "0")
-    require(last == rows, "offsets", f"last value {last}", f"the number of rows, {rows}")
+    require(first == 0, name, f"first value {first}", "0")
+    require(last == rows, name, f"last value {last}", f"the number of rows, {rows}")
     falls = offsets[1:] < offsets[:-1]
     if bool(falls.any()):
         at = int(falls.nonzero()[0])
         raise ValueError(
-            f"offsets: got {int(offsets[at + 1])} after {int(offsets[at])} at position {at + 1}, "
+            f"{name}: got {int(offsets[at + 1])} after {int(offsets[at])} at position {at + 1}, "
             "needs offsets that never fall"
         )
 

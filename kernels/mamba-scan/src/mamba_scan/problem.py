@@ -5,7 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mamba_scan.checks import FLOATS, check_device, check_offsets, describe, require
+from mamba_scan.checks import (
+    FLOATS,
+    INTEGERS,
+    check_device,
+    check_offsets,
+    check_optional_tensors,
+    check_real,
+    check_tensors,
+    describe,
+    require,
+)
 
 # Steps between two states kept for the backward pass, counted from the start of a segment; the kernels share it.
 CHUNK = 64
@@ -116,6 +126,10 @@ class ConvProblem:
 
     def check(self) -> None:
         """Check what can be checked without reading values."""
+        check_tensors(x=self.x, weight=self.weight)
+        optional = {"bias": self.bias, "initial_states": self.initial_states}
+        check_optional_tensors(**optional, seq_idx=self.seq_idx, offsets=self.offsets)
+        check_real(**optional)
         packed = self.offsets is not None
         layout = "[T, d] (packed: offsets are given)" if packed else "[b, d, l]"
         require(self.x.dim() == (2 if packed else 3), "x", describe(self.x), layout)
@@ -128,7 +142,7 @@ class ConvProblem:
             require(self.bias.shape == (d,), "bias", describe(self.bias), f"[d] with d = {d} as in x")
         if self.seq_idx is not None:
             shape = [self.x.shape[0]] if packed else [self.x.shape[0], self.x.shape[2]]
-            right = list(self.seq_idx.shape) == shape and self.seq_idx.dtype in (torch.int32, torch.int64)
+            right = list(self.seq_idx.shape) == shape and self.seq_idx.dtype in INTEGERS
             require(right, "seq_idx", describe(self.seq_idx), f"int32 or int64 {shape}")
         if self.offsets is not None:
             check_offsets(self.offsets)
@@ -148,6 +162,8 @@ class ConvProblem:
 
 def canonical(p: ScanProblem) -> ScanProblem:
     """Check what can be checked without reading values, and bring B and C into canonical form."""
+    check_tensors(u=p.u, delta=p.delta, A=p.A, B=p.B, C=p.C)
+    check_optional_tensors(D=p.D, z=p.z, delta_bias=p.delta_bias, initial_state=p.initial_state, offsets=p.offsets)
     packed = p.offsets is not None
     layout = "[T, d] (packed: offsets are given)" if packed else "[b, d, l]"
     require(p.u.dim() == (2 if packed else 3), "u", describe(p.u), layout)

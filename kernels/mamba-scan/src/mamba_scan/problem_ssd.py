@@ -5,7 +5,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mamba_scan.checks import FLOATS, check_device, check_offsets, describe, require
+from mamba_scan.checks import (
+    FLOATS,
+    INTEGERS,
+    check_counts,
+    check_device,
+    check_offsets,
+    check_optional_tensors,
+    check_real,
+    check_tensors,
+    describe,
+    require,
+)
 from mamba_scan.problem import ScanProblem, computed_in
 
 
@@ -26,6 +37,7 @@ class SSDProblem:
     dt_bias: Tensor | None
     initial_states: Tensor | None
     offsets: Tensor | None
+    seq_idx: Tensor | None
     dt_softplus: bool
     dt_min: float
     dt_max: float
@@ -108,6 +120,10 @@ class SSDProblem:
 
     def check(self) -> None:
         """Check what can be checked without reading values."""
+        check_tensors(x=self.x, dt=self.dt, A=self.A, B=self.B, C=self.C)
+        optional = {name: getattr(self, name) for name in ("D", "z", "dt_bias", "initial_states")}
+        check_optional_tensors(**optional, offsets=self.offsets, seq_idx=self.seq_idx)
+        check_real(dt=self.dt, A=self.A, **optional)
         packed = self.offsets is not None
         lead = [self.x.shape[0]] if packed else list(self.x.shape[:2])
         layout = "[T, h, p] (packed: offsets are given)" if packed else "[b, l, h, p]"
@@ -139,6 +155,9 @@ class SSDProblem:
             shape = [self.segments, heads, width, self.states]
             got = describe(self.initial_states)
             require(list(self.initial_states.shape) == shape, "initial_states", got, f"[S, h, p, n] = {shape}")
-        require(self.chunk_size > 0, "chunk_size", f"{self.chunk_size}", "at least 1")
-        names = ("dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", "offsets")
+        if self.seq_idx is not None:
+            right = list(self.seq_idx.shape) == lead and self.seq_idx.dtype in INTEGERS
+            require(right, "seq_idx", describe(self.seq_idx), f"int32 or int64 {lead}")
+        check_counts(chunk_size=self.chunk_size)
+        names = ("dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", "offsets", "seq_idx")
         check_device(self.x, **{name: getattr(self, name) for name in names})

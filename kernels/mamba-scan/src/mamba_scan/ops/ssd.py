@@ -7,13 +7,14 @@ from torch import Tensor
 
 from mamba_scan.checks import check_offset_values
 from mamba_scan.dispatch import choose
+from mamba_scan.documents import Documents
 from mamba_scan.ops.refusals import once, refuse_transforms
 from mamba_scan.ops.saved import keep_inputs, kept_inputs
 from mamba_scan.problem_ssd import SSDProblem
 
 _SSD = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_states, "
-    "Tensor? offsets, bool dt_softplus, float dt_min, float dt_max, int chunk_size"
+    "Tensor? offsets, Tensor? seq_idx, bool dt_softplus, float dt_min, float dt_max, int chunk_size"
 )
 _TENSORS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 torch.library.define("mamba_scan::ssd", f"({_SSD}, bool states, str backend) -> (Tensor, Tensor)")
@@ -34,7 +35,12 @@ def ssd(p: SSDProblem, backend: str | None, states: bool) -> tuple[Tensor, Tenso
 def _ssd(*args: Any) -> tuple[Tensor, Tensor]:
     p, (states, backend) = SSDProblem(*args[:-2]), args[-2:]
     check_offset_values(p.offsets, p.x.shape[0])
-    out, final = choose(backend, p).ssd_forward(p)
+    if p.seq_idx is None:
+        out, final = choose(backend, p).ssd_forward(p)
+    else:
+        cut = Documents(p)
+        rows, finals = choose(backend, p).ssd_forward(cut.problem)
+        out, final = torch.empty_like(p.x).copy_(rows.view(p.x.shape)), finals[cut.last]
     return out, final if states else p.x.new_empty(0, dtype=p.dtype)
 
 
@@ -48,7 +54,11 @@ def _ssd_fake(*args: Any) -> tuple[Tensor, Tensor]:
 @torch.library.impl("mamba_scan::ssd_backward", ("cpu", "cuda"))
 def _ssd_backward(dout: Tensor | None, dfinal: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     p = SSDProblem(*args[:-1])
-    grads = choose(args[-1], p).ssd_backward(p, dout, dfinal)
+    if p.seq_idx is None:
+        grads = choose(args[-1], p).ssd_backward(p, dout, dfinal)
+    else:
+        cut = Documents(p)
+        grads = cut.gradients(choose(args[-1], p).ssd_backward(cut.problem, *cut.directions(dout, dfinal)))
     return tuple(grads[name] if name in grads else p.x.new_empty(0) for name in _TENSORS)
 
 
