@@ -12,7 +12,6 @@ from mamba_scan.checks import (
     check_optional_tensors,
     check_range,
     check_tensors,
-    describe,
     require,
 )
 from mamba_scan.dispatch import check_backend
@@ -149,7 +148,7 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
         ValueError: an argument breaks its contract.
     """
     check_tensors(x=x, cu_seqlens=cu_seqlens)
-    require(x.dim() == 2, "x", describe(x), "[T, d]")
+    require(x.dim() == 2, "x", x, "[T, d]")
     check_counts(state_len=state_len)
     check_offsets(cu_seqlens, "cu_seqlens")
     if not torch.compiler.is_compiling():

@@ -13,7 +13,6 @@ from mamba_scan.checks import (
     check_range,
     check_real,
     check_tensors,
-    describe,
     require,
 )
 
@@ -55,7 +54,7 @@ class Block(nn.Module):
         check_optional_tensors(offsets=offsets)
         shape = "[T, d_model] (packed: offsets are given)" if offsets is not None else "[b, l, d_model]"
         right = x.dim() == (3 if offsets is None else 2) and x.shape[-1] == self.d_model
-        require(right, "x", describe(x), f"{shape} with d_model = {self.d_model}")
+        require(right, "x", x, f"{shape} with d_model = {self.d_model}")
         if offsets is not None:
             check_offsets(offsets)
         conv_state, ssm_state = self._parts_of(state)
@@ -78,7 +77,7 @@ class Block(nn.Module):
             (out [b, d_model], the state after this token). The state given is left as it was.
         """
         self._check_input(x)
-        require(x.dim() == 2 and x.shape[1] == self.d_model, "x", describe(x), f"[b, {self.d_model}]")
+        require(x.dim() == 2 and x.shape[1] == self.d_model, "x", x, f"[b, {self.d_model}]")
         before = self._parts_of(self.init_state(x.shape[0]) if state is None else state)
         for part, name, sizes in zip(before, ("conv", "ssm"), self.state_shapes(x.shape[0]), strict=True):
             require(list(part.shape) == sizes, f"state.{name}", f"{list(part.shape)}", f"{sizes}")
@@ -100,14 +99,14 @@ class Block(nn.Module):
         check_real(x=x)
         dtype = self.conv1d.weight.dtype
         right = x.dtype == dtype or torch.is_autocast_enabled(x.device.type)
-        require(right, "x", describe(x), f"{dtype}, the dtype of the parameters")
+        require(right, "x", x, f"{dtype}, the dtype of the parameters")
 
     def _parts_of(self, state: Any) -> tuple[Any, Any]:
         """Both parts of a state, or None twice for none."""
         if state is None:
             return None, None
         right = isinstance(state, tuple | list) and len(state) == 2
-        require(right, "state", describe(state), "a MambaState, or conv and ssm")
+        require(right, "state", state, "a MambaState, or conv and ssm")
         check_tensors(**{"state.conv": state[0], "state.ssm": state[1]})
         check_real(**{"state.conv": state[0], "state.ssm": state[1]})
         return state[0], state[1]
@@ -145,5 +144,5 @@ def inner_channels(expand: float, d_model: int) -> int:
     """expand * d_model, which must be whole."""
     number = isinstance(expand, int | float) and not isinstance(expand, bool)
     right = number and expand > 0 and float(expand * d_model).is_integer()
-    require(right, "expand", describe(expand), f"a number whose product with d_model = {d_model} is whole")
+    require(right, "expand", expand, f"a number whose product with d_model = {d_model} is whole")
     return int(expand * d_model)

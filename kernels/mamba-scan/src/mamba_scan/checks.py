@@ -9,10 +9,13 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 
 
-def require(condition: bool, name: str, got: str, needs: str) -> None:
-    """Raise the ValueError every check of the package raises: argument, what it got, what it needs."""
+def require(condition: bool, name: str, got: Any, needs: str) -> None:
+    """Raise the ValueError every check of the package raises: argument, what it got, what it needs.
+
+    ``got`` is the argument, described only where it is wrong, or a text already.
+    """
     if not condition:
-        raise ValueError(f"{name}: got {got}, needs {needs}")
+        raise ValueError(f"{name}: got {got if isinstance(got, str) else describe(got)}, needs {needs}")
 
 
 def describe(x: Any) -> str:
@@ -25,32 +28,32 @@ def describe(x: Any) -> str:
 def check_tensors(**tensors: Any) -> None:
     """Check that arguments are tensors."""
     for name, x in tensors.items():
-        require(isinstance(x, Tensor), name, describe(x), "a tensor")
+        require(isinstance(x, Tensor), name, x, "a tensor")
 
 
 def check_optional_tensors(**tensors: Any) -> None:
     """Check that arguments are tensors or None."""
     for name, x in tensors.items():
-        require(x is None or isinstance(x, Tensor), name, describe(x), "a tensor or None")
+        require(x is None or isinstance(x, Tensor), name, x, "a tensor or None")
 
 
 def check_real(**tensors: Tensor | None) -> None:
     """Check that tensors, where given, have a real floating dtype."""
     for name, x in tensors.items():
-        require(x is None or x.is_floating_point(), name, "" if x is None else describe(x), "a real floating dtype")
+        require(x is None or x.is_floating_point(), name, x, "a real floating dtype")
 
 
 def check_flags(**flags: Any) -> None:
     """Check that switches are True or False: a tensor in the wrong place would switch something on."""
     for name, x in flags.items():
-        require(isinstance(x, bool), name, describe(x), "True or False")
+        require(isinstance(x, bool), name, x, "True or False")
 
 
 def check_counts(**counts: Any) -> None:
     """Check that numbers are whole and at least 1."""
     for name, x in counts.items():
         whole = isinstance(x, int | torch.SymInt) and not isinstance(x, bool)
-        require(whole and x >= 1, name, describe(x), "a whole number of at least 1")
+        require(whole and x >= 1, name, x, "a whole number of at least 1")
 
 
 def check_range(name: str, limits: Any, above: float | None = None) -> tuple[float, float]:
@@ -67,15 +70,14 @@ def check_range(name: str, limits: Any, above: float | None = None) -> tuple[flo
 def check_device(like: Tensor, **others: Tensor | None) -> None:
     """Check that every tensor lives where the first argument lives."""
     for name, x in others.items():
-        require(
-            x is None or x.device == like.device, name, f"a tensor on {x is not None and x.device}", f"{like.device}"
-        )
+        if x is not None and x.device != like.device:
+            require(False, name, f"a tensor on {x.device}", str(like.device))
 
 
 def check_offsets(offsets: Any, name: str = "offsets") -> None:
     """Check the form of packed offsets; their values are looked at when the op runs."""
     right = isinstance(offsets, Tensor) and offsets.dim() == 1 and offsets.shape[0] > 0 and offsets.dtype in INTEGERS
-    require(right, name, describe(offsets), "int32 or int64 [S + 1]")
+    require(right, name, offsets, "int32 or int64 [S + 1]")
 
 
 def check_offset_values(offsets: Tensor | None, rows: int, name: str = "offsets") -> None:
@@ -97,7 +99,7 @@ def check_offset_values(offsets: Tensor | None, rows: int, name: str = "offsets"
 def check_slots(name: str, index: Tensor, rows: int, slots: int) -> None:
     """Check which slots the rows of a batch use; values only where that costs no wait and nothing is being compiled."""
     right = index.dim() == 1 and index.shape[0] == rows and index.dtype in INTEGERS
-    require(right, name, describe(index), f"int32 or int64 [{rows}]")
+    require(right, name, index, f"int32 or int64 [{rows}]")
     if torch.compiler.is_compiling() or index.device.type != "cpu":
         return
     used = [slot for slot in index.tolist() if slot >= 0]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mamba_scan import ops
 from mamba_scan.api import causal_conv1d, selective_scan
-from mamba_scan.checks import check_flags, check_optional_tensors, check_tensors, describe, require
+from mamba_scan.checks import check_flags, check_optional_tensors, check_tensors, require
 from mamba_scan.dispatch import check_backend
 
 
@@ -79,19 +79,19 @@ def mamba_inner_fn(
     check_optional_tensors(**biases, **norms, dt_rms_weight=dt_rms_weight)
     check_flags(delta_softplus=delta_softplus)
     require(checkpoint_lvl in (0, 1), "checkpoint_lvl", repr(checkpoint_lvl), "0 or 1")
-    require(A.dim() == 2, "A", describe(A), "[d, n]")
+    require(A.dim() == 2, "A", A, "[d, n]")
     d, parts = A.shape[0], A.shape[1] * (2 if A.is_complex() else 1)
-    require(xz.dim() == 3 and xz.shape[1] == 2 * d, "xz", describe(xz), f"[b, {2 * d}, l], d = {d} as in A")
+    require(xz.dim() == 3 and xz.shape[1] == 2 * d, "xz", xz, f"[b, {2 * d}, l], d = {d} as in A")
     right = delta_proj_weight.dim() == 2 and delta_proj_weight.shape[0] == d
-    require(right, "delta_proj_weight", describe(delta_proj_weight), f"[{d}, rank]")
+    require(right, "delta_proj_weight", delta_proj_weight, f"[{d}, rank]")
     rank = delta_proj_weight.shape[1]
     right = conv1d_weight.dim() == 3 and conv1d_weight.shape[:2] == (d, 1)
-    require(right, "conv1d_weight", describe(conv1d_weight), f"[{d}, 1, width]")
+    require(right, "conv1d_weight", conv1d_weight, f"[{d}, 1, width]")
     sizes = [rank, parts if B is None else 0, parts if C is None else 0]
     right = x_proj_weight.shape == (sum(sizes), d)
-    require(right, "x_proj_weight", describe(x_proj_weight), f"{[sum(sizes), d]}: rank, B and C where not given")
+    require(right, "x_proj_weight", x_proj_weight, f"{[sum(sizes), d]}: rank, B and C where not given")
     right = out_proj_weight.dim() == 2 and out_proj_weight.shape[1] == d
-    require(right, "out_proj_weight", describe(out_proj_weight), f"[e, {d}]")
+    require(right, "out_proj_weight", out_proj_weight, f"[e, {d}]")
     for name, x, size in (
         ("conv1d_bias", conv1d_bias, d),
         ("out_proj_bias", out_proj_bias, out_proj_weight.shape[0]),
@@ -99,14 +99,14 @@ def mamba_inner_fn(
         ("delta_bias", delta_bias, d),
         ("dt_rms_weight", dt_rms_weight, d),
     ):
-        require(x is None or x.shape == (size,), name, describe(x), f"[{size}]")
+        require(x is None or x.shape == (size,), name, x, f"[{size}]")
     for given, names in ((B, ("B_proj_bias", "b_rms_weight")), (C, ("C_proj_bias", "c_rms_weight"))):
         for name in names:
             x = (biases | norms)[name]
             right = x is None or (x.shape == (parts,) and given is None)
-            require(right, name, describe(x), f"[{parts}], and B or C not given")
+            require(right, name, x, f"[{parts}], and B or C not given")
     for name, x in norms.items():
-        require(x is None or not A.is_complex(), name, describe(x), "a real A")
+        require(x is None or not A.is_complex(), name, x, "a real A")
     x_proj, delta_proj, out_proj = (w.to(xz.dtype) for w in (x_proj_weight, delta_proj_weight, out_proj_weight))
     out_bias = None if out_proj_bias is None else out_proj_bias.to(xz.dtype)
     weight = conv1d_weight.squeeze(1)

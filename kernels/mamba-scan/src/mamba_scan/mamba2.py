@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mamba_scan.api import causal_conv1d, ssd_scan
 from mamba_scan.block import Block, at_least_float32, inner_channels, short_conv1d, step_bias
-from mamba_scan.checks import check_counts, check_flags, check_range, describe, require
+from mamba_scan.checks import check_counts, check_flags, check_range, require
 from mamba_scan.dispatch import check_backend
 from mamba_scan.update import causal_conv1d_update, selective_state_update
 
@@ -86,7 +86,7 @@ class Mamba2(Block):
         check_counts(chunk_size=chunk_size)
         check_flags(D_has_hdim=D_has_hdim, rmsnorm=rmsnorm, norm_before_gate=norm_before_gate, bias=bias)
         check_flags(conv_bias=conv_bias, use_mem_eff_path=use_mem_eff_path, sequence_parallel=sequence_parallel)
-        require(process_group is None, "process_group", describe(process_group), "None: one process holds a block")
+        require(process_group is None, "process_group", process_group, "None: one process holds a block")
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner, self.headdim, self.ngroups = inner_channels(expand, d_model), headdim, ngroups
         self.d_ssm = self.d_inner if d_ssm is None else d_ssm

@@ -13,7 +13,6 @@ from mamba_scan.checks import (
     check_optional_tensors,
     check_real,
     check_tensors,
-    describe,
     require,
 )
 
@@ -132,23 +131,23 @@ class ConvProblem:
         check_real(**optional)
         packed = self.offsets is not None
         layout = "[T, d] (packed: offsets are given)" if packed else "[b, d, l]"
-        require(self.x.dim() == (2 if packed else 3), "x", describe(self.x), layout)
+        require(self.x.dim() == (2 if packed else 3), "x", self.x, layout)
         require(self.x.dtype in FLOATS, "x", str(self.x.dtype), "float32, float64, bfloat16 or float16")
         d = self.x.shape[1]
         right = self.weight.dim() == 2 and self.weight.shape[0] == d and self.weight.shape[1] > 0
-        require(right, "weight", describe(self.weight), f"[d, width] with d = {d} as in x")
+        require(right, "weight", self.weight, f"[d, width] with d = {d} as in x")
         require(self.weight.is_floating_point(), "weight", str(self.weight.dtype), "a real dtype")
         if self.bias is not None:
-            require(self.bias.shape == (d,), "bias", describe(self.bias), f"[d] with d = {d} as in x")
+            require(self.bias.shape == (d,), "bias", self.bias, f"[d] with d = {d} as in x")
         if self.seq_idx is not None:
             shape = [self.x.shape[0]] if packed else [self.x.shape[0], self.x.shape[2]]
             right = list(self.seq_idx.shape) == shape and self.seq_idx.dtype in INTEGERS
-            require(right, "seq_idx", describe(self.seq_idx), f"int32 or int64 {shape}")
+            require(right, "seq_idx", self.seq_idx, f"int32 or int64 {shape}")
         if self.offsets is not None:
             check_offsets(self.offsets)
         if self.initial_states is not None:
             shape = [self.segments, d, self.width - 1]
-            got = describe(self.initial_states)
+            got = self.initial_states
             require(list(self.initial_states.shape) == shape, "initial_states", got, f"[S, d, width - 1] = {shape}")
         check_device(
             self.x,
@@ -166,21 +165,21 @@ def canonical(p: ScanProblem) -> ScanProblem:
     check_optional_tensors(D=p.D, z=p.z, delta_bias=p.delta_bias, initial_state=p.initial_state, offsets=p.offsets)
     packed = p.offsets is not None
     layout = "[T, d] (packed: offsets are given)" if packed else "[b, d, l]"
-    require(p.u.dim() == (2 if packed else 3), "u", describe(p.u), layout)
+    require(p.u.dim() == (2 if packed else 3), "u", p.u, layout)
     require(p.u.dtype in FLOATS, "u", str(p.u.dtype), "float32, float64, bfloat16 or float16")
     channels = p.u.shape[1]
     for name in ("delta", "z"):
         x = getattr(p, name)
         if x is not None:
-            require(x.shape == p.u.shape, name, describe(x), f"the shape of u, {list(p.u.shape)}")
+            require(x.shape == p.u.shape, name, x, f"the shape of u, {list(p.u.shape)}")
             require(x.dtype == p.u.dtype, name, str(x.dtype), f"the dtype of u, {p.u.dtype}")
-    require(p.A.dim() == 2 and p.A.shape[0] == channels, "A", describe(p.A), f"[d, n] with d = {channels} as in u")
+    require(p.A.dim() == 2 and p.A.shape[0] == channels, "A", p.A, f"[d, n] with d = {channels} as in u")
     require(p.A.is_complex() or p.A.is_floating_point(), "A", str(p.A.dtype), "a real or complex dtype")
-    require(p.A.shape[1] > 0, "A", describe(p.A), "at least one state")
+    require(p.A.shape[1] > 0, "A", p.A, "at least one state")
     for name in ("D", "delta_bias"):
         x = getattr(p, name)
         if x is not None:
-            require(x.shape == (channels,), name, describe(x), f"[d] with d = {channels} as in u")
+            require(x.shape == (channels,), name, x, f"[d] with d = {channels} as in u")
             require(x.is_floating_point(), name, str(x.dtype), "a real dtype")
     if p.offsets is not None:
         check_offsets(p.offsets)
@@ -189,9 +188,7 @@ def canonical(p: ScanProblem) -> ScanProblem:
     require(len(groups) < 2, "C", f"{p.C.shape[1] if p.C.dim() > 2 else 1} groups", "as many groups as B has")
     if p.initial_state is not None:
         shape = (p.segments, channels, p.states)
-        require(
-            p.initial_state.shape == shape, "initial_state", describe(p.initial_state), f"[S, d, n] = {list(shape)}"
-        )
+        require(p.initial_state.shape == shape, "initial_state", p.initial_state, f"[S, d, n] = {list(shape)}")
         real = p.initial_state.is_floating_point()
         wanted = "a complex dtype, because A is complex" if p.A.is_complex() else "a real dtype"
         right = p.initial_state.is_complex() if p.A.is_complex() else real
@@ -213,12 +210,10 @@ def _coefficient(p: ScanProblem, name: str) -> Tensor:
     if packed:
         rows = p.u.shape[0]
         right = x.dim() in (2, 3) and x.shape[0] == rows and x.shape[-1] == n
-        require(right, name, describe(x), f"[T, n] or [T, g, n] with T = {rows}, n = {n}")
+        require(right, name, x, f"[T, n] or [T, g, n] with T = {rows}, n = {n}")
         x = x.unsqueeze(1) if x.dim() == 2 else x
     elif x.dim() == 2:
-        require(
-            x.shape == (d, n), name, describe(x), f"[d, n] = [{d}, {n}] where constant, [b, n, l] or [b, g, n, l] else"
-        )
+        require(x.shape == (d, n), name, x, f"[d, n] = [{d}, {n}] where constant, [b, n, l] or [b, g, n, l] else")
         require(p.A.is_complex() or x.is_floating_point(), name, str(x.dtype), "a real dtype")
         return x.to(complex_dtype) if p.A.is_complex() else x
     else:
@@ -228,7 +223,7 @@ def _coefficient(p: ScanProblem, name: str) -> Tensor:
         want = 2 * length if pairs else length
         right = x.dim() in (3, 4) and x.shape[0] == batch and x.shape[-2] == n and x.shape[-1] == want
         needs = f"[b, n, l] or [b, g, n, l] with b = {batch}, n = {n}, last size {want}"
-        require(right, name, describe(x), needs + (" (real and imaginary parts alternate)" if pairs else ""))
+        require(right, name, x, needs + (" (real and imaginary parts alternate)" if pairs else ""))
         x = x.unsqueeze(1) if x.dim() == 3 else x
         if pairs:
             x = torch.view_as_complex(x.to(p.dtype).unflatten(-1, (length, 2)))

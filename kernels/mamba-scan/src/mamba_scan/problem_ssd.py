@@ -14,7 +14,6 @@ from mamba_scan.checks import (
     check_optional_tensors,
     check_real,
     check_tensors,
-    describe,
     require,
 )
 from mamba_scan.problem import ScanProblem, computed_in
@@ -127,24 +126,24 @@ class SSDProblem:
         packed = self.offsets is not None
         lead = [self.x.shape[0]] if packed else list(self.x.shape[:2])
         layout = "[T, h, p] (packed: offsets are given)" if packed else "[b, l, h, p]"
-        require(self.x.dim() == (3 if packed else 4), "x", describe(self.x), layout)
+        require(self.x.dim() == (3 if packed else 4), "x", self.x, layout)
         require(self.x.dtype in FLOATS, "x", str(self.x.dtype), "float32, float64, bfloat16 or float16")
         heads, width = self.x.shape[-2:]
-        require(list(self.dt.shape) == [*lead, heads], "dt", describe(self.dt), f"{[*lead, heads]}")
-        require(self.A.shape == (heads,), "A", describe(self.A), f"[h] with h = {heads} as in x")
+        require(list(self.dt.shape) == [*lead, heads], "dt", self.dt, f"{[*lead, heads]}")
+        require(self.A.shape == (heads,), "A", self.A, f"[h] with h = {heads} as in x")
         for name, c in (("B", self.B), ("C", self.C)):
             right = c.dim() == len(lead) + 2 and list(c.shape[: len(lead)]) == lead
-            require(right and c.shape[-1] > 0, name, describe(c), f"{lead} followed by g and n")
+            require(right and c.shape[-1] > 0, name, c, f"{lead} followed by g and n")
             right = c.shape[-2] > 0 and heads % c.shape[-2] == 0
             require(right, name, f"{c.shape[-2]} groups", f"a divisor of h = {heads}")
-        require(self.C.shape == self.B.shape, "C", describe(self.C), f"the shape of B, {list(self.B.shape)}")
+        require(self.C.shape == self.B.shape, "C", self.C, f"the shape of B, {list(self.B.shape)}")
         if self.D is not None:
             right = self.D.shape in ((heads,), (heads, width))
-            require(right, "D", describe(self.D), f"[h] or [h, p] with h = {heads}, p = {width}")
+            require(right, "D", self.D, f"[h] or [h, p] with h = {heads}, p = {width}")
         if self.z is not None:
-            require(self.z.shape == self.x.shape, "z", describe(self.z), f"the shape of x, {list(self.x.shape)}")
+            require(self.z.shape == self.x.shape, "z", self.z, f"the shape of x, {list(self.x.shape)}")
         if self.dt_bias is not None:
-            require(self.dt_bias.shape == (heads,), "dt_bias", describe(self.dt_bias), f"[h] with h = {heads}")
+            require(self.dt_bias.shape == (heads,), "dt_bias", self.dt_bias, f"[h] with h = {heads}")
         for name in ("dt", "B", "C", "z"):
             other = getattr(self, name)
             right = other is None or other.dtype == self.x.dtype or name == "dt"
@@ -153,11 +152,11 @@ class SSDProblem:
             check_offsets(self.offsets)
         if self.initial_states is not None:
             shape = [self.segments, heads, width, self.states]
-            got = describe(self.initial_states)
+            got = self.initial_states
             require(list(self.initial_states.shape) == shape, "initial_states", got, f"[S, h, p, n] = {shape}")
         if self.seq_idx is not None:
             right = list(self.seq_idx.shape) == lead and self.seq_idx.dtype in INTEGERS
-            require(right, "seq_idx", describe(self.seq_idx), f"int32 or int64 {lead}")
+            require(right, "seq_idx", self.seq_idx, f"int32 or int64 {lead}")
         check_counts(chunk_size=self.chunk_size)
         names = ("dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", "offsets", "seq_idx")
         check_device(self.x, **{name: getattr(self, name) for name in names})

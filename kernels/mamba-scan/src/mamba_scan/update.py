@@ -15,7 +15,6 @@ from mamba_scan.checks import (
     check_real,
     check_slots,
     check_tensors,
-    describe,
     require,
 )
 from mamba_scan.dispatch import check_backend
@@ -69,17 +68,17 @@ def selective_state_update(
     check_tensors(state=state, x=x, dt=dt, A=A, B=B, C=C)
     check_optional_tensors(D=D, z=z, dt_bias=dt_bias, state_batch_indices=state_batch_indices)
     check_flags(dt_softplus=dt_softplus)
-    require(state.dim() in (3, 4), "state", describe(state), "[b, d, n] or [b, h, p, n]")
+    require(state.dim() in (3, 4), "state", state, "[b, d, n] or [b, h, p, n]")
     check_real(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
     heads = state.dim() == 4
-    require(x.dim() == state.dim() - 1, "x", describe(x), "[b, h, p]" if heads else "[b, d]")
-    require(A.dim() == state.dim() - 1, "A", describe(A), "[h, p, n]" if heads else "[d, n]")
+    require(x.dim() == state.dim() - 1, "x", x, "[b, h, p]" if heads else "[b, d]")
+    require(A.dim() == state.dim() - 1, "A", A, "[h, p, n]" if heads else "[d, n]")
     for name, c in (("B", B), ("C", C)):
-        require(c.dim() in (2, 3), name, describe(c), "[b, n] or [b, g, n]")
+        require(c.dim() in (2, 3), name, c, "[b, n] or [b, g, n]")
     for name, t in (("dt", dt), ("z", z)):
-        require(t is None or t.shape == x.shape, name, describe(t), f"the shape of x, {list(x.shape)}")
+        require(t is None or t.shape == x.shape, name, t, f"the shape of x, {list(x.shape)}")
     for name, t in (("D", D), ("dt_bias", dt_bias)):
-        require(t is None or t.shape == x.shape[1:], name, describe(t), f"{list(x.shape[1:])} as in x")
+        require(t is None or t.shape == x.shape[1:], name, t, f"{list(x.shape[1:])} as in x")
     batch = x.shape[0] if state_batch_indices is None else state.shape[0]
     shape = [batch, *x.shape[1:], A.shape[-1]]
     require(list(state.shape) == shape, "state", f"{list(state.shape)}", f"{shape}")
@@ -163,8 +162,8 @@ def causal_conv1d_update(
     check_tensors(x=x, conv_state=conv_state, weight=weight)
     check_optional_tensors(bias=bias, cache_seqlens=cache_seqlens, conv_state_indices=conv_state_indices)
     check_real(x=x, conv_state=conv_state)
-    require(x.dim() in (2, 3), "x", describe(x), "[b, d] or [b, d, l]")
-    require(weight.dim() == 2, "weight", describe(weight), "[d, width]")
+    require(x.dim() in (2, 3), "x", x, "[b, d] or [b, d, l]")
+    require(weight.dim() == 2, "weight", weight, "[d, width]")
     kept, rows = weight.shape[1] - 1, x.unsqueeze(-1) if x.dim() == 2 else x
     wanted = f"[b, d, k] with d = {x.shape[1]} and k >= width - 1 = {kept}"
     right = conv_state.dim() == 3 and conv_state.shape[1] == x.shape[1] and conv_state.shape[2] >= kept
@@ -175,7 +174,7 @@ def causal_conv1d_update(
         rows = _without_padding(rows, conv_state_indices)
     if cache_seqlens is not None:
         right = cache_seqlens.shape == x.shape[:1] and cache_seqlens.dtype in INTEGERS
-        require(right, "cache_seqlens", describe(cache_seqlens), f"int32 or int64 [{x.shape[0]}]")
+        require(right, "cache_seqlens", cache_seqlens, f"int32 or int64 [{x.shape[0]}]")
     check_device(x, conv_state=conv_state, cache_seqlens=cache_seqlens, conv_state_indices=conv_state_indices)
     pool = conv_state.detach()
     state = pool if conv_state_indices is None else _taken(pool, conv_state_indices)
