@@ -98,7 +98,8 @@ def causal_conv1d(
         x: [b, d, l], or packed [T, d] when offsets are given; float32, float64, bfloat16 or float16. Any strides.
         weight: [d, width], any width of at least 1.
         bias: [d].
-        seq_idx: int [b, l] or [T]; taps do not reach across a change of it, and rows where it is negative are zero.
+        seq_idx: int32 or int64 [b, l] or [T]; taps do not reach across a change of it, nor, where it is given, into
+            initial_states; rows where it is negative are zero.
         initial_states: the width - 1 rows before each sequence, [b or S, d, width - 1]; zero by default.
         return_final_states: whether to return the last width - 1 rows of each sequence as well.
         final_states_out: tensor [b or S, d, width - 1] the final states are written to.
