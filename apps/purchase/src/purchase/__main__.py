@@ -1,0 +1,5 @@
+"""`python -m purchase` is `purchase`."""
+
+from purchase.cli import entry
+
+entry()
