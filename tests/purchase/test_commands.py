@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from purchase import predict as predicting
+from purchase.cli import app
 from purchase.prepare import open_prepared
 from runkit.files import read_json
 from runkit.training import load_checkpoint
@@ -101,6 +102,17 @@ def test_predictions_go_on_where_they_stopped(purchase, data: Path, trained: Pat
     assert purchase("predict", trained, data, *words, "--resume") == 0
     assert (trained / "predictions.csv").read_bytes() == whole and not (trained / "predictions").exists()
     assert len(later) == -(-len(lists(trained)) // 100) - 2
+
+
+def test_what_is_prepared_is_kept_only_where_it_is_the_same(purchase, data: Path, tmp_path: Path, capsys) -> None:
+    for words, says in (((), "catalogue"), (("--resume",), "kept"), (("--resume", "--brand", ""), "catalogue")):
+        assert purchase("prepare", tmp_path, data, *words) == 0
+        assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["demo", "rees46", "retailrocket", "upstage"])
+def test_presets_are_settings(preset: str) -> None:
+    assert app.parse("train", ["--config", preset]).train.weights["view"] == 1
 
 
 def test_tuning_ranks_its_trials(purchase, data: Path, trained: Path) -> None:

@@ -44,7 +44,7 @@ def evaluate(config: Config) -> str:
         facts |= {"users": len(judged.users), "users_without_history": judged.strangers}
         lists, chances = ranked(config, prepared, network, judged.users)
         found = {name: judged.of(one) for name, one in lists.items()}
-        rows = table(found, len(prepared.history()))
+        rows = table(found, judged.share)
         run.add_metrics("evaluate", {"rankers": _metrics(found), **facts})
         with atomic_file(run.folder / "compare.md") as path:
             path.write_text(markdown_table(rows))
@@ -65,6 +65,8 @@ class Judged:
     def __init__(self, config: Config, prepared: Prepared) -> None:
         self.rows, self.items, self.strangers = prepared.targets(prepared.split.test_start, prepared.split.target)
         self.users = np.unique(self.rows)
+        # Of all users known before the cutoff.
+        self.share = len(self.users) / len(prepared.history())
         if not len(self.users):
             raise ValueError(
                 f"split: got no {prepared.split.target} after the cutoff by a user known before it, needs one"
@@ -73,7 +75,10 @@ class Judged:
             drawn = np.random.default_rng(config.seed).permutation(self.users)
             self.users = np.sort(drawn[: config.evaluate.judged])
         past = interactions(prepared, None)
-        self.seen = (past.user, past.item)
+        own = np.isin(past.user, self.users)
+        # For cold items it is enough that somebody had them, who is judged or not.
+        anybody = np.unique(past.item)
+        self.seen = (np.r_[past.user[own], np.full(len(anybody), -1)], np.r_[past.item[own], anybody])
 
     def of(self, lists: NDArray[np.int64]) -> Evaluation:
         """Every metric of lists [U, K]."""
@@ -164,8 +169,13 @@ def filled(lists: NDArray[np.int64], spare: NDArray[np.int64]) -> NDArray[np.int
     return np.where((again | (wide < 0))[row, first], -1, wide[row, first])
 
 
-def table(found: dict[str, Evaluation], all_users: int) -> list[dict[str, Any]]:
-    """One row a ranker, best first; the difference is to the best baseline, of the same users."""
+def table(found: dict[str, Evaluation], share: float) -> list[dict[str, Any]]:
+    """One row a ranker, best first; the difference is to the best baseline, of the same users.
+
+    Args:
+        found: the rankers
+        share: of all users, those with a target
+    """
     baselines = [name for name in found if name != "network" and not name.startswith("rerank")]
     best = max(baselines, key=lambda name: found[name].means()[MAIN]) if baselines else None
     rows = []
@@ -179,7 +189,7 @@ def table(found: dict[str, Evaluation], all_users: int) -> list[dict[str, Any]]:
             f"{part}, {int(one.means(part)['users'])} users": one.means(part)[MAIN]
             for part in ("repeat", "new", "cold")
         }
-        row["all users"] = means[MAIN] * means["users"] / all_users
+        row["all users"] = means[MAIN] * share
         rows.append({key: None if value != value else value for key, value in row.items()})
     columns = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in columns} for row in rows]
