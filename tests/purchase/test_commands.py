@@ -78,6 +78,11 @@ def test_every_known_user_gets_ten_items_and_unknown_ones_the_popular(
     assert [line[:2] for line in asked[known]] == [line[:2] for line in found[known]]
     assert [line[2] for line in asked[known]] == pytest.approx([line[2] for line in found[known]], rel=1e-4)
     assert read_json(trained / "metadata.json")["commands"]["predict"]["users_without_history"] == 2
+    words = ("--users", str(users), "--event-weights", "0", "0", "0")
+    assert purchase("predict", trained, data, *words) == 0
+    # Nothing is popular: the catalogue in its order.
+    ids = open_prepared(config_of(trained)).item_ids.to_pylist()
+    assert [item for _, item, _ in lists(trained)[77]] == ids[:10]
     users.write_text("user_id\n77\n77\n")
     assert purchase("predict", trained, data, "--users", str(users)) == 1
 

@@ -118,7 +118,9 @@ def ranked(
                 model = _Reranker(config, prepared, sources)
                 if model.fit(before, taught, rows, items, hidden):
                     lists[name] = model.recommend(fitted, users, exclude)
-    return {name: filled(one, spare) for name, one in lists.items()}, _chances(fitted["network"], users)
+    return {name: filled(one, spare) for name, one in lists.items()}, _chances(
+        fitted["network"], users, lists["network"][:, :10]
+    )
 
 
 def fit_rankers(config: Config, prepared: Prepared, network: Recommender, moment: int | None) -> dict[str, Ranker]:
@@ -225,15 +227,16 @@ class _Reranker:
         ]
 
 
-def _chances(ranker: Any, users: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Softmax over the catalogue of the network's first ten items [U, 10]."""
-    found = np.zeros((len(users), 10))
+def _chances(ranker: Any, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The network's softmax over the catalogue at items [U, K], 0 where there is none [U, K]."""
+    found = np.zeros(items.shape)
     for first in range(0, len(users), 500):
-        scores = ranker._scores(users[first : first + 500])
+        here = slice(first, first + 500)
+        scores = ranker._scores(users[here])
         chance = np.exp(scores - scores.max(1, keepdims=True))
-        best = -np.sort(-chance, axis=1)[:, :10] / chance.sum(1, keepdims=True)
-        found[first : first + 500, : best.shape[1]] = best
-    return found
+        chance /= chance.sum(1, keepdims=True)
+        found[here] = np.take_along_axis(chance, np.maximum(items[here], 0), 1)
+    return np.where(items >= 0, found, 0.0)
 
 
 def _interval(interval: tuple[float, float]) -> str:

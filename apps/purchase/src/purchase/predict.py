@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from purchase.config import Config
-from purchase.evaluate import DAY, interactions
+from purchase.evaluate import DAY, filled, interactions
 from purchase.prepare import PACKAGES, Prepared, open_prepared
 from purchase.ranking import NetworkRanker, excluded
 from purchase.train import load_network
@@ -63,7 +63,7 @@ def predict(config: Config) -> str:
 
 
 class Lister:
-    """Lists by the network; by popularity where the network has no history, or has too few candidates.
+    """Lists by the network; without a history the most popular items, and behind those the others in order of id.
 
     Args:
         config: all settings
@@ -77,7 +77,9 @@ class Lister:
         network = load_network(config, prepared)
         self.network = NetworkRanker(network, history, config.split.target, config.model.max_len)
         popular = Popularity(config.evaluate.half_life_days * DAY).fit(interactions(prepared, None, config))
-        self.popular_items, self.popular_scores = popular.recommend([0], self.k)
+        items, scores = popular.recommend([0], self.k)
+        self.popular_items = filled(items, np.arange(min(2 * self.k, prepared.num_items))[None])
+        self.popular_scores = np.where(items >= 0, scores, 0.0)
 
     def lists(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Items and scores [U, K] of users at rows of the history, -1 for unknown ones."""
