@@ -71,7 +71,11 @@ class NetworkRanker(Ranker):
         device = self.network.brand.device
         found = torch.full((len(users), self.num_items), -torch.inf, device=device)
         table, at = self.network.item_vectors(), 0
-        batches = self.history.at(users).batches(
+        view = self.history.at(users)
+        # Histories of like length lie together, so that little is padded.
+        order = np.argsort(np.minimum(view.lengths(), self.max_len), kind="stable")
+        place = torch.from_numpy(order).to(device)
+        batches = view.at(order).batches(
             max_tokens=self.batch_events, fields=list(FIELDS), max_len=self.max_len, batch_size=len(users) or 1
         )
         for batch in batches:
@@ -79,7 +83,7 @@ class NetworkRanker(Ranker):
             some = (parts["offsets"].diff() > 0).nonzero()[:, 0]
             if len(some):
                 hidden = self.network(**parts)[parts["offsets"][1:][some] - 1]
-                found[at + some] = self.network.queries(hidden, self.objective) @ table.T
+                found[place[at + some]] = self.network.queries(hidden, self.objective) @ table.T
             at += len(batch)
         return found
 

@@ -32,6 +32,8 @@ from runkit.run import Run
 from runkit.training import ResumableModule, fit, load_checkpoint, trainer
 from seqdata import SequenceDataset
 
+# Users that are put in order of length before they are cut into batches, so that little is padded.
+POOL_USERS = 4096
 LIMITS = ("max_epochs", "patience", "valid_users", "accelerator")
 log = logging.getLogger("purchase")
 
@@ -129,13 +131,14 @@ class Training(ResumableModule):
 
     def train_dataloader(self) -> DataLoader:
         data = SequenceDataset(
-            self.view,
+            # One event alone has nothing after it to learn from.
+            self.view.at_least(2),
             max_tokens=self.config.train.batch_events,
             max_len=self.config.model.max_len,
             fields=list(FIELDS),
             shuffle=True,
             seed=self.seed,
-            drop_empty=True,
+            length_pool=POOL_USERS,
             transform=inputs,
         )
         data.set_epoch(self.current_epoch)
