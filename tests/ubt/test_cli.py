@@ -360,9 +360,9 @@ def test_wrong_commands_say_what_helps(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--processes 0", "train.processes: got '0', needs int restricted to be >0"),
+        ("--processes 0", "train.processes: got '0', needs a whole number above 0"),
         ("--processes -1", "train.processes: got '-1'"),
-        ("--threads -1", "train.threads: got '-1', needs int restricted to be"),
+        ("--threads -1", "train.threads: got '-1', needs a whole number, 0 or more"),
         ("--focal_gamma -1", "train.focal_gamma: got '-1'"),
         ("--focal_gamma .nan", "train.focal_gamma: got '.nan'"),
         ("--balance 1.0", "train.balance: got '1.0', needs a share from 0 to below 1"),

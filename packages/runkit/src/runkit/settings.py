@@ -14,6 +14,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, get_loader
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from runkit.errors import SettingError
 
@@ -28,6 +36,12 @@ NEEDS = {
     set: "a list such as [a, b]",
     dict: "settings such as {key: value}",
     Path: "a path",
+    PositiveInt: "a whole number above 0",
+    NonNegativeInt: "a whole number, 0 or more",
+    PositiveFloat: "a number above 0",
+    NonNegativeFloat: "a number, 0 or more",
+    ClosedUnitInterval: "a number from 0 to 1",
+    OpenUnitInterval: "a number above 0 and below 1",
 }
 
 
