@@ -1,7 +1,8 @@
-"""`hatch run fuzz`: every module of this folder in turn, until the time is up; prints what was tried, exits 1 on a fault.
+"""`hatch run fuzz`: every module of this folder in turn until the time is up; exits 1 on a fault.
 
-A module has `tries(seed, seconds) -> dict[str, int]`: it draws cases from `seed` until `seconds` are over, compares each with an
-oracle, and returns how many of each kind it tried. A fault is an AssertionError, or any other error, that names its seed.
+A module has `tries(seed, seconds) -> dict[str, int]`: it draws cases from `seed` until `seconds` are over, compares
+each with an oracle, and returns how many of each kind it tried. A fault is an AssertionError, or any other error, that
+names its seed.
 """
 
 from __future__ import annotations

@@ -87,3 +87,16 @@ def test_cuda_modules_compile_and_load_without_a_driver(tmp_path, monkeypatch, n
     built = native.install_time_modules(package, "auto")
     assert [path.name.split(".")[0] for path in built] == ["_cpu", "_cuda"]
     assert answer(built[1]) == 4
+
+
+def test_a_module_of_other_sources_is_never_loaded(tmp_path, monkeypatch):
+    package = package_in(tmp_path)
+    module = package / f"_cpu{native.SUFFIX}"
+    module.write_bytes(native._sources(package).encode())
+    # Nothing compiles these; what is asked is which of them would be taken.
+    monkeypatch.setenv("FOOTFALL_JIT", "0")
+    with pytest.raises(ImportError):
+        native.load(package, "_cpu")
+    (package / "csrc" / "three_cpu.cpp").write_text("namespace FOOTFALL_ISA { int three() { return 4; } }\n")
+    with pytest.raises(native.BuildError, match="other sources"):
+        native.load(package, "_cpu")

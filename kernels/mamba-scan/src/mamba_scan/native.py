@@ -123,9 +123,10 @@ def load(package: Path, module: str) -> ModuleType:
     if module == "_cuda" and _cuda_policy() == "off":
         raise BuildError(f"{name} is switched off by FOOTFALL_CUDA=off")
     path = package / f"{module}{SUFFIX}"
-    if not path.exists():
+    if not _made_of(path, package):
         if os.environ.get("FOOTFALL_JIT", "1") == "0":
-            raise BuildError(f"{name} was not built at install time, and FOOTFALL_JIT=0 forbids building it now")
+            state = "is of other sources than these" if path.exists() else "was not built at install time"
+            raise BuildError(f"{name} {state}, and FOOTFALL_JIT=0 forbids building it now")
         cache = (
             Path(os.environ.get("FOOTFALL_CACHE") or Path.home() / ".cache" / "footfall")
             / f"{package.name}-{_fingerprint(package)}"
@@ -283,7 +284,8 @@ def _ninja_file(csrc: Path, module: str, target: Path, compilers: dict[str, str]
             lines.append(f"build {objects[-1]}: nvcc {_escape(source)}\n  flags = {' '.join(nvcc_flags)}")
         libraries += [f"-L{_cuda_library_folder(compilers['nvcc'])}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     objects.append(f"bind{module}.o")
-    lines.append(f"build {objects[-1]}: cxx {_escape(binder)}\n  flags = {' '.join([*flags, *includes])}")
+    stamp = f"-DFOOTFALL_SOURCES='\"{_sources(csrc.parent)}\"'"
+    lines.append(f"build {objects[-1]}: cxx {_escape(binder)}\n  flags = {' '.join([*flags, *includes, stamp])}")
     lines.append(f"build {_escape(target)}: link {' '.join(objects)}\n  libs = {' '.join(libraries)}")
     return "\n".join(lines) + "\n"
 
@@ -339,11 +341,21 @@ def _cuda_library_folder(nvcc: str) -> Path:
     raise BuildError(f"libcudart_static.a is not under {root}")
 
 
+def _made_of(path: Path, package: Path) -> bool:
+    """Whether a module was compiled from these sources: an older one would misread what it is handed."""
+    return path.exists() and _sources(package).encode() in path.read_bytes()
+
+
+def _sources(package: Path) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(path for path in (package / "csrc").iterdir() if path.suffix in (".cpp", ".cu", ".h")):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
 def _fingerprint(package: Path) -> str:
     digest = hashlib.sha256(f"{sysconfig.get_platform()} {SUFFIX} {os.environ.get('CXX', '')} {_nvcc()}".encode())
-    for source in sorted(path for path in (package / "csrc").iterdir() if path.is_file()):
-        digest.update(source.name.encode() + source.read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    digest.update(_sources(package).encode() + Path(__file__).read_bytes())
     return digest.hexdigest()[:16]
 
 

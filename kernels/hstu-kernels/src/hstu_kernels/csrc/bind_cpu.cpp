@@ -425,6 +425,10 @@ void backward(const py::kwargs& arguments) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
+#ifdef FOOTFALL_SOURCES
+  // What native.py knows an outdated module by.
+  m.attr("sources") = FOOTFALL_SOURCES;
+#endif
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("isa", [] { return chosen().name; });

@@ -109,6 +109,10 @@ void backward(const py::kwargs& arguments) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
+#ifdef FOOTFALL_SOURCES
+  // What native.py knows an outdated module by.
+  m.attr("sources") = FOOTFALL_SOURCES;
+#endif
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("device_count", &hstu_cuda::device_count);

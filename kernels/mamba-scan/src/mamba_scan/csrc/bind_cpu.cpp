@@ -79,6 +79,10 @@ void run(void (*kernel)(const Args&), const Args& a) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
+#ifdef FOOTFALL_SOURCES
+  // What native.py knows an outdated module by.
+  m.attr("sources") = FOOTFALL_SOURCES;
+#endif
   m.doc() = "CPU kernels of mamba_scan; see scan.h for the arguments.";
   m.def("isa", [] { return std::string(kernels().isa); }, "The instruction set in use.");
 #ifdef _OPENMP

@@ -18,6 +18,10 @@ float* floats(const scan::Reader& r, const char* name) { return static_cast<floa
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
+#ifdef FOOTFALL_SOURCES
+  // What native.py knows an outdated module by.
+  m.attr("sources") = FOOTFALL_SOURCES;
+#endif
   m.doc() = "CUDA kernels of mamba_scan; see scan.h and scan_cuda.h for the arguments.";
   m.def("scan_blocks", &scan::scan_blocks, "Blocks of channels in a group.");
   m.def("conv_rows", [] { return scan::CONV_ROWS; }, "Rows of one part of the weights' gradient.");
