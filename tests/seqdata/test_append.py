@@ -68,7 +68,7 @@ def test_many_appends_keep_ids_and_clean_up(tmp_path, oracle):
     store = seqdata.build(log[:200], tmp_path / "s", fields=FIELDS, shards=2, **KEYS)
     known = store.vocabulary("item").values.tolist()
     for start in (200, 300, 400, 500):
-        store = seqdata.append(store, log[start : start + 100], progress=False)
+        store = store.append(log[start : start + 100], progress=False)
     check(store, log, known, oracle)
     assert len(os.listdir(tmp_path / "s" / "fitted")) <= 2
     assert sorted(os.listdir(tmp_path / "s")) == ["fitted", "schema.json", "shards"]

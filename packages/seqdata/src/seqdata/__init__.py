@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from seqdata.dataset import SequenceDataset, SequenceLoader
 
 __version__ = "1.0.0"
+# What changes a store reads stores, so its module stands above that of the store: the methods are put on here.
+Store.append = append
+Store.compact = compact
 __all__ = [
     "Batch",
     "Categorical",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,10 @@ class Store:
     views and what is unpickled from them read the same events, ids and vocabularies until it is closed, which happens
     when it is no longer used or by `close`.
     """
+
+    # `seqdata.append` and `seqdata.compact` of this store.
+    append: ClassVar[Callable[..., Store]]
+    compact: ClassVar[Callable[..., Store]]
 
     def __init__(self, path: Path) -> None:
         self._open(path.absolute(), None)
