@@ -22,6 +22,9 @@ _FASTEST = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 def check_backend(backend: str | None) -> None:
     """Check the name of a backend.
 
+    Args:
+        backend: name of a backend, or None for the choice of the package.
+
     Raises:
         ValueError: it is neither None nor one of ``BACKENDS``.
     """
@@ -35,7 +38,11 @@ def available_backends() -> dict[str, str]:
 
 
 def backend_status(name: str) -> str:
-    """Return "ok" or the reason why the backend cannot run on this machine."""
+    """Return "ok" or the reason why the backend cannot run on this machine.
+
+    Args:
+        name: one of ``BACKENDS``.
+    """
     try:
         return implementation(name).unavailable() or "ok"
     except ImportError as error:
@@ -48,6 +55,10 @@ def choose(backend: str, problem: Any) -> ModuleType:
     Args:
         backend: its name, or "auto" for the fastest one that can take the problem.
         problem: what the op runs on; has a ``device``.
+
+    Returns:
+        The module ``<package>.impl.<name>``; for "auto" the reference where no other backend can take the problem, with
+        one warning where a backend is missing on this machine.
 
     Raises:
         RuntimeError: the backend asked for cannot run on this machine.
@@ -73,6 +84,10 @@ def choose(backend: str, problem: Any) -> ModuleType:
 def refuse_transforms(name: str, *tensors: Any) -> None:
     """Check that none of the arguments of an op belongs to a ``torch.func`` transform.
 
+    Args:
+        name: of the op, for the message.
+        *tensors: the op's arguments; what is no tensor is passed over.
+
     Raises:
         NotImplementedError: one does; says what helps.
     """
@@ -87,7 +102,14 @@ def refuse_transforms(name: str, *tensors: Any) -> None:
 
 @cache
 def implementation(name: str) -> ModuleType:
-    """Return the module of a backend, able to run or not."""
+    """Return the module of a backend, able to run or not.
+
+    Args:
+        name: one of ``BACKENDS``.
+
+    Raises:
+        ImportError: the backend needs a package that is not installed.
+    """
     return importlib.import_module(f"{PACKAGE}.impl.{name}")
 
 

@@ -15,7 +15,12 @@ class NativeBuildHook(BuildHookInterface):
     """Adds what ``native.install_time_modules`` built to the wheel; ``<PACKAGE>_BUILD`` is its policy."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build before the files of a wheel are collected; other targets hold sources only."""
+        """Build before the files of a wheel are collected; other targets hold sources only.
+
+        Args:
+            version: kind of the build, "standard" or "editable"; makes no difference here.
+            build_data: what hatchling knows of the build; built modules are added to its artifacts, in place.
+        """
         if self.target_name != "wheel":
             return
         (recipe,) = Path(self.root, "src").glob("*/native.py")

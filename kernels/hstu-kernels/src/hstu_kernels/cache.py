@@ -46,6 +46,7 @@ class RaggedKVCache:
 
     @property
     def num_users(self) -> int:
+        """Number of users, those without events too."""
         return len(self._lengths)
 
     @property
@@ -56,6 +57,9 @@ class RaggedKVCache:
     def add_users(self, count: int) -> None:
         """Append ``count`` users without events.
 
+        Args:
+            count: how many, 0 or more.
+
         Raises:
             ValueError: the count is no whole number or negative.
         """
@@ -65,6 +69,9 @@ class RaggedKVCache:
 
     def select(self, users: Sequence[int] | Tensor) -> None:
         """Keep these users, in this order, and drop all others.
+
+        Args:
+            users: numbers of the users to keep, each at most once.
 
         Raises:
             ValueError: a user is not in the cache, or is named twice.
@@ -90,7 +97,14 @@ class RaggedKVCache:
         self._lengths = [self._lengths[u] for u in users]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the cache to a file, which takes the place of another one only when it is complete."""
+        """Write the cache to a file, which takes the place of another one only when it is complete.
+
+        Args:
+            path: the file; its folder must be there.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         slots = self._slots(_rows(self._lengths))
         content = {
             "format": _FORMAT,
@@ -284,7 +298,12 @@ class CacheStep:
             self._cache._owner = tuple(weakref.ref(layer) for layer in self._layers)
 
     def merge(self, old: Tensor | None, new: Tensor) -> Tensor:
-        """Return old and new rows in one packed tensor."""
+        """Return old and new rows in one packed tensor.
+
+        Args:
+            old: rows of the past of all users, packed, [T_old, ...]; None where there are none.
+            new: the rows of this step [T, ...].
+        """
         merged = new.new_empty(len(self.old_at) + len(self.new_at), *new.shape[1:])
         if old is not None and len(self.old_at):
             merged[self.old_at] = old

@@ -10,7 +10,11 @@ GOLDEN = 0x9E3779B9
 
 
 def keep_threshold(dropout: float) -> int:
-    """Return the 32-bit threshold: a weight is kept where its hash is not below it."""
+    """Return the 32-bit threshold: a weight is kept where its hash is not below it.
+
+    Args:
+        dropout: probability of dropping a weight.
+    """
     return min(round(dropout * 2**32), MASK32)
 
 
@@ -23,6 +27,9 @@ def keep_mask(seed: Tensor, dropout: float, head: Tensor, row: Tensor, col: Tens
         head: head index.
         row: row of the query in the packed k, so that a cached call and a full one drop the same weights.
         col: position of the key in its sequence.
+
+    Returns:
+        bool, in the shape that head, row and col broadcast to.
 
     The mixer is the 32-bit finaliser found by the hash-prospector search (two multiplications, bias 0.17).
     """

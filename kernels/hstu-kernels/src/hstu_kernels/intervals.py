@@ -13,6 +13,9 @@ def row_intervals(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
     Ids as in the published mask: contextual rows share id 0, targets share ``last_id``, the history counts up between
     them, so that every condition on ids is an interval of positions.
+
+    Args:
+        p: a checked problem; offsets, targets, contextual rows and windows are what counts.
     """
     n = p.offsets.long().diff()
     batch, at = positions(p.offsets, p.offsets if p.q_offsets is None else p.q_offsets)

@@ -2,9 +2,7 @@
 
 ``hatch_build.py`` calls :func:`install_time_modules`; the package calls :func:`load` at first use, which takes the
 built module or compiles one into a cache. Nothing here needs torch: the kernels take pointers, so one build serves
-every torch version.
-
-The same text in every kernel package: an edit belongs into ``kernels/`` of the repository, and
+every torch version. The same text in every kernel package: an edit belongs into ``kernels/`` of the repository, and
 ``python kernels/native.py --sync`` copies what is shared into the packages. Copies and no links: archives, Windows
 checkouts and single folders turn a link into a text.
 
@@ -114,6 +112,10 @@ def load(package: Path, module: str) -> ModuleType:
     and the interpreter. Set ``FOOTFALL_JIT=0`` to forbid compiling at run time, ``FOOTFALL_CUDA=off`` to do without the
     CUDA module, present or not.
 
+    Args:
+        package: folder of the import package, the one that holds ``csrc``.
+        module: ``"_cpu"`` or ``"_cuda"``.
+
     Raises:
         BuildError: no module is installed and none can be compiled; the message says why.
     """
@@ -152,10 +154,16 @@ def load(package: Path, module: str) -> ModuleType:
 def install_time_modules(package: Path, policy: str) -> list[Path]:
     """Build what ``<PACKAGE>_BUILD`` asks for and return the modules' paths; called by ``hatch_build.py``.
 
-    ``auto`` builds ``_cpu`` and, where there are CUDA sources, nvcc and a card, ``_cuda``; what cannot be built is left
-    out with a message. ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
-    ``FOOTFALL_CUDA`` settles the CUDA module alone: ``auto`` as above, ``on`` insists on it, card or not (for an image
-    that other machines run), ``off`` leaves it out.
+    ``FOOTFALL_CUDA`` settles the CUDA module alone: ``auto`` as the policy, ``on`` insists on it, card or not (for an
+    image that other machines run), ``off`` leaves it out.
+
+    Args:
+        package: as for :func:`load`.
+        policy: ``auto`` builds ``_cpu`` and, where there are CUDA sources, nvcc and a card, ``_cuda``; what cannot be
+            built is left out with a message. ``cpu`` and ``cuda`` insist and fail loudly. ``none`` builds nothing.
+
+    Raises:
+        BuildError: no such policy, or a module that was insisted on cannot be built.
     """
     if policy not in ("auto", "cpu", "cuda", "none"):
         raise BuildError(f"{package.name.upper()}_BUILD must be auto, cpu, cuda or none, got {policy!r}")

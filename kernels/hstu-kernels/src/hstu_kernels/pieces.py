@@ -7,6 +7,11 @@ from torch import Tensor
 def check_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Check that x is [T, W] and weight and bias are [W].
 
+    Args:
+        x: what is normed.
+        weight: gain of the norm.
+        bias: shift of the norm.
+
     Raises:
         ValueError: names the argument, what it got and what it needs.
     """
@@ -35,7 +40,17 @@ def norm_gate_backward(
 def norm_project_silu_backward(
     grad: Tensor, projected: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, norm_weight, norm_bias and weight of SiLU(projected), projected = LN(x) @ weight.T."""
+    """Return the gradients of x, norm_weight, norm_bias and weight of SiLU(projected), projected = LN(x) @ weight.T.
+
+    Args:
+        grad: gradient of the output [T, W].
+        projected: what SiLU was applied to [T, W].
+        x: input of the norm [T, D].
+        norm_weight: gain of the norm [D].
+        norm_bias: shift of the norm [D].
+        weight: of the projection [W, D].
+        eps: added to the variance.
+    """
     normed, mean, rstd = _normed(x, norm_weight, norm_bias, eps)
     d_projected = torch.ops.aten.silu_backward(grad, projected)
     d_weight = d_projected.t() @ normed.to(weight.dtype)

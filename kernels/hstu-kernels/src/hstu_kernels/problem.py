@@ -87,7 +87,12 @@ class Problem:
 
 
 def positions(offsets: Tensor, q_offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sequence [Tq] of each query row and its position [Tq] in there, both int64."""
+    """Return the sequence [Tq] of each query row and its position [Tq] in there, both int64.
+
+    Args:
+        offsets: int32 or int64 [B + 1] of the keys.
+        q_offsets: int32 or int64 [B + 1] of the queries, the last rows of each sequence.
+    """
     offsets, q_offsets = offsets.long(), q_offsets.long()
     rows = int(q_offsets[-1])
     numbers = torch.arange(len(offsets) - 1, device=offsets.device)
@@ -175,6 +180,10 @@ def check_static(p: Problem) -> None:
 def check_tensor(name: str, x: object) -> None:
     """Check that an argument is a tensor at all.
 
+    Args:
+        name: of the argument.
+        x: what was given.
+
     Raises:
         ValueError: names the argument, what it got and what it needs.
     """
@@ -183,6 +192,10 @@ def check_tensor(name: str, x: object) -> None:
 
 def check_whole(name: str, x: Any) -> Any:
     """Return an integer argument as it is, or as int where it is another kind of integer.
+
+    Args:
+        name: of the argument.
+        x: what was given.
 
     Raises:
         ValueError: it is no integer; names the argument, what it got and what it needs.
@@ -197,6 +210,10 @@ def check_whole(name: str, x: Any) -> Any:
 
 def check_number(name: str, x: Any) -> float:
     """Return a number as float.
+
+    Args:
+        name: of the argument.
+        x: what was given.
 
     Raises:
         ValueError: it is none; names the argument, what it got and what it needs.

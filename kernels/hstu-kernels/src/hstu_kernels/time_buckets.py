@@ -19,13 +19,22 @@ def bucket_edges(last_bucket: int, device: torch.device) -> Tensor:
 
     Edge ``b - 1`` is the least ``|dt|`` of bucket ``b``; a bucket is the number of edges that are not above ``|dt|``.
     Edges beyond int64 are 2**63 - 1.
+
+    Args:
+        last_bucket: number of the last bucket, which has no upper edge.
+        device: where the edges go.
     """
     edges = [_first_in(bucket) for bucket in range(1, last_bucket + 1)]
     return torch.tensor(edges, dtype=torch.int64, device=device)
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``|a - b|`` of int64 seconds, at most ``LONGEST``: exact where it is smaller, and never wrapped around."""
+    """Return ``|a - b|`` of int64 seconds, at most ``LONGEST``: exact where it is smaller, and never wrapped around.
+
+    Args:
+        a: int64 seconds.
+        b: int64 seconds; broadcasts with a.
+    """
     wrapped = torch.maximum(a, b) - torch.minimum(a, b)
     return torch.where(wrapped < 0, LONGEST, wrapped.clamp(max=LONGEST))
 

@@ -75,6 +75,9 @@ class Block(nn.Module):
 
         Returns:
             (out [b, d_model], the state after this token). The state given is left as it was.
+
+        Raises:
+            ValueError: an argument breaks its contract.
         """
         self._check_input(x)
         require(x.dim() == 2 and x.shape[1] == self.d_model, "x", x, f"[b, {self.d_model}]")
@@ -85,13 +88,27 @@ class Block(nn.Module):
         return self._step(x, conv, ssm), MambaState(conv, ssm)
 
     def init_state(self, batch: int) -> MambaState:
-        """Return the state of ``batch`` sequences (or segments) before their first token."""
+        """Return the state of ``batch`` sequences (or segments) before their first token.
+
+        Args:
+            batch: how many sequences; 0 or more.
+
+        Returns:
+            Zeros of ``state_shapes``, in float32 or, for float64 parameters, float64, where the parameters are.
+        """
         like = self.conv1d.weight
         dtype = torch.promote_types(like.dtype, torch.float32)
         return MambaState(*(torch.zeros(*shape, dtype=dtype, device=like.device) for shape in self.state_shapes(batch)))
 
     def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
-        """Shapes of the two parts of a state of ``batch`` sequences."""
+        """Shapes of the two parts of a state of ``batch`` sequences.
+
+        Args:
+            batch: how many sequences.
+
+        Returns:
+            Shape of conv and shape of ssm, as ``MambaState`` has them.
+        """
         raise NotImplementedError
 
     def _check_input(self, x: Tensor) -> None:
@@ -123,17 +140,42 @@ class Block(nn.Module):
 
 
 def short_conv1d(channels: int, width: int, bias: bool, made: dict[str, Any]) -> nn.Conv1d:
-    """The convolution of a block, whose parameters are those of torch's."""
+    """The convolution of a block, whose parameters are those of torch's.
+
+    Args:
+        channels: convolved each by itself.
+        width: taps of a filter.
+        bias: whether there is one.
+        made: device and dtype of the parameters.
+    """
     return nn.Conv1d(channels, channels, width, groups=channels, padding=width - 1, bias=bias, **made)
 
 
 def at_least_float32(made: dict[str, Any]) -> dict[str, Any]:
-    """Where and in what dtype the parameters live that half precision would spoil."""
+    """Where and in what dtype the parameters live that half precision would spoil.
+
+    Args:
+        made: device and dtype of the other parameters.
+    """
     return made | {"dtype": torch.float64 if made["dtype"] == torch.float64 else torch.float32}
 
 
 def step_bias(count: int, low: float, high: float, floor: float, made: dict[str, Any]) -> Tensor:
-    """Biases whose softplus is the first step sizes, which spread evenly, in logarithm, over low..high."""
+    """Biases whose softplus is the first step sizes, which spread evenly, in logarithm, over low..high.
+
+    Args:
+        count: number of biases.
+        low: smallest first step size, above 0.
+        high: largest one.
+        floor: no first step size is below this.
+        made: device and dtype.
+
+    Returns:
+        [count], drawn from torch's generator.
+
+    Raises:
+        ValueError: low and high are no range above 0.
+    """
     check_range("dt_min", (low, high), above=0.0)
     spread = torch.rand(count, **made) * (math.log(high) - math.log(low)) + math.log(low)
     dt = spread.exp().clamp(min=floor)
@@ -141,7 +183,15 @@ def step_bias(count: int, low: float, high: float, floor: float, made: dict[str,
 
 
 def inner_channels(expand: float, d_model: int) -> int:
-    """expand * d_model, which must be whole."""
+    """expand * d_model, which must be whole.
+
+    Args:
+        expand: inner channels for each one of the model.
+        d_model: width of the model.
+
+    Raises:
+        ValueError: expand is no positive number, or the product is not whole.
+    """
     number = isinstance(expand, int | float) and not isinstance(expand, bool)
     right = number and expand > 0 and float(expand * d_model).is_integer()
     require(right, "expand", expand, f"a number whose product with d_model = {d_model} is whole")

@@ -17,6 +17,9 @@ class Documents:
         problem: every document a segment; only the first one of a sequence has an initial state.
         first: [S], the first document of each sequence.
         last: [S], the last one.
+
+    Args:
+        p: a checked problem with seq_idx.
     """
 
     def __init__(self, p: SSDProblem) -> None:
@@ -40,14 +43,23 @@ class Documents:
         self.problem = replace(p, **rows, offsets=bounds, seq_idx=None, initial_states=states)  # type: ignore[arg-type]
 
     def directions(self, dout: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of the outputs as those of the packed problem's."""
+        """Gradients of the outputs as those of the packed problem's.
+
+        Args:
+            dout: of the output, shaped as x; None for none.
+            dfinal: of the final states [S, h, p, n]; None for none.
+        """
         dout = None if dout is None else self._flat(dout)
         if dfinal is not None:
             dfinal = dfinal.new_zeros(self.problem.segments, *dfinal.shape[1:]).index_copy_(0, self.last, dfinal)
         return dout, dfinal
 
     def gradients(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of the packed problem's arguments as those of the arguments given."""
+        """Gradients of the packed problem's arguments as those of the arguments given.
+
+        Args:
+            grads: by argument name.
+        """
         whole = grads | {name: grads[name].view(getattr(self.given, name).shape) for name in _ROWS if name in grads}
         if "initial_states" in grads:
             whole["initial_states"] = grads["initial_states"][self.first]

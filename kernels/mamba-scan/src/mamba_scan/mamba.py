@@ -123,5 +123,12 @@ class Mamba(Block):
         return self.out_proj(y)
 
     def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
-        """Shapes of the two parts of a state of ``batch`` sequences."""
+        """Shapes of the two parts of a state of ``batch`` sequences.
+
+        Args:
+            batch: how many sequences.
+
+        Returns:
+            conv [batch, d, d_conv - 1] and ssm [batch, d, n].
+        """
         return [batch, self.d_inner, self.d_conv - 1], [batch, self.d_inner, self.d_state]

@@ -172,7 +172,14 @@ class Mamba2(Block):
         return self._finished(y.to(z.dtype).flatten(-2), z, rest)
 
     def state_shapes(self, batch: int) -> tuple[list[int], list[int]]:
-        """Shapes of the two parts of a state of ``batch`` sequences."""
+        """Shapes of the two parts of a state of ``batch`` sequences.
+
+        Args:
+            batch: how many sequences.
+
+        Returns:
+            conv [batch, d_ssm + 2 * g * n, d_conv - 1] and ssm [batch, h, p, n].
+        """
         return [batch, self.conv_channels, self.d_conv - 1], [batch, self.nheads, self.headdim, self.d_state]
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,11 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 
 
 class ScanArguments:
-    """The problem as pointers; holds the converted tensors alive for as long as the call lasts."""
+    """The problem as pointers; holds the converted tensors alive for as long as the call lasts.
+
+    Args:
+        p: a problem in canonical form.
+    """
 
     def __init__(self, p: ScanProblem) -> None:
         self.p = p
@@ -23,6 +27,7 @@ class ScanArguments:
         self.offsets = None if p.offsets is None else p.offsets.to(torch.int64).contiguous()
 
     def named(self) -> dict[str, Any]:
+        """The fields of the kernels' struct by name; tensors as addresses, 0 for none."""
         p = self.p
         return {
             "double_precision": int(p.dtype == torch.float64),
@@ -55,15 +60,21 @@ class ScanArguments:
         return torch.view_as_real(x.to(self.p.state_dtype)).movedim(-1, 0).contiguous()
 
     def from_planes(self, x: Tensor) -> Tensor:
+        """Complex numbers, where A is complex, from what the kernels wrote: the inverse of ``to_planes``."""
         return torch.complex(x[0], x[1]) if self.p.A.is_complex() else x
 
     def empty(self, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape for the kernels to write, a leading 2 where numbers are complex."""
         planes = (2,) if self.p.A.is_complex() else ()
         return torch.empty(*planes, *shape, dtype=self.p.dtype, device=self.p.device)
 
 
 class ConvArguments:
-    """The problem as pointers; holds the converted tensors alive for as long as the call lasts."""
+    """The problem as pointers; holds the converted tensors alive for as long as the call lasts.
+
+    Args:
+        p: a checked problem.
+    """
 
     def __init__(self, p: ConvProblem) -> None:
         self.p = p
@@ -74,6 +85,7 @@ class ConvArguments:
         self.offsets = None if p.offsets is None else p.offsets.to(torch.int64).contiguous()
 
     def named(self) -> dict[str, Any]:
+        """The fields of the kernels' struct by name; tensors as addresses, 0 for none."""
         p = self.p
         return {
             "double_precision": int(p.dtype == torch.float64),
@@ -92,7 +104,12 @@ class ConvArguments:
 
 
 def array(x: Tensor | None, offsets: Tensor | None) -> tuple[int, int, int, int, int] | None:
-    """Address, dtype and the strides of batch, time and channel."""
+    """Address, dtype and the strides of batch, time and channel.
+
+    Args:
+        x: [b, d, l], or packed [T, d] when offsets are given; None for no tensor.
+        offsets: those of the packed rows, or None.
+    """
     if x is None:
         return None
     batch, channel, time = (0, x.stride(1), x.stride(0)) if offsets is not None else x.stride()
@@ -100,9 +117,15 @@ def array(x: Tensor | None, offsets: Tensor | None) -> tuple[int, int, int, int,
 
 
 def as_like(grad: Tensor, x: Tensor) -> Tensor:
-    """A gradient in the dtype and layout of what it is the gradient of."""
+    """A gradient in the dtype and layout of what it is the gradient of.
+
+    Args:
+        grad: the gradient.
+        x: what it is the gradient of.
+    """
     return grad if grad.dtype == x.dtype and grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
 
 def address(x: Tensor | None) -> int:
+    """Address of a tensor's first element; 0 for None."""
     return 0 if x is None else x.data_ptr()

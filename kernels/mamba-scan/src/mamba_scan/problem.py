@@ -53,14 +53,17 @@ class ScanProblem:
 
     @property
     def state_dtype(self) -> torch.dtype:
+        """Dtype of the states: that of the computation, complex if A is complex."""
         return _COMPLEX_OF.get(self.dtype, torch.complex64) if self.A.is_complex() else self.dtype
 
     @property
     def channels(self) -> int:
+        """Number of channels, d."""
         return self.A.shape[0]
 
     @property
     def states(self) -> int:
+        """States of a channel, n."""
         return self.A.shape[1]
 
     @property
@@ -160,7 +163,17 @@ class ConvProblem:
 
 
 def canonical(p: ScanProblem) -> ScanProblem:
-    """Check what can be checked without reading values, and bring B and C into canonical form."""
+    """Check what can be checked without reading values, and bring B and C into canonical form.
+
+    Args:
+        p: as the public function was called; its B and C are replaced.
+
+    Returns:
+        The same problem; B and C are constant [d, n] or variable with groups.
+
+    Raises:
+        ValueError: an argument breaks its contract; the message names it, what it got and what it needs.
+    """
     check_tensors(u=p.u, delta=p.delta, A=p.A, B=p.B, C=p.C)
     check_optional_tensors(D=p.D, z=p.z, delta_bias=p.delta_bias, initial_state=p.initial_state, offsets=p.offsets)
     packed = p.offsets is not None
@@ -199,6 +212,7 @@ def canonical(p: ScanProblem) -> ScanProblem:
 
 
 def computed_in(x: Tensor) -> torch.dtype:
+    """The dtype that a computation on x runs in: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

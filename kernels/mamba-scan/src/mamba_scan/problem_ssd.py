@@ -65,6 +65,7 @@ class SSDProblem:
         return {name: x.detach().requires_grad_() for name in names if (x := getattr(self, name)) is not None}
 
     def replaced(self, tensors: dict[str, Tensor]) -> "SSDProblem":
+        """The same problem with other tensors under these names."""
         return replace(self, **tensors)  # type: ignore[arg-type]
 
     def steps(self) -> Tensor:
@@ -77,7 +78,11 @@ class SSDProblem:
         return dt.clamp(self.dt_min, self.dt_max)
 
     def finished(self, y: Tensor) -> Tensor:
-        """The output from y = H C, shaped as x: skip connection and gate, in the dtype of x."""
+        """The output from y = H C, shaped as x: skip connection and gate, in the dtype of x.
+
+        Args:
+            y: H C, shaped as x.
+        """
         if self.D is not None:
             y = y + self.D.to(self.dtype).view(self.x.shape[-2], -1) * self.x.to(self.dtype)
         if self.z is not None:
@@ -89,6 +94,7 @@ class SSDProblem:
         return x.flatten(-2) if self.offsets is not None else x.flatten(-2).mT
 
     def from_scan(self, x: Tensor) -> Tensor:
+        """The inverse of ``to_scan``: shaped as x."""
         return (x if self.offsets is not None else x.mT).unflatten(-1, self.x.shape[-2:])
 
     def as_scan(self) -> ScanProblem:
@@ -118,7 +124,11 @@ class SSDProblem:
         )
 
     def check(self) -> None:
-        """Check what can be checked without reading values."""
+        """Check what can be checked without reading values.
+
+        Raises:
+            ValueError: an argument breaks its contract; the message names it, what it got and what it needs.
+        """
         check_tensors(x=self.x, dt=self.dt, A=self.A, B=self.B, C=self.C)
         optional = {name: getattr(self, name) for name in ("D", "z", "dt_bias", "initial_states")}
         check_optional_tensors(**optional, offsets=self.offsets, seq_idx=self.seq_idx)

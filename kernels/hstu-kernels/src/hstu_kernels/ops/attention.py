@@ -27,7 +27,15 @@ torch.library.define(
 
 
 def attention(p: Problem, backend: str | None) -> Tensor:
-    """Run the registered op on a checked problem; ``backend`` None picks the fastest when the op runs."""
+    """Run the registered op on a checked problem; ``backend`` None picks the fastest when the op runs.
+
+    Args:
+        p: a problem that ``check_static`` has passed; the integers in it are checked here, when the op runs.
+        backend: name of a backend or None.
+
+    Returns:
+        out [Tq, H, Dv] in the dtype of q.
+    """
     fields = (getattr(p, name) for name in _FIELDS)
     return torch.ops.hstu_kernels.attention(*fields, backend or "auto")
 
