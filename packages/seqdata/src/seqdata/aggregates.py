@@ -69,17 +69,33 @@ class Past:
         return self._events.end // SECOND - self._events.time // SECOND
 
     def only(self, mask: np.ndarray) -> Past:
-        """The same with only the events where `mask` [T] is True; the users stay."""
+        """The same with only the events where `mask` [T] is True; the users stay.
+
+        Args:
+            mask: bool [T]
+        """
         past = object.__new__(Past)
         past._events = self._events.only(np.asarray(mask, bool))
         return past
 
     def where(self, field: str, values: Iterable[Any]) -> Past:
-        """The same with only the events that have one of these values."""
+        """The same with only the events that have one of these values.
+
+        Args:
+            field: one of the fields named when the Past was made
+            values: as they were in the log
+
+        Raises:
+            KeyError: the Past has no such field, or the field's vocabulary no such value
+        """
         return self.only(np.isin(self[field], ids_of(self._events.store, field, values)))
 
     def within(self, span: Any) -> Past:
-        """The same with only the events of the last `span` before the cutoff: age <= span, in whole seconds."""
+        """The same with only the events of the last `span` before the cutoff: age <= span, in whole seconds.
+
+        Args:
+            span: timedelta or integer microseconds, more than 0
+        """
         return self.only(self.age * SECOND <= parse_span(span, "span"))
 
     def counts(self) -> np.ndarray:
@@ -90,6 +106,10 @@ class Past:
         """int64 [U, C] events with each of some stored values, such as ids that `Vocabulary.encode` gave.
 
         Ids that mean missing or unknown count nothing; one that is named twice has two equal columns.
+
+        Args:
+            field: one of the fields named when the Past was made
+            ids: C stored values
         """
         ids = np.asarray(ids)
         distinct, column = np.unique(ids, return_inverse=True)
@@ -109,6 +129,13 @@ class Past:
         """float64 [U, k] share of a user's events that have the most frequent value, the second, ...; 0 beyond.
 
         Events without a value are left out of the share.
+
+        Args:
+            field: one of the fields named when the Past was made
+            k: how many values, 1 or more
+
+        Raises:
+            ValueError: `k` is less than 1
         """
         if k < 1:
             raise ValueError(f"top_shares: k={k}; needs an integer >= 1")
@@ -146,12 +173,21 @@ class Past:
         return np.divide(self.sums(numbers), count, out=np.full(count.shape, np.nan), where=count > 0)
 
     def decayed(self, half_life: Any, weights: str | np.ndarray | None = None) -> np.ndarray:
-        """float64 [U] sum of weight * 0.5 ** (age / half life); weights: a numeric field or [T], 1 if None."""
+        """float64 [U] sum of weight * 0.5 ** (age / half life); weights: a numeric field or [T], 1 if None.
+
+        Args:
+            half_life: timedelta or integer microseconds
+            weights: of the events; NaN counts nothing
+        """
         decay = 0.5 ** (self.age / (parse_span(half_life, "half_life") / SECOND))
         return self.sums(decay if weights is None else decay * self._numbers(weights))
 
     def sessions(self, gap: Any) -> np.ndarray:
-        """int64 [U] sessions: runs of events with at most `gap` between one and the next."""
+        """int64 [U] sessions: runs of events with at most `gap` between one and the next.
+
+        Args:
+            gap: timedelta or integer microseconds
+        """
         starts = session_starts(self.counts(), self._events.time, parse_span(gap, "gap"))
         return self._bincount(self.row[starts])
 
@@ -204,7 +240,14 @@ class Past:
 
 
 def parts(view: View, cutoff: Any, fields: Sequence[str] = (), events: int = 2_000_000) -> Iterator[tuple[slice, Past]]:
-    """Yields (rows of the view, Past of these users) for users side by side with about `events` events together."""
+    """Yields (rows of the view, Past of these users) for users side by side with about `events` events together.
+
+    Args:
+        view: users and events
+        cutoff: moment as of which to look back
+        fields: to aggregate, as for `Past`
+        events: about as many events a part; one user's are never divided
+    """
     ends = np.cumsum(view.window(None, cutoff).lengths())
     low = 0
     while low < len(ends):

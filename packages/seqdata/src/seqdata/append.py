@@ -53,6 +53,7 @@ def append(
         taken: what becomes of files whose events are in the store: "refuse" is an error, "skip" leaves them out, which
             makes an append that is tried again harmless, "again" adds their events once more.
         memory_limit: as for `build`.
+        progress: draw a progress bar when standard error is a terminal.
 
     Returns:
         The longer store, opened; the store itself where no source was left to add.
@@ -133,7 +134,19 @@ def append(
 
 
 def compact(store: Store) -> Store:
-    """Rewrites a store of many shards as one, so that reading it needs no merging; the contents stay the same."""
+    """Rewrites a store of many shards as one, so that reading it needs no merging; the contents stay the same.
+
+    Args:
+        store: as it is now
+
+    Returns:
+        The rewritten store, opened
+
+    Raises:
+        ValueError: the store has changed since it was opened
+        FileExistsError: another process is changing the store
+        OSError: the disk is full; the store is untouched
+    """
     schema = store.schema
     if len(schema["shards"]) == 1:
         return store

@@ -40,6 +40,9 @@ def audit(
         labels: (start, end) of the window the labels come from
         inputs_before: moment up to which the model's inputs reach; None says that they are the whole store
         statistics: {name: moment} of other things that were fitted, and up to when they saw events
+
+    Returns:
+        A Report of findings, each an error, a warning or a note
     """
     edge = store.schema["fit_before"] if cutoff is None else store.all().moment(cutoff, "cutoff")
     report = Report(f"Audit of {store.path.name}: {store.num_events:,} events of {store.num_users:,} users")

@@ -53,7 +53,8 @@ def build(
             dataset, a DuckDB relation, `Sql(query)`, or anything with __arrow_c_stream__. Tables of a mapping may
             differ in columns and become one timeline per user. Where times are lists, a row is a user.
         out: folder of the store.
-        user, time: columns of the user id (integers or text) and the event time.
+        user: column of the user id, integers or text.
+        time: column of the event time.
         fields: {column: Categorical | Hashed | Numeric | Vector}; None infers every other column.
         items: {categorical field: ItemTable}: properties of that field's values.
         event_field: name of the categorical field that holds the table name, for a mapping of sources.

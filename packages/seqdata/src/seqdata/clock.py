@@ -47,5 +47,13 @@ def time_features(jagged: Jagged, cutoff: Any = None, buckets: int = 128) -> dic
 
 
 def log_bucket(seconds: np.ndarray, buckets: int = 128) -> np.ndarray:
-    """int32 floor(ln(max(|seconds|, 1)) / 0.301), below `buckets`: the time buckets of the published HSTU."""
+    """int32 floor(ln(max(|seconds|, 1)) / 0.301), below `buckets`: the time buckets of the published HSTU.
+
+    Args:
+        seconds: whole seconds of any sign, any shape
+        buckets: how many, the last one open
+
+    Returns:
+        Buckets in the shape of `seconds`, 0..buckets - 1
+    """
     return np.minimum(np.log(np.maximum(np.abs(seconds), 1)) / 0.301, buckets - 1).astype(np.int32)

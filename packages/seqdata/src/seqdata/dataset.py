@@ -65,7 +65,12 @@ class SequenceDataset(IterableDataset):
         Gather(view.store, fields)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Chooses the epoch that the next iteration gives, and the number of global batches that it skips."""
+        """Chooses the epoch that the next iteration gives, and the number of global batches that it skips.
+
+        Args:
+            epoch: number of the epoch, which the order of a shuffling dataset depends on
+            start: global batches to skip, those of all ranks counted
+        """
         self._state[0], self._state[1] = epoch, start
 
     @property
@@ -140,7 +145,14 @@ class SequenceLoader:
         return {"epoch": self.epoch, "position": self.position, "options": self.dataset.options}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state` was taken; the options that order the batches must be the same."""
+        """Continues where `state` was taken; the options that order the batches must be the same.
+
+        Args:
+            state: what `state_dict` gave
+
+        Raises:
+            ValueError: the dataset has other options than the one the state was taken of; names them
+        """
         if state["options"] != self.dataset.options:
             changed = {
                 key: (state["options"].get(key), value)

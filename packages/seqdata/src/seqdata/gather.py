@@ -57,7 +57,12 @@ class Batch:
         return Batch(users, _tensor(self.user_index), self.jagged.torch())
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
-        """The same with its jagged fields on a torch device; users stay where they are."""
+        """The same with its jagged fields on a torch device; users stay where they are.
+
+        Args:
+            device: a torch device or its name
+            non_blocking: do not wait for the copy, which takes pinned memory
+        """
         return Batch(self.users, self.user_index, self.jagged.to(device, non_blocking))
 
     def pin_memory(self) -> Batch:
@@ -102,7 +107,19 @@ class Gather:
 
 
 def ids_of(store: Events, field: str, values: Iterable[Any]) -> np.ndarray:
-    """Stored values of given values of a field or item property; one that the vocabulary lacks is a KeyError."""
+    """Stored values of given values of a field or item property; one that the vocabulary lacks is a KeyError.
+
+    Args:
+        store: where the field is
+        field: its name, or an item property as "field.column"
+        values: as they were in the log; of a quantile field the bucket ids
+
+    Returns:
+        [n] in the type of the stored column
+
+    Raises:
+        KeyError: there is no such field, or a value is not in its vocabulary
+    """
     wanted = list(values)
     entry = store.entry(field)
     if entry["kind"] == "numeric":

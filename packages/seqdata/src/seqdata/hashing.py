@@ -19,6 +19,10 @@ def hash_values(values: pa.Array, seed: int = 0) -> np.ndarray:
     """uint64 hash [n] of an int64 or string array without nulls.
 
     Integers go through splitmix64, texts through FNV-1a over their UTF-8 bytes and then splitmix64.
+
+    Args:
+        values: [n] of int64 or string
+        seed: another seed is another hash
     """
     if pa.types.is_integer(values.type):
         return mix(values.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64), seed)
@@ -26,7 +30,12 @@ def hash_values(values: pa.Array, seed: int = 0) -> np.ndarray:
 
 
 def bucket(values: pa.Array, buckets: int) -> np.ndarray:
-    """Ids 1..buckets of values outside a vocabulary."""
+    """Ids 1..buckets of values outside a vocabulary.
+
+    Args:
+        values: [n] of int64 or string, without nulls
+        buckets: how many there are
+    """
     if buckets == 1:
         return np.full(len(values), UNKNOWN, np.int32)
     return (UNKNOWN + hash_values(values) % np.uint64(buckets)).astype(np.int32)

@@ -45,7 +45,12 @@ class Jagged:
         return Jagged({name: to_tensor(array) for name, array in self.values.items()}, to_tensor(self.offsets))
 
     def to(self, device: Any, non_blocking: bool = False) -> Jagged:
-        """The same on a torch device."""
+        """The same on a torch device.
+
+        Args:
+            device: a torch device or its name
+            non_blocking: do not wait for the copy, which takes pinned memory
+        """
         jagged = self.torch()
         values = {name: array.to(device, non_blocking=non_blocking) for name, array in jagged.values.items()}
         return Jagged(values, jagged.offsets.to(device, non_blocking=non_blocking))
@@ -65,6 +70,9 @@ class Jagged:
 
         Returns:
             {field: [B, L, ...]} and a mask [B, L] that is True on real rows
+
+        Raises:
+            ValueError: another side
         """
         if side not in ("right", "left"):
             raise ValueError(f"side={side!r}: needs 'right' or 'left'")
@@ -91,7 +99,15 @@ class Jagged:
 
     @staticmethod
     def from_padded(values: Mapping[str, Any], mask: Any) -> Jagged:
-        """Drops the padding of {field: [B, L, ...]}; mask [B, L] is True on real rows."""
+        """Drops the padding of {field: [B, L, ...]}; mask [B, L] is True on real rows.
+
+        Args:
+            values: {field: [B, L, ...]}, numpy or torch
+            mask: [B, L] of bool, in the same library
+
+        Returns:
+            The real rows of each sequence, in their order
+        """
         offsets: Any
         if isinstance(mask, np.ndarray):
             offsets = np.append(np.int64(0), np.cumsum(mask.sum(1)))
@@ -109,6 +125,9 @@ class Jagged:
 
         Returns:
             keys, the K field names; values [K * T], key after key; lengths [K * B]; offsets [K * B + 1]; all torch
+
+        Raises:
+            ValueError: a field has more dimensions, or the fields have several dtypes
         """
         import torch
 
@@ -141,7 +160,11 @@ class Jagged:
 
     @staticmethod
     def from_nested(values: Mapping[str, Any]) -> Jagged:
-        """Back from {field: torch.nested tensor of jagged layout}; all fields share their offsets."""
+        """Back from {field: torch.nested tensor of jagged layout}; all fields share their offsets.
+
+        Args:
+            values: nested tensors [B, *, ...], one a field
+        """
         offsets = next(iter(values.values())).offsets()
         return Jagged({name: array.values() for name, array in values.items()}, offsets)
 

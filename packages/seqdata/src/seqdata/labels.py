@@ -30,6 +30,13 @@ def churn(history: View, future: View) -> tuple[np.ndarray, np.ndarray]:
 
     The future has the users of the history, and maybe more, in any order; both are narrowed to the event that counts,
     such as purchases. The definition of the RecSys Challenge 2025's churn task.
+
+    Args:
+        history: users and what they did
+        future: the window that they may be silent in
+
+    Raises:
+        ValueError: the future lacks users of the history
     """
     rows = np.flatnonzero(history.lengths())
     place = positions_of(history.user_index[rows], future.user_index)
@@ -42,6 +49,14 @@ def multi_hot(future: View, field: str, values: Iterable[Any]) -> np.ndarray:
     """bool [U, len(values)]: has the user an event with that value of a field or item property "field.column"?
 
     With the list of the hundred categories or items to predict, the propensity targets of the RecSys Challenge 2025.
+
+    Args:
+        future: view of the window
+        field: its name, or an item property as "field.column"
+        values: C values, one a column of the result
+
+    Raises:
+        KeyError: a value is not in the field's vocabulary
     """
     ids = ids_of(future.store, field, values)
     distinct, column = np.unique(ids, return_inverse=True)
@@ -71,7 +86,12 @@ def sums(view: View, field: str, start: Any, horizons: Sequence[Any]) -> np.ndar
 
 
 def next_event(future: View, field: str) -> np.ndarray:
-    """[U] stored value of the first event of the window; users without one get 0 (NaN of a float field)."""
+    """[U] stored value of the first event of the window; users without one get 0 (NaN of a float field).
+
+    Args:
+        future: view of the window
+        field: of the events, or an item property as "field.column"
+    """
     has = np.flatnonzero(future.lengths())
     first = future.positions()[np.cumsum(future.lengths())[has] - future.lengths()[has]]
     values = future.values_at([field], first)[field]
@@ -82,7 +102,16 @@ def next_event(future: View, field: str) -> np.ndarray:
 
 
 def next_basket(future: View, field: str, basket: str = "timestamp") -> Jagged:
-    """Values of the window's events that share the first one's basket: a field, or the second they happened in."""
+    """Values of the window's events that share the first one's basket: a field, or the second they happened in.
+
+    Args:
+        future: view of the window
+        field: whose values are given
+        basket: what events of one basket share
+
+    Returns:
+        A Jagged of the field; users without an event have an empty sequence
+    """
     found = future.gather([field, basket])
     lengths = future.lengths()
     has = lengths > 0

@@ -64,6 +64,9 @@ class Negatives:
         """float32 [ids] log of the chance of each id where nothing is excluded, -inf for ids that are never drawn.
 
         `log_q_of` has the chance beside a positive, and where a category or known ids matter.
+
+        Raises:
+            ValueError: a chance depends on the positive, with `category`
         """
         if self._category is not None and self.within > 0:
             raise ValueError("log_q: with category= a chance depends on the positive; needs log_q_of(positives, drawn)")
@@ -80,7 +83,11 @@ class Negatives:
         Args:
             positives: ids [T]
             drawn: what `draw` gave for them [T, count]
-            avoid, rows: as `draw` had them
+            avoid: as `draw` had it
+            rows: as `draw` had them
+
+        Raises:
+            ValueError: `drawn` has another shape
         """
         positives, drawn = np.asarray(positives, np.int64), np.asarray(drawn, np.int64)
         if drawn.ndim != 2 or len(drawn) != len(positives):
@@ -112,13 +119,17 @@ class Negatives:
         Args:
             positives: ids [T]
             count: negatives of each positive
-            epoch, step: draws of other ones are other draws
+            epoch: another one gives other draws
+            step: another one gives other draws
             avoid: a Jagged of one field of ids that the draws of a sequence shall not contain
             rows: which of these sequences each positive belongs to [T]
 
         Returns:
             int32 ids [T, count], none the positive of its row. Where what is to be avoided is nearly everything, a few
             of it may stay.
+
+        Raises:
+            ValueError: `count` is less than 1, or a positive is no id of the field
         """
         if count < 1:
             raise ValueError(f"draw: count={count}; needs an integer >= 1")
@@ -150,6 +161,9 @@ class Negatives:
         For a softmax over the batch: subtract the first from the logits' columns, mask the second. Items come into a
         batch as they come in the log, whatever `alpha` is: the chance of an id is its share of the events before the
         fit cutoff that have one. An id that had none counts as one event.
+
+        Args:
+            ids: item ids of the batch [B]
         """
         ids = np.asarray(ids)
         same = ids[:, None] == ids[None, :]

@@ -165,7 +165,14 @@ def make_plan(
 
 
 def parse_bytes(limit: int | str | None) -> int:
-    """Bytes of a number or of text such as "512MB" or "2 GiB"; None is 512 MB."""
+    """Bytes of a number or of text such as "512MB" or "2 GiB"; None is 512 MB.
+
+    Args:
+        limit: the number or text
+
+    Raises:
+        ValueError: no number of bytes, or less than 32 MB
+    """
     if limit is None:
         return DEFAULT_MEMORY
     if isinstance(limit, str):

@@ -51,7 +51,11 @@ class Report:
         return "\n".join(lines)
 
     def to_html(self, path: Path) -> None:
-        """The report as one HTML file, plots included."""
+        """The report as one HTML file, plots included.
+
+        Args:
+            path: the file to write
+        """
         rows = "".join(
             f'<tr class="{one.level}"><td>{one.level}</td><td>{html.escape(one.check)}</td>'
             f"<td>{html.escape(one.message)}</td></tr>"

@@ -22,7 +22,17 @@ class Sql:
 
 
 def open_source(source: Any, where: str = "source", memory_limit: int | None = None) -> list[Part]:
-    """The parts of a source in order: files as listed, globs sorted; in-memory tables and queries are one part."""
+    """The parts of a source in order: files as listed, globs sorted; in-memory tables and queries are one part.
+
+    Args:
+        source: as for `build`
+        where: what the source is called in messages
+        memory_limit: bytes that reading may take; None leaves it to the engine
+
+    Raises:
+        TypeError: nothing that can be read
+        ValueError: an empty list of files
+    """
     if isinstance(source, str | os.PathLike):
         return open_files(source)
     if isinstance(source, list | tuple):

@@ -24,8 +24,12 @@ REQUIRED = ("fields", "shards", "generation", "items", "user", "num_users", "num
 def open_store(path: str | os.PathLike) -> Store:
     """Opens the store at `path` without reading it.
 
-    Raises FileNotFoundError when nothing is there and StoreError for an incomplete or damaged store, or one written by
-    a newer version.
+    Args:
+        path: folder of the store
+
+    Raises:
+        FileNotFoundError: nothing is there
+        StoreError: the store is incomplete or damaged, or was written by a newer version
     """
     return Store(Path(path))
 
@@ -36,6 +40,9 @@ class Store:
     A store is held as it was when it was opened: whatever is appended, compacted or built over it, this object, its
     views and what is unpickled from them read the same events, ids and vocabularies until it is closed, which happens
     when it is no longer used or by `close`.
+
+    Args:
+        path: folder of the store
     """
 
     # `seqdata.append` and `seqdata.compact` of this store.
@@ -151,12 +158,26 @@ class Store:
         """[E] stored values of a field in the order of `time`: int32 ids, numbers, or int32 vector codes.
 
         Memory-mapped where the store is one shard; over several it is put together in memory.
+
+        Args:
+            name: an event field
+
+        Raises:
+            KeyError: there is no such field
         """
         pieces = self._pieces(name)
         return pieces[0] if self.order is None else np.concatenate(pieces)[self.order]
 
     def take(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """Stored values of a field at positions [n] in the order of `time`."""
+        """Stored values of a field at positions [n] in the order of `time`.
+
+        Args:
+            name: an event field
+            positions: places in the order of `time`, as `View.positions` gives them
+
+        Returns:
+            [n] values in the type of the stored column
+        """
         pieces = self._pieces(name)
         if self.order is None:
             return pieces[0][positions]
@@ -169,7 +190,14 @@ class Store:
         return out
 
     def vocabulary(self, name: str) -> Vocabulary:
-        """Values and ids of a categorical field, or of a categorical item column as "field.column"."""
+        """Values and ids of a categorical field, or of a categorical item column as "field.column".
+
+        Args:
+            name: a field, or an item column as "field.column"
+
+        Raises:
+            KeyError: there is no such field, or it is not categorical
+        """
         entry = self.entry(name)
         if entry["kind"] not in ("categorical", "hashed"):
             raise KeyError(f"{name!r} is {entry['kind']} and has no vocabulary")
@@ -179,7 +207,14 @@ class Store:
         return self._vocabularies[name]
 
     def vectors(self, name: str) -> np.ndarray:
-        """[n + 1, width] distinct vectors of a vector field; row 0 is the missing vector, zeros."""
+        """[n + 1, width] distinct vectors of a vector field; row 0 is the missing vector, zeros.
+
+        Args:
+            name: a vector field
+
+        Raises:
+            KeyError: there is no such vector field
+        """
         entry = self.schema["fields"].get(name)
         if entry is None or entry["kind"] != "vector":
             known = [field for field, one in self.schema["fields"].items() if one["kind"] == "vector"]
@@ -187,13 +222,28 @@ class Store:
         return self._vectors[name]
 
     def item_column(self, field: str, name: str) -> np.ndarray:
-        """[len(vocabulary(field))] property of every id of a field; [len, width] where the property is a vector."""
+        """[len(vocabulary(field))] property of every id of a field; [len, width] where the property is a vector.
+
+        Args:
+            field: the categorical field that the item table describes
+            name: a column of the item table
+
+        Raises:
+            KeyError: there is no such item column
+        """
         if f"{field}.{name}" not in self._items:
             raise KeyError(f"no item column {name!r} of {field!r}; there are {list(self._items)}")
         return self._items[f"{field}.{name}"]
 
     def entry(self, name: str) -> dict[str, Any]:
-        """What schema.json says of a field or of an item column "field.column"."""
+        """What schema.json says of a field or of an item column "field.column".
+
+        Args:
+            name: a field, or an item column as "field.column"
+
+        Raises:
+            KeyError: there is no such field
+        """
         if name in self.schema["fields"]:
             return self.schema["fields"][name]
         items = self.item_columns
@@ -209,7 +259,15 @@ class Store:
         return {f"{field}.{column}": (field, column) for field, table in tables for column in table["columns"]}
 
     def index_of(self, users: Iterable[Any]) -> np.ndarray:
-        """int64 positions of user ids in `users`; an unknown id is a KeyError that names it."""
+        """int64 positions of user ids in `users`; an unknown id is a KeyError that names it.
+
+        Args:
+            users: user ids, integers or text as the store has them
+
+        Raises:
+            KeyError: an id is unknown
+            TypeError: ids of a store of integers are none
+        """
         if self.text_users:
             wanted = pa.array(list(users), pa.string())
             found = pc.index_in(wanted, self._user_table.column("user"))
@@ -235,6 +293,12 @@ class Store:
         """Events before `cutoff`, of the users who have one: a datetime, ISO text or integer microseconds since 1970.
 
         UTC unless it says; integers that can only be seconds or milliseconds are refused.
+
+        Args:
+            cutoff: moment that no event of the view reaches
+
+        Raises:
+            ValueError: an integer can only be seconds or milliseconds, or a text is no time
         """
         return self.all().as_of(cutoff)
 

@@ -141,7 +141,16 @@ class TimeParser:
 
 
 def parse_cutoff(value: object, name: str = "cutoff") -> int:
-    """int64 microseconds UTC of a datetime, date, ISO string or integer microseconds; without a zone it is UTC."""
+    """int64 microseconds UTC of a datetime, date, ISO string or integer microseconds; without a zone it is UTC.
+
+    Args:
+        value: the moment
+        name: of the argument, for messages
+
+    Raises:
+        TypeError: something else
+        ValueError: a text that is no ISO time
+    """
     if isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: needs a datetime, an ISO string or integer microseconds")
     if isinstance(value, int | np.integer):
@@ -172,6 +181,16 @@ def parse_moment(value: object, name: str, first: int, last: int) -> int:
 
     Integer moments are microseconds since 1970. One that lies before all events, but among them as seconds or
     milliseconds, as the timestamps of batches are, is a ValueError.
+
+    Args:
+        value: the moment
+        name: of the argument, for messages
+        first: int64 microseconds of the first event
+        last: int64 microseconds of the last event
+
+    Raises:
+        TypeError: something else than a moment
+        ValueError: a text that is no ISO time, or an integer in another unit
     """
     moment = parse_cutoff(value, name)
     if isinstance(value, int | np.integer) and moment < first:
@@ -191,7 +210,15 @@ def event_range(shards: Sequence[Mapping[str, int]]) -> tuple[int, int]:
 
 
 def parse_span(value: object, name: str) -> int:
-    """int64 microseconds of a timedelta or of integer microseconds; needs to be more than nothing."""
+    """int64 microseconds of a timedelta or of integer microseconds; needs to be more than nothing.
+
+    Args:
+        value: the span
+        name: of the argument, for messages
+
+    Raises:
+        ValueError: something else, or no time at all
+    """
     span = value
     if isinstance(value, np.timedelta64):
         span = int(value.astype("timedelta64[us]").astype(np.int64))

@@ -81,7 +81,15 @@ class View:
         return view._like(cut=cut, born=end if self._born is None else min(end, self._born))
 
     def window(self, start: Any, end: Any) -> View:
-        """Only events with start <= time < end; None leaves a side open. All users of the view stay."""
+        """Only events with start <= time < end; None leaves a side open. All users of the view stay.
+
+        Args:
+            start: first moment, included: datetime, ISO text or integer microseconds
+            end: moment that is no longer included
+
+        Raises:
+            ValueError: start is after end
+        """
         low = None if start is None else self.moment(start, "start")
         high = None if end is None else self.moment(end, "end")
         if low is not None and high is not None and high < low:
@@ -95,6 +103,9 @@ class View:
 
         Args:
             horizon: timedelta or integer microseconds
+
+        Raises:
+            ValueError: the view has no end
         """
         if self.end is None:
             raise ValueError("ahead: this view has no end; needs one of `as_of` or `window`")
@@ -105,6 +116,12 @@ class View:
         """The same view of these user ids only, in this order; an unknown id is a KeyError.
 
         Out of everybody's view any user of the store may be named, of whom there may be nothing before the cutoff.
+
+        Args:
+            users: user ids
+
+        Raises:
+            KeyError: an id is unknown or not in this view
         """
         index = self.store.index_of(users)
         if self._rows is None and self._cut is None:
@@ -128,7 +145,12 @@ class View:
         return self.at(self.lengths() >= events)
 
     def where(self, field: str, values: Iterable[Any]) -> View:
-        """Only events whose field, or item property "field.column", has one of these values."""
+        """Only events whose field, or item property "field.column", has one of these values.
+
+        Args:
+            field: its name
+            values: as they were in the log; one that the vocabulary lacks is a KeyError
+        """
         ids = ids_of(self.store, field, values)
         gather = Gather(self.store, [field])
         return self._masked(np.isin(gather.values(self.positions())[field], ids))
@@ -137,6 +159,13 @@ class View:
         """Only users and ids of a field that keep at least `k` events each, as often removed as it takes.
 
         Events whose field is missing or unknown go first.
+
+        Args:
+            field: a categorical or hashed field
+            k: least events, 1 or more
+
+        Raises:
+            ValueError: the field is of another kind, or k less than 1
         """
         if self.store.entry(field)["kind"] not in ("categorical", "hashed"):
             raise ValueError(f"k_core: {field!r} is {self.store.entry(field)['kind']}; needs a categorical field")
@@ -161,7 +190,11 @@ class View:
         return self._sliced(first, middle), self._sliced(middle, last)
 
     def ratio(self, *shares: float) -> tuple[View, ...]:
-        """Views of successive shares of every user's events, such as ratio(0.8, 0.1, 0.1); borders are rounded down."""
+        """Views of successive shares of every user's events, such as ratio(0.8, 0.1, 0.1); borders are rounded down.
+
+        Raises:
+            ValueError: the shares are negative or do not sum to 1
+        """
         if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
             raise ValueError(f"ratio{shares}: needs shares >= 0 that sum to 1")
         first, last = self.bounds
@@ -249,7 +282,8 @@ class View:
             batch_size: most users of a batch
             max_tokens: most events of a batch; one of the two is needed, both may be given
             shuffle: order of users drawn from (seed, epoch); otherwise the view's order
-            seed, epoch: of the order
+            seed: of the order
+            epoch: of the order too
             fields: names to gather, item properties as "field.column"; None takes every event field. "timestamp", int64
                 seconds [T], is always there
             max_len: keeps the last events of longer sequences

@@ -61,7 +61,14 @@ class Vocabulary:
         return self.table.column("count").to_numpy()
 
     def encode(self, values: Iterable[Any] | pa.Array) -> np.ndarray:
-        """int32 ids of values; null is 0, a value the vocabulary lacks is 1 (or its unknown bucket)."""
+        """int32 ids of values; null is 0, a value the vocabulary lacks is 1 (or its unknown bucket).
+
+        Args:
+            values: integers or text as the field holds them, [n]
+
+        Raises:
+            TypeError: values of another type
+        """
         array = _to_arrow(values)
         if array.type != self.kind:
             try:
@@ -83,7 +90,15 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: Any) -> list[Any]:
-        """Values of ids; missing and unknown ids decode to None."""
+        """Values of ids; missing and unknown ids decode to None.
+
+        Args:
+            ids: any number of ids, flattened
+
+        Raises:
+            IndexError: an id is not in the vocabulary
+            TypeError: a hashed field keeps no values
+        """
         ids = np.asarray(ids, np.int64).ravel()
         if len(ids) and (ids.min() < 0 or ids.max() >= len(self)):
             raise IndexError(f"decode: ids {ids.min()}..{ids.max()}; this vocabulary has ids 0..{len(self) - 1}")
@@ -106,7 +121,11 @@ class Vocabulary:
         return pa.concat_arrays(found).take(pa.array(back))
 
     def to_parquet(self, path: str | os.PathLike) -> None:
-        """Writes (id, value, count), one row a value."""
+        """Writes (id, value, count), one row a value.
+
+        Args:
+            path: the file to write
+        """
         ids = (
             pa.array(np.arange(self.first_value, len(self), dtype=np.int32))
             if self.hashed is None
