@@ -27,7 +27,16 @@ class IsotonicCalibrator:
     def fit(
         self, score: Floats, target: Floats, segment: Sequence[Any] | npt.NDArray[np.object_] | None = None
     ) -> "IsotonicCalibrator":
-        """Learn target ~ f(score) [N]; segment [N] or None."""
+        """Learn target ~ f(score) [N]; segment [N] or None.
+
+        Args:
+            score: what is to be calibrated [N].
+            target: what it should have been [N].
+            segment: of each row [N], or None for one function.
+
+        Returns:
+            the calibrator itself.
+        """
         score, target = _pair(score, target)
         self.curves = {_ALL: _isotonic(score, target)}
         for name, rows in _segments(segment, len(score)):
@@ -36,7 +45,15 @@ class IsotonicCalibrator:
         return self
 
     def apply(self, score: Floats, segment: Sequence[Any] | npt.NDArray[np.object_] | None = None) -> Floats:
-        """f(score) [N]; scores beyond those seen take the value at the edge."""
+        """f(score) [N]; scores beyond those seen take the value at the edge.
+
+        Args:
+            score: as at fit time [N].
+            segment: of each row [N]; all rows together when None.
+
+        Raises:
+            ValueError: it is not fitted.
+        """
         if not self.curves:
             raise ValueError("IsotonicCalibrator is not fitted: call fit(score, target) first")
         score = np.asarray(score, dtype=np.float64)
@@ -53,7 +70,11 @@ class IsotonicCalibrator:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "IsotonicCalibrator":
-        """The calibrator `to_json` wrote."""
+        """The calibrator `to_json` wrote.
+
+        Args:
+            state: as read from the file.
+        """
         one = cls(state["min_rows"])
         one.curves = {name: (np.array(x), np.array(y)) for name, (x, y) in state["curves"].items()}
         return one
@@ -80,7 +101,16 @@ class BucketCalibrator:
     def fit(
         self, score: Floats, target: Floats, segment: Sequence[Any] | npt.NDArray[np.object_] | None = None
     ) -> "BucketCalibrator":
-        """Learn the ratios [N]; segment [N] or None."""
+        """Learn the ratios [N]; segment [N] or None.
+
+        Args:
+            score: what is to be calibrated [N].
+            target: what it should have been [N].
+            segment: of each row [N], or None for one set of ratios.
+
+        Returns:
+            the calibrator itself.
+        """
         score, target = _pair(score, target)
         self.tables = {_ALL: self._table(score, target)}
         for name, rows in _segments(segment, len(score)):
@@ -89,7 +119,15 @@ class BucketCalibrator:
         return self
 
     def apply(self, score: Floats, segment: Sequence[Any] | npt.NDArray[np.object_] | None = None) -> Floats:
-        """Calibrated scores [N]."""
+        """Calibrated scores [N].
+
+        Args:
+            score: as at fit time [N].
+            segment: of each row [N]; all rows together when None.
+
+        Raises:
+            ValueError: it is not fitted.
+        """
         if not self.tables:
             raise ValueError("BucketCalibrator is not fitted: call fit(score, target) first")
         score = np.asarray(score, dtype=np.float64)
@@ -109,7 +147,11 @@ class BucketCalibrator:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "BucketCalibrator":
-        """The calibrator `to_json` wrote."""
+        """The calibrator `to_json` wrote.
+
+        Args:
+            state: as read from the file.
+        """
         one = cls(state["buckets"], state["shrink"], state["min_rows"])
         one.tables = {name: (np.array(e), np.array(r)) for name, (e, r) in state["tables"].items()}
         return one

@@ -147,6 +147,9 @@ class LTVConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "LTVConfig":
         """Read a mapping such as a section of config.yaml.
 
+        Args:
+            values: setting -> value; what is left out keeps its default.
+
         Raises:
             ValueError: an unknown setting, named.
         """
@@ -164,7 +167,11 @@ class LTVConfig:
 
     @classmethod
     def restore(cls, values: Mapping[str, Any]) -> "LTVConfig":
-        """The settings `to_dict` wrote, also those of models saved under the names of version 1.0.0."""
+        """The settings `to_dict` wrote, also those of models saved under the names of version 1.0.0.
+
+        Args:
+            values: setting -> value.
+        """
         named = {_NAMES_OF_1_0_0.get(name, name): value for name, value in values.items()}
         return cls.from_dict({**named, "features": FeatureConfig.restore(values["features"])})
 

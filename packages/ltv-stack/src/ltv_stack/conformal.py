@@ -40,6 +40,12 @@ class ConformalIntervals:
             lower: model's lower quantiles, 0 where zero is likelier than the miss allowed below [N].
             upper: model's upper quantiles [N].
             probability: buyer probability [N].
+
+        Returns:
+            the intervals themselves.
+
+        Raises:
+            ValueError: there are no rows.
         """
         if len(y) == 0:
             raise ValueError("y: got no rows, needs held-out rows to learn the intervals on")
@@ -50,7 +56,16 @@ class ConformalIntervals:
         return self
 
     def apply(self, lower: Floats, upper: Floats, probability: Floats) -> tuple[Floats, Floats]:
-        """Corrected bounds [N], never below 0; infinite where too few rows were there to promise the level."""
+        """Corrected bounds [N], never below 0; infinite where too few rows were there to promise the level.
+
+        Args:
+            lower: model's lower quantiles [N], as at fit time.
+            upper: model's upper quantiles [N].
+            probability: buyer probability [N].
+
+        Raises:
+            ValueError: it is not fitted.
+        """
         if not len(self.corrections):
             raise ValueError("ConformalIntervals is not fitted: call fit first")
         shift = self.corrections[self._bin(probability)]
@@ -65,7 +80,11 @@ class ConformalIntervals:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "ConformalIntervals":
-        """The intervals `to_json` wrote."""
+        """The intervals `to_json` wrote.
+
+        Args:
+            state: as read from the file.
+        """
         one = cls(state["level"], state["bins"])
         one.edges = np.array(state["edges"], dtype=np.float64)
         one.corrections = np.array([np.inf if c is None else c for c in state["corrections"]], dtype=np.float64)

@@ -133,7 +133,11 @@ class Dataset:
         return replace(self, chunk_size=chunk_size)
 
     def window(self, start: "datetime | str | None" = None, end: "datetime | str | None" = None) -> "Dataset":
-        """Only the partitions whose hour lies in start..end, both included."""
+        """Only the partitions whose hour lies in start..end, both included.
+
+        Raises:
+            ValueError: a partition has no time.
+        """
         first, last = parse_time(start, "start"), parse_time(end, "end")
         untimed = [p.name for p in self.partitions if p.time is None]
         if untimed:
@@ -195,6 +199,7 @@ def open_partitions(
             tell before any row is used, "skip" reads every file of the window through once more.
 
     Raises:
+        ValueError: an option has no sense; it is named.
         WindowError: no partitions in the folder or in the window.
         PartitionError: a file that is unreadable or has a column twice; it is named.
     """

@@ -39,6 +39,13 @@ class Reference:
 
         psi: population stability index over tenths of the reference, missing values a bin of their own; above 0.25 is
         a large shift. ks: largest distance of the distribution functions of the known values.
+
+        Args:
+            matrix: features [N, F] in the order of the training sample's.
+            names: of the features [F].
+
+        Returns:
+            one row a feature.
         """
         rows = []
         for j, name in enumerate(names):
@@ -88,7 +95,13 @@ class Reference:
 
 
 def drift_table(reference: Matrix, current: Matrix, names: list[str]) -> pd.DataFrame:
-    """Drift of every feature between two matrices of features [N, F] and [M, F]; see `Reference.compare`."""
+    """Drift of every feature between two matrices of features [N, F] and [M, F]; see `Reference.compare`.
+
+    Args:
+        reference: features to compare with [N, F].
+        current: features that may have drifted [M, F].
+        names: of the features [F].
+    """
     return Reference.fit(reference).compare(current, names)
 
 

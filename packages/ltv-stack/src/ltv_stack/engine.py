@@ -22,7 +22,12 @@ class LocalEngine:
     """Runs every task here, one after another: one partition in memory at a time."""
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Results in order, each computed when it is asked for."""
+        """Results in order, each computed when it is asked for.
+
+        Args:
+            function: called with each task.
+            tasks: in the order of the results.
+        """
         return map(function, tasks)
 
     def __enter__(self) -> "LocalEngine":
@@ -65,7 +70,12 @@ class DaskEngine:
         log.info("dask: %d workers", self._workers())
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Results in order; work runs ahead of what was asked for by two tasks a worker."""
+        """Results in order; work runs ahead of what was asked for by two tasks a worker.
+
+        Args:
+            function: called with each task, on a worker; pickled once.
+            tasks: in the order of the results; pickled one by one.
+        """
         ahead = 2 * max(self._workers(), 1)
         futures = []
         shared = self._client.scatter(function, broadcast=True, hash=False)
@@ -93,7 +103,16 @@ class DaskEngine:
 
 
 def make_engine(name: str, address: str | None = None, workers: int = 2) -> LocalEngine | DaskEngine:
-    """The engine a configuration names: "local" or "dask"."""
+    """The engine a configuration names: "local" or "dask".
+
+    Args:
+        name: "local" or "dask".
+        address: of a Dask scheduler; a local cluster when None.
+        workers: processes of a local cluster.
+
+    Raises:
+        ValueError: another name.
+    """
     if name == "local":
         return LocalEngine()
     if name == "dask":

@@ -100,7 +100,11 @@ def evaluate(
 
 
 def compare(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """One row a model and horizon: the metrics and coverage of several evaluations on the same rows."""
+    """One row a model and horizon: the metrics and coverage of several evaluations on the same rows.
+
+    Args:
+        evaluations: name of the model -> what `evaluate` found.
+    """
     rows = []
     for name, one in evaluations.items():
         for horizon in one.horizons:

@@ -67,6 +67,9 @@ class FeatureConfig:
     def from_dict(cls, groups: Mapping[str, Any]) -> "FeatureConfig":
         """Read the mapping a `features.yaml` holds; a group left out keeps its default.
 
+        Args:
+            groups: group -> settings, and `exclude` -> list of columns.
+
         Raises:
             ValueError: an unknown group or setting, named.
         """

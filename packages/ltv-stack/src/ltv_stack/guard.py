@@ -74,6 +74,9 @@ def audit(
         rows: rows looked at, the same ones for the same seed.
         seed: of the sample.
         num_threads: of the quick model that tests the labels; 0 to choose by the rows.
+
+    Returns:
+        what was found; empty when nothing leaks.
     """
     config = config if isinstance(config, FeatureConfig) else FeatureConfig.from_dict(config or {})
     findings = [finding for finding in declared_leaks(schema) if finding.column not in config.exclude]

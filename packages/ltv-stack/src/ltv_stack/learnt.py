@@ -25,20 +25,35 @@ class Vocabulary:
 
     @classmethod
     def of(cls, counts: Counter[str | None], rows: int, min_count: int, max_size: int) -> "Vocabulary":
-        """The `max_size` values that come most often, each at least `min_count` times."""
+        """The `max_size` values that come most often, each at least `min_count` times.
+
+        Args:
+            counts: value -> rows that have it; None for missing.
+            rows: all rows, those without a value too.
+            min_count: rows that a value needs.
+            max_size: most values.
+        """
         kept = [(v, n) for v, n in counts.items() if v is not None and n >= min_count]
         kept = sorted(kept, key=lambda pair: (-pair[1], pair[0]))[:max_size]
         return cls([v for v, _ in kept], [n for _, n in kept], rows)
 
     def encode(self, column: pa.Array) -> Floats:
-        """Ids of a text column [N]."""
+        """Ids of a text column [N].
+
+        Args:
+            column: text, or what can be read as text [N].
+        """
         text = as_text(column)
         found = pc.index_in(text, value_set=pa.array(self.values, pa.large_string()))
         ids = np.asarray(found.fill_null(-1)).astype(np.float64) + 2
         return np.where(np.asarray(pc.is_valid(text)), ids, 0.0)
 
     def frequency(self, codes: Floats) -> Floats:
-        """Log of each id's share of the rows, smoothed [N]; NaN for missing."""
+        """Log of each id's share of the rows, smoothed [N]; NaN for missing.
+
+        Args:
+            codes: ids that `encode` gave [N].
+        """
         table = np.log1p([0, 0, *self.counts]) - np.log1p(self.total)
         table[0] = np.nan
         return table[codes.astype(np.int64)]

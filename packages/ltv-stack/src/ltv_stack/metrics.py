@@ -28,6 +28,9 @@ def revenue_metrics(y: Floats, prediction: Floats) -> dict[str, float]:
         y: true amounts, 0 or more [N].
         prediction: predicted amounts [N].
 
+    Returns:
+        name -> value.
+
     Source: Wang et al. 2019 (arXiv 1912.07753) for the normalised Gini; Li et al., CIKM 2022, for Mutual Gini and AMBE.
     """
     y, prediction = _pair(y, prediction)
@@ -57,7 +60,15 @@ def revenue_metrics(y: Floats, prediction: Floats) -> dict[str, float]:
 
 
 def buyer_metrics(y: Floats, probability: Floats) -> dict[str, float]:
-    """AUC, PR-AUC, log loss, Brier score and base rate of buyer probabilities; NaN for AUCs of a single class."""
+    """AUC, PR-AUC, log loss, Brier score and base rate of buyer probabilities; NaN for AUCs of a single class.
+
+    Args:
+        y: true amounts; a row above 0 is a buyer's [N].
+        probability: the predicted chance [N].
+
+    Returns:
+        name -> value.
+    """
     y, probability = _pair((np.asarray(y) > 0).astype(np.float64), probability)
     both = 0 < y.sum() < len(y)
     return {
@@ -78,6 +89,9 @@ def call_metrics(buyer: Floats, probability: Floats) -> dict[str, float]:
     Args:
         buyer: whether each row bought, 0 or 1 [N]; both kinds must be there.
         probability: the predicted chance [N].
+
+    Returns:
+        name -> value.
     """
     bought = buyer > 0
     called = probability >= np.sort(probability)[-int(bought.sum())]
@@ -97,6 +111,9 @@ def lorenz(amounts: Floats, by: Floats | None = None) -> tuple[Floats, Floats]:
     Args:
         amounts: 0 or more, with a positive sum [N].
         by: what rows are ordered by; the amounts themselves when None. Tied rows share their amount evenly.
+
+    Returns:
+        share of rows and share of the amount.
     """
     amounts = np.asarray(amounts, dtype=np.float64)
     by = amounts if by is None else np.asarray(by, dtype=np.float64)
@@ -107,7 +124,12 @@ def lorenz(amounts: Floats, by: Floats | None = None) -> tuple[Floats, Floats]:
 
 
 def normalized_gini(y: Floats, prediction: Floats) -> float:
-    """Gini of the truth ordered by prediction over that ordered by itself: 1 for a perfect ranking, 0 for none."""
+    """Gini of the truth ordered by prediction over that ordered by itself: 1 for a perfect ranking, 0 for none.
+
+    Args:
+        y: true amounts, 0 or more [N].
+        prediction: predicted amounts [N].
+    """
     y, prediction = _pair(y, prediction)
     if y.sum() <= 0 or np.ptp(y) == 0:
         return float("nan")
@@ -118,6 +140,10 @@ def mutual_gini(y: Floats, prediction: Floats) -> float:
     """Area between the Lorenz curves of truth and prediction, each ordered by itself: the integral of |difference|.
 
     The absolute value is inside the integral, so curves that cross do not cancel; segments that cross are split.
+
+    Args:
+        y: true amounts, 0 or more [N].
+        prediction: predicted amounts [N].
     """
     y, prediction = _pair(y, np.maximum(prediction, 0.0))
     if y.sum() <= 0 or prediction.sum() <= 0:
@@ -136,6 +162,14 @@ def decile_table(y: Floats, prediction: Floats, bins: int = 10) -> pd.DataFrame:
     """Equal parts by prediction, highest first: rows, buyer rate, mean truth and prediction, share of revenue, lift.
 
     Ties are cut evenly in expectation: tied rows carry their mean, so the table does not depend on the order of rows.
+
+    Args:
+        y: true amounts [N].
+        prediction: predicted amounts [N].
+        bins: number of parts.
+
+    Raises:
+        ValueError: there is no part.
     """
     y, prediction = _pair(y, prediction)
     if bins < 1:
@@ -165,7 +199,13 @@ def decile_table(y: Floats, prediction: Floats, bins: int = 10) -> pd.DataFrame:
 def lift_table(
     y: Floats, prediction: Floats, fractions: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 ) -> pd.DataFrame:
-    """Share of revenue and of buyers that the top fraction of rows by prediction holds, and the lift over chance."""
+    """Share of revenue and of buyers that the top fraction of rows by prediction holds, and the lift over chance.
+
+    Args:
+        y: true amounts [N].
+        prediction: predicted amounts [N].
+        fractions: of the rows, in (0, 1], one a line of the table.
+    """
     y, prediction = _pair(y, prediction)
     order = np.argsort(-prediction, kind="stable")
     said = prediction[order]
@@ -189,7 +229,14 @@ def lift_table(
 def calibration_table(
     y: Floats, prediction: Floats, segment: Sequence[Any] | None = None, bins: int = 10
 ) -> pd.DataFrame:
-    """Predicted against true money by decile of prediction, or by segment where one is given."""
+    """Predicted against true money by decile of prediction, or by segment where one is given.
+
+    Args:
+        y: true amounts [N].
+        prediction: predicted amounts [N].
+        segment: of each row [N].
+        bins: number of parts where no segment is given.
+    """
     y, prediction = _pair(y, prediction)
     if segment is None:
         table = decile_table(y, prediction, bins)[["bin", "rows", "mean_true", "mean_predicted"]].copy()
@@ -209,6 +256,15 @@ def interval_coverage(y: Floats, lower: Floats, upper: Floats, probability: Floa
 
     Where more rows are zero than the level asks for, [0, 0] covers more than the level and nothing smaller exists;
     `informative` leaves those rows out. With probabilities, also the lowest and highest coverage over their deciles.
+
+    Args:
+        y: true amounts [N].
+        lower: lower bounds [N].
+        upper: upper bounds [N].
+        probability: buyer probability [N].
+
+    Returns:
+        name -> share.
     """
     y = np.asarray(y, dtype=np.float64)
     inside = (y >= lower) & (y <= upper)

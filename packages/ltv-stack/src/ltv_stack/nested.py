@@ -54,6 +54,9 @@ def flatten_nested(array: pa.Array) -> Entries:
     Args:
         array: the column [N].
 
+    Returns:
+        the entries, and how many each row has.
+
     Raises:
         TypeError: the column is not nested.
     """
@@ -95,6 +98,9 @@ def nested_statistics(array: pa.Array | pa.ChunkedArray, statistics: Sequence[st
 
     Returns:
         name -> float64 [N], in the order asked. Text values know count and distinct only; the others are NaN.
+
+    Raises:
+        ValueError: an unknown statistic, named.
     """
     unknown = [name for name in statistics if name not in ALL_STATISTICS]
     if unknown:
@@ -120,6 +126,12 @@ def nested_lookup(
         array: a nested column with keys [N]; of nested maps the outermost key is looked up.
         keys: the key wanted by each row, text [N]; null finds nothing.
         how: what to do with several entries under one key: their sum, their largest, or how many there are.
+
+    Returns:
+        float64 [N].
+
+    Raises:
+        ValueError: there are more or fewer keys than rows.
     """
     array, keys = one_chunk(array), one_chunk(keys)
     if len(array) != len(keys):

@@ -28,6 +28,12 @@ def project_order(
         weights: positive weights of the horizons [H]; equal when None.
         space: where distance is measured: "log1p" for MSLE, "identity" for squared money.
 
+    Returns:
+        the projected values [N, H].
+
+    Raises:
+        ValueError: a shape, the space or the weights do not fit; names it.
+
     Source: Robertson, Wright, Dykstra, Order Restricted Statistical Inference (1988), theorem 1.4.4.
     """
     values = np.asarray(values, dtype=np.float64)

@@ -84,6 +84,13 @@ class LTVPipeline:
     def fit(self, dataset: Dataset, *, engine: Engine | None = None) -> "LTVPipeline":
         """Learn from a dataset of rows with labels.
 
+        Args:
+            dataset: training rows, in order of time.
+            engine: where features are fitted; here when None.
+
+        Returns:
+            the pipeline itself.
+
         Raises:
             LeakageError: a column leaks and the guard is strict.
             ValueError: no rows, no horizon with amounts, or too few buyers; says what it got.
@@ -121,9 +128,15 @@ class LTVPipeline:
             yield from batches
 
     def check(self, dataset: Dataset) -> None:
-        """Raise ValueError where a dataset cannot be predicted: a column's type in a file, or no column to segment by.
+        """Look whether a dataset can be predicted.
 
         A partition may lack the column that calibration is split by; its rows are of no known segment.
+
+        Args:
+            dataset: rows to predict.
+
+        Raises:
+            ValueError: a column has another type in a file, or there is no column to segment by.
         """
         self._fitted()
         self.builder.check(dataset)
@@ -132,7 +145,18 @@ class LTVPipeline:
             raise ValueError(f"calibrate_by: the data has no column {by!r}")
 
     def predict_batch(self, batch: pa.RecordBatch, keep: Sequence[str] = ()) -> pa.RecordBatch:
-        """Predictions of one record batch."""
+        """Predictions of one record batch.
+
+        Args:
+            batch: rows of the training data's columns.
+            keep: columns of the batch to pass on.
+
+        Returns:
+            the id (where the data has it), `output_columns`, and the kept columns.
+
+        Raises:
+            ValueError: a kept column is not there, or has the name of a predicted one.
+        """
         self._fitted()
         absent = [name for name in keep if name not in batch.schema.names]
         if absent:
@@ -158,6 +182,10 @@ class LTVPipeline:
         The models explained: the one-model booster of the horizon where there is one, else the booster of the buyers'
         amount; with horizon None the buyer classifier (log odds).
 
+        Args:
+            batch: rows of the training data's columns [N].
+            horizon: name of a horizon, or None.
+
         Returns:
             feature names and the constant's name "(base)", and contributions [N, F + 1] that sum to the raw score.
         """
@@ -166,7 +194,12 @@ class LTVPipeline:
         return [*self.builder.names, "(base)"], np.asarray(contributions, dtype=np.float64)
 
     def importance(self, dataset: Dataset | None = None, rows: int = 2000) -> pd.DataFrame:
-        """Gain of every feature in every model and, with data, its mean absolute SHAP value over the first rows."""
+        """Gain of every feature in every model and, with data, its mean absolute SHAP value over the first rows.
+
+        Args:
+            dataset: rows to explain; without them the gain alone.
+            rows: most rows explained.
+        """
         models = self._fitted()
         matrix = None
         if dataset is not None:
@@ -196,7 +229,15 @@ class LTVPipeline:
         return pd.concat(frames, ignore_index=True)
 
     def drift(self, dataset: Dataset, rows: int = 50_000) -> pd.DataFrame:
-        """How far each feature of a dataset lies from the training rows: PSI, Kolmogorov-Smirnov distance, means."""
+        """How far each feature of a dataset lies from the training rows: PSI, Kolmogorov-Smirnov distance, means.
+
+        Args:
+            dataset: rows to compare with the training rows.
+            rows: most rows looked at.
+
+        Raises:
+            ValueError: there are no rows.
+        """
         self._fitted()
         assert self.reference is not None
         share = min(1.0, rows / max(dataset.num_rows, 1))
@@ -213,7 +254,14 @@ class LTVPipeline:
         return self.reference.compare(np.concatenate(parts), self.builder.names)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the fitted pipeline as text files and JSON (no pickles); an existing folder is replaced as a whole."""
+        """Write the fitted pipeline as text files and JSON (no pickles); an existing folder is replaced as a whole.
+
+        Args:
+            folder: where to; its parents are made.
+
+        Returns:
+            the folder.
+        """
         models = self._fitted()
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -251,6 +299,9 @@ class LTVPipeline:
     @classmethod
     def load(cls, folder: str | Path) -> "LTVPipeline":
         """The pipeline `save` wrote.
+
+        Args:
+            folder: what `save` wrote.
 
         Raises:
             ValueError: another format, or a file that is missing or damaged; names it and says what to do.
@@ -457,7 +508,17 @@ class _PredictPartition:
 def predict_table(
     pipe: LTVPipeline, dataset: Dataset, *, engine: Engine | None = None, keep: Sequence[str] = ()
 ) -> pa.Table:
-    """All predictions as one table, for results that fit in memory."""
+    """All predictions as one table, for results that fit in memory.
+
+    Args:
+        pipe: fitted pipeline.
+        dataset: rows to predict.
+        engine: where the work runs.
+        keep: columns of the input to pass on.
+
+    Raises:
+        ValueError: there are no rows.
+    """
     batches = [pa.Table.from_batches([batch]) for batch in pipe.predict(dataset, engine=engine, keep=keep)]
     if not batches:
         raise ValueError("dataset: got no rows, needs at least one to predict")

@@ -94,7 +94,12 @@ def write_report(
 
 
 def model_card(pipe: LTVPipeline, evaluation: Evaluation | None = None) -> str:
-    """What the model is, what its numbers mean, what it was trained on and how it did, as Markdown."""
+    """What the model is, what its numbers mean, what it was trained on and how it did, as Markdown.
+
+    Args:
+        pipe: fitted pipeline.
+        evaluation: how it did; that part is left out when None.
+    """
     config, facts = pipe.config, pipe.report_
     estimands = {
         "log1p": "exp(E[log(1 + revenue)]) - 1, the value that squared log error asks for; it is below the mean",

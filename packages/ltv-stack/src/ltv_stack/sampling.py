@@ -28,7 +28,17 @@ class Histogram:
         self.counts: Ints = np.empty(0, np.int64)
 
     def fit(self, y: Floats) -> "Histogram":
-        """Count the amounts [N]."""
+        """Count the amounts [N].
+
+        Args:
+            y: amounts, one at least.
+
+        Returns:
+            the histogram itself.
+
+        Raises:
+            ValueError: no amounts, or some that are not finite.
+        """
         y = _amounts(y)
         bins = self.bins or max(1, len(y) // 100)
         low, high = float(y.min()), float(y.max())
@@ -38,7 +48,14 @@ class Histogram:
         return self
 
     def rarity(self, y: Floats) -> Floats:
-        """p(y) in (0, 1]: near 1 where few amounts lie, exp(-beta) in the fullest bin [N]."""
+        """p(y) in (0, 1]: near 1 where few amounts lie, exp(-beta) in the fullest bin [N].
+
+        Args:
+            y: amounts [N]; one beyond those counted falls into the bin at the edge.
+
+        Raises:
+            ValueError: it is not fitted.
+        """
         if not len(self.counts):
             raise ValueError("Histogram is not fitted: call fit(y) first")
         return np.exp(-self.beta * self.counts[self._bin(np.asarray(y))] / (self.counts.max() + 1e-8))
@@ -96,13 +113,25 @@ def histos(
 
 
 def histus_weights(y: Floats, *, histogram: Histogram | None = None) -> Floats:
-    """Expected number of times HistUS trains on each row [N]: p(y). For trees: no draws, no rows lost."""
+    """Expected number of times HistUS trains on each row [N]: p(y). For trees: no draws, no rows lost.
+
+    Args:
+        y: amounts [N].
+        histogram: fitted one; None fits it on y.
+    """
     y = _amounts(y)
     return (histogram or Histogram().fit(y)).rarity(y)
 
 
 def histos_weights(y: Floats, *, alpha: float = 1.02, max_over: int = 40, histogram: Histogram | None = None) -> Floats:
-    """Expected number of times HistOS trains on each row [N]: 1 + sum over m of the product of its first m chances."""
+    """Expected number of times HistOS trains on each row [N]: 1 + sum over m of the product of its first m chances.
+
+    Args:
+        y: amounts [N].
+        alpha: divides p after every extra copy.
+        max_over: most extra copies a row.
+        histogram: fitted one; None fits it on y.
+    """
     y = _amounts(y)
     check_settings(alpha=alpha, max_over=max_over)
     p = (histogram or Histogram().fit(y)).rarity(y)
@@ -129,6 +158,14 @@ def undo_weights(probability: Floats, weight_of_buyers: float, weight_of_others:
     """The buyer probability before resampling, from that of a classifier trained with these mean weights per class [N].
 
     Source: Elkan, The Foundations of Cost-Sensitive Learning, IJCAI 2001, theorem 2.
+
+    Args:
+        probability: of the classifier [N].
+        weight_of_buyers: mean weight of a buyer in its training.
+        weight_of_others: mean weight of another row.
+
+    Raises:
+        ValueError: a weight is not positive.
     """
     if weight_of_buyers <= 0 or weight_of_others <= 0:
         raise ValueError(f"weights: got {weight_of_buyers} and {weight_of_others}, needs positive numbers")

@@ -105,6 +105,12 @@ def smadex_schema(horizons: Sequence[str] = ("d1", "d7", "d14", "d28"), d1_reven
         horizons: d and a number of days each, shortest first. Their labels are iap_revenue_<h> and buyer_<h>, which the
             data may lack.
         d1_revenue: the column of day-1 amounts where the data has one; the published data has only the flag.
+
+    Returns:
+        the schema of these columns.
+
+    Raises:
+        ValueError: a horizon has another form; named.
     """
     wrong = [name for name in horizons if not re.fullmatch(r"d[1-9]\d*", name)]
     if wrong:

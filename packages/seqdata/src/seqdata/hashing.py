@@ -42,7 +42,12 @@ def bucket(values: pa.Array, buckets: int) -> np.ndarray:
 
 
 def mix(words: np.ndarray, seed: int = 0) -> np.ndarray:
-    """splitmix64 of uint64 words [n] (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
+    """splitmix64 of uint64 words [n] (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+
+    Args:
+        words: uint64 [n]
+        seed: another seed is another hash
+    """
     words = words + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
     words ^= words >> np.uint64(30)
     words *= np.uint64(0xBF58476D1CE4E5B9)
