@@ -274,7 +274,21 @@ class HSTU(nn.Module):
         num_contextual: int | Tensor = 0,
         commit: bool = True,
     ) -> Tensor:
-        """Return the output of the last layer [T, d_model]; arguments and errors as in ``HSTULayer.forward``."""
+        """Return the output of the last layer [T, d_model].
+
+        Args:
+            x: packed rows [T, d_model].
+            offsets: int32 or int64 [B + 1].
+            max_seqlen: bound on the lengths of this batch; as in ``HSTULayer.forward``, like all that follows.
+            timestamps: int64 seconds [T].
+            cache: past rows of each user, one cache for all layers; the new ones are appended.
+            num_targets: [B], that many last rows of a sequence are targets.
+            num_contextual: int or [B], that many first rows see all rows that are not targets; not with a cache.
+            commit: append the new rows to the cache.
+
+        Raises:
+            ValueError: as ``HSTULayer.forward``.
+        """
         batch = _Batch(offsets, max_seqlen, timestamps, num_targets, num_contextual)
         return _run(list(self.layers), x, batch, cache, commit)
 

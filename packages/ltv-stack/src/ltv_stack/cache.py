@@ -80,7 +80,12 @@ class FeatureCache:
         return result
 
     def dataset(self, rows: Ints, parameters: dict[str, Any]) -> lgb.Dataset:
-        """A LightGBM data set of these rows, ascending, binned by the sample and streamed shard by shard."""
+        """A LightGBM data set of these rows, ascending, binned by the sample and streamed shard by shard.
+
+        Args:
+            rows: ascending [K].
+            parameters: of LightGBM, which binning depends on.
+        """
         # Models with smaller leaves than those the bins were made for share this data.
         settings = dict(parameters) | {"verbosity": -1, "feature_pre_filter": False}
         chosen = np.flatnonzero(np.isin(self.sample, rows))
@@ -123,6 +128,12 @@ def build_cache(
         sample_rows: rows kept in memory to find the histogram bins from.
         seed: of the row hashes.
         engine: where the work runs.
+
+    Returns:
+        the cache, whose shards stay on disk.
+
+    Raises:
+        ValueError: the dataset has no rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     task = _PartitionTransform(builder, dataset, folder, list(label_columns), segment, sample_rows, seed)

@@ -177,7 +177,14 @@ class LTVConfig:
 
 
 def estimand_level(estimand: str) -> float:
-    """The level of "median" or "quantile:0.9"."""
+    """The level of "median" or "quantile:0.9".
+
+    Args:
+        estimand: the setting.
+
+    Raises:
+        ValueError: text of another form.
+    """
     if estimand == "median":
         return 0.5
     head, _, tail = estimand.partition(":")
@@ -191,7 +198,14 @@ def estimand_level(estimand: str) -> float:
 
 
 def embargo_seconds(embargo: str | float) -> float:
-    """Seconds of "90s", "30m", "6h", "2d" or a number of seconds."""
+    """Seconds of "90s", "30m", "6h", "2d" or a number of seconds.
+
+    Args:
+        embargo: the setting.
+
+    Raises:
+        ValueError: text of another form, or less than 0.
+    """
     if isinstance(embargo, (int, float)):
         seconds = float(embargo)
     else:

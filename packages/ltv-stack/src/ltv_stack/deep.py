@@ -93,6 +93,9 @@ class DeepModel:
             cache: features.
             rows: training rows.
             targets: horizon -> amounts, NaN where unknown, of all cached rows [N].
+
+        Returns:
+            the model itself.
         """
         settings = self.settings
         device = torch.device(settings["device"])

@@ -38,7 +38,13 @@ class ZILN(nn.Module):
         return self.out(hidden).unflatten(-1, (self.horizons, 3))
 
     def loss(self, logits: Tensor, y: Tensor, known: Tensor) -> Tensor:
-        """Mean negative log likelihood over known labels: y and known [B, H]."""
+        """Mean negative log likelihood over known labels: y and known [B, H].
+
+        Args:
+            logits: what `forward` gave.
+            y: amounts; whatever stands at labels not known.
+            known: 1 where a label is known.
+        """
         return (ziln_loss(logits, y) * known).sum() / known.sum().clamp(min=1)
 
     def mean(self, logits: Tensor) -> Tensor:
@@ -95,7 +101,13 @@ class OptDist(nn.Module):
         return logits, self.choice(hidden).unflatten(-1, self.shape)
 
     def loss(self, outputs: tuple[Tensor, Tensor], y: Tensor, known: Tensor) -> Tensor:
-        """Weighted likelihood, focal alignment with the best sub-network and divergence: y and known [B, H]."""
+        """Weighted likelihood, focal alignment with the best sub-network and divergence: y and known [B, H].
+
+        Args:
+            outputs: what `forward` gave.
+            y: amounts; whatever stands at labels not known.
+            known: 1 where a label is known.
+        """
         logits, alpha = outputs
         each = ziln_loss(logits, y.unsqueeze(-1).expand(logits.shape[:-1]))
         log_choice = functional.log_softmax(alpha, dim=-1)
@@ -205,7 +217,13 @@ class ODMN(nn.Module):
         return outputs
 
     def loss(self, outputs: list[tuple[Tensor, ...]], y: Tensor, known: Tensor) -> Tensor:
-        """All towers' losses and the hinge on order: y and known [B, H]."""
+        """All towers' losses and the hinge on order: y and known [B, H].
+
+        Args:
+            outputs: what `forward` gave.
+            y: amounts; whatever stands at labels not known.
+            known: 1 where a label is known.
+        """
         total = outputs[0][0].sum() * 0.0
         if not known.any():
             return total
@@ -277,7 +295,12 @@ HEADS: dict[str, Callable[..., Any]] = {"ziln": ZILN, "optdist": OptDist, "odmn"
 
 
 def ziln_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Negative log likelihood of a zero-inflated log-normal: logits [..., 3], y [...]."""
+    """Negative log likelihood of a zero-inflated log-normal: logits [..., 3], y [...].
+
+    Args:
+        logits: of buying, mu, and sigma before softplus.
+        y: amounts.
+    """
     chance, mu, sigma = _ziln(logits)
     positive = y > 0
     log_y = torch.log(torch.where(positive, y, torch.ones_like(y)))

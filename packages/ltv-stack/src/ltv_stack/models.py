@@ -71,7 +71,14 @@ class Models:
         return {key: np.concatenate(columns) for key, columns in parts.items()}
 
     def explained(self, horizon: str | None) -> lgb.Booster:
-        """The booster that explanations are of: the horizon's, or with None the classifier."""
+        """The booster that explanations are of: the horizon's, or with None the classifier.
+
+        Args:
+            horizon: its name, or None.
+
+        Raises:
+            ValueError: no such horizon.
+        """
         if horizon is None:
             return self.classifier.boosters[""]
         if horizon not in self.horizons:
@@ -104,7 +111,16 @@ class Models:
         class_weights: tuple[float, float],
         threads: int,
     ) -> "Models":
-        """The models `save` wrote."""
+        """The models `save` wrote.
+
+        Args:
+            folder: what `save` wrote.
+            kind: name of the model in the settings.
+            horizons: shortest first.
+            main: the horizon that says who is a buyer.
+            class_weights: mean training weight of buyers and of others.
+            threads: of prediction; 0 to choose by the rows.
+        """
         models = cls(
             kind,
             horizons,

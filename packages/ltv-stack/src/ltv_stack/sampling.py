@@ -143,7 +143,17 @@ def histos_weights(y: Floats, *, alpha: float = 1.02, max_over: int = 40, histog
 
 
 def check_settings(bins: int | None = None, beta: float = 1.0, alpha: float = 1.02, max_over: int = 40) -> None:
-    """Raise ValueError for settings of HistUS or HistOS that cannot be; names the setting."""
+    """Check settings of HistUS and HistOS.
+
+    Args:
+        bins: of the histogram; None to choose by the rows.
+        beta: how steeply p falls with the count of a bin.
+        alpha: divides p after every extra copy.
+        max_over: most extra copies a row.
+
+    Raises:
+        ValueError: a setting cannot be; named.
+    """
     if bins is not None and bins < 1:
         raise ValueError(f"bins: got {bins}, needs at least 1")
     if beta <= 0:

@@ -21,6 +21,12 @@ def split_rows(cache: FeatureCache, config: LTVConfig, buyers: Floats, report: d
         config: settings.
         buyers: 1.0 for buyers by the main horizon, NaN where unknown [N].
         report: takes the numbers of rows.
+
+    Returns:
+        numbers of the training rows and of the held-out rows.
+
+    Raises:
+        ValueError: too few rows are left on a side; says how many.
     """
     if config.split == "stratified_random":
         log.warning("held-out rows are drawn at random: what is learnt on them does not see the passing of time")
@@ -44,13 +50,25 @@ def split_rows(cache: FeatureCache, config: LTVConfig, buyers: Floats, report: d
 
 
 def folds_of(cache: FeatureCache, rows: Ints, number: int) -> list[Ints]:
-    """Rows cut into stretches of time."""
+    """Rows cut into stretches of time.
+
+    Args:
+        cache: all rows.
+        rows: those to cut.
+        number: of stretches.
+    """
     fold = stages.blocked_folds(cache.time[rows], number)
     return [rows[fold == f] for f in range(number)]
 
 
 def drawn_rows(cache: FeatureCache, rows: Ints, number: int) -> Ints:
-    """At most so many of these rows, by their hashes, ascending."""
+    """At most so many of these rows, by their hashes, ascending.
+
+    Args:
+        cache: all rows.
+        rows: those to draw from, ascending.
+        number: most rows.
+    """
     return np.sort(rows[np.argsort(cache.hashes[rows], kind="stable")[:number]])
 
 

@@ -212,6 +212,9 @@ class Stack:
             features: out-of-fold meta-features [N, M].
             targets: horizon -> log1p of the amount, NaN where unknown [N].
             fold: fold of each row [N].
+
+        Returns:
+            the stack itself.
         """
         for horizon, target in targets.items():
             known = np.isfinite(target)

@@ -105,7 +105,16 @@ def train_on(
     weight: Floats | None = None,
     stopping: Stopping | None = None,
 ) -> lgb.Booster:
-    """Train on a constructed data set with this label [N] and weight [N]; reweighted labels are never stopped."""
+    """Train on a constructed data set with this label [N] and weight [N]; reweighted labels are never stopped.
+
+    Args:
+        data: features as LightGBM takes them.
+        label: to learn.
+        settings: LightGBM parameters.
+        rounds: most trees.
+        weight: of each row; 1 when None.
+        stopping: rows that tell when to stop; None grows all trees.
+    """
     data.set_label(label)
     data.set_weight(weight)
     settings = _threaded(settings, len(label))
@@ -126,7 +135,18 @@ def train_in_memory(
     weight: Floats | None = None,
     stopping: Stopping | None = None,
 ) -> lgb.Booster:
-    """Train on rows in memory, for the few rows of buyers; leaves shrink with the number of rows."""
+    """Train on rows in memory, for the few rows of buyers; leaves shrink with the number of rows.
+
+    Args:
+        matrix: features [N, F].
+        label: to learn [N].
+        names: of the features [F].
+        categorical: those that are ids.
+        settings: LightGBM parameters.
+        rounds: most trees.
+        weight: of each row [N]; 1 when None.
+        stopping: rows that tell when to stop; None grows all trees.
+    """
     settings = settings | {"min_data_in_leaf": min(settings.get("min_data_in_leaf", 20), max(3, len(label) // 40))}
     data = lgb.Dataset(
         matrix,
@@ -145,7 +165,15 @@ def trees_of(booster: lgb.Booster) -> int:
 
 
 def blocked_folds(time: Floats, folds: int) -> npt.NDArray[np.int64]:
-    """Fold of every row: contiguous stretches of time of equal size, so that neighbours in time share a fold [N]."""
+    """Fold of every row: contiguous stretches of time of equal size, so that neighbours in time share a fold [N].
+
+    Args:
+        time: of each row [N].
+        folds: number of stretches, 2 or more.
+
+    Raises:
+        ValueError: fewer folds.
+    """
     if folds < 2:
         raise ValueError(f"folds: got {folds}, needs at least 2")
     order = np.argsort(time, kind="stable")

@@ -60,6 +60,9 @@ class Trainer:
             rows: to train on, ascending.
             stopping_rows: rows that tell boosting when to stop, unless the trees are counted.
             trees: how many each booster of `Models.boosters` grows.
+
+        Returns:
+            the fitted models.
         """
         config, trees = self.config, trees or {}
         settings, rounds = self._settings(stages.CLASSIFIER, config.buyer_classifier)
@@ -86,6 +89,12 @@ class Trainer:
         """Models of all rows, and scores of every row by models that never saw its stretch of time.
 
         The models of all rows grow as many trees as were right on average for the rows left out.
+
+        Args:
+            rows: to train on, ascending.
+
+        Raises:
+            ValueError: the embargo leaves no rows beside a fold.
         """
         time, gap = self.cache.time[rows], embargo_seconds(self.config.embargo)
         scores: dict[str, Floats] = {}

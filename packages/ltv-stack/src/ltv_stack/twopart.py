@@ -25,6 +25,9 @@ class TwoPart:
         Args:
             y: their amounts [N].
             g: predicted mean of log1p of them [N].
+
+        Returns:
+            the model itself.
         """
         if len(y):
             rest = np.log1p(y) - g
@@ -39,6 +42,9 @@ class TwoPart:
             level: in (0, 1).
             p: chance to buy [N].
             g: mean log1p amount of buyers [N].
+
+        Raises:
+            ValueError: the level is not in (0, 1).
         """
         if not 0.0 < level < 1.0:
             raise ValueError(f"level: got {level}, needs a number between 0 and 1")

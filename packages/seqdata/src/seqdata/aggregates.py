@@ -121,7 +121,14 @@ class Past:
         return table[:, column]
 
     def distinct(self, field: str | np.ndarray) -> np.ndarray:
-        """int64 [U] different values of a field, or of values [T]; missing ones (id 0, NaN) are none."""
+        """int64 [U] different values of a field, or of values [T]; missing ones (id 0, NaN) are none.
+
+        Args:
+            field: one of the fields named when the Past was made, or values [T]
+
+        Raises:
+            ValueError: there are not as many values as events
+        """
         rows, _, _ = self._pairs(field)
         return self._bincount(rows)
 
@@ -158,7 +165,14 @@ class Past:
         return self._extreme(np.fmax)
 
     def sums(self, field: str | np.ndarray) -> np.ndarray:
-        """float64 [U] or [U, W] sum of a numeric field, or of numbers [T] or [T, W]; NaN counts nothing."""
+        """float64 [U] or [U, W] sum of a numeric field, or of numbers [T] or [T, W]; NaN counts nothing.
+
+        Args:
+            field: one of the fields named when the Past was made, or numbers
+
+        Raises:
+            ValueError: the field is not numeric, or there are not as many numbers as events
+        """
         numbers = np.nan_to_num(self._numbers(field), nan=0.0)
         if numbers.ndim == 1:
             return np.bincount(self.row, numbers, minlength=len(self))
@@ -166,7 +180,14 @@ class Past:
         return np.stack(columns, axis=1)
 
     def means(self, field: str | np.ndarray) -> np.ndarray:
-        """float64 [U] or [U, W] mean of the same numbers where they are not NaN; NaN for a user without any."""
+        """float64 [U] or [U, W] mean of the same numbers where they are not NaN; NaN for a user without any.
+
+        Args:
+            field: as for `sums`
+
+        Raises:
+            ValueError: as for `sums`
+        """
         numbers = self._numbers(field)
         there = ~np.isnan(numbers)
         count = self.sums(there.astype(np.float64))

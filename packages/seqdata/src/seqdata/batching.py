@@ -34,7 +34,13 @@ class Batching:
             raise ValueError("batches: needs batch_size (users) or max_tokens (events)")
 
     def rows(self, lengths: np.ndarray, epoch: int = 0, start: int = 0) -> Iterator[np.ndarray]:
-        """Yields the rows [b] of each batch, out of sequences of these lengths [U]; `start` batches are left out."""
+        """Yields the rows [b] of each batch, out of sequences of these lengths [U]; `start` batches are left out.
+
+        Args:
+            lengths: int64 [U] events of each sequence
+            epoch: which the order depends on
+            start: batches to leave out
+        """
         rows = np.flatnonzero(lengths) if self.drop_empty else np.arange(len(lengths))
         order = Order(len(rows), self.seed, epoch, self.shuffle)
         if self.max_tokens is None and self.length_pool is None:
@@ -45,7 +51,12 @@ class Batching:
         yield from islice(pieces(order, rows, lengths, epoch), start, None)
 
     def count(self, lengths: np.ndarray, epoch: int = 0) -> int:
-        """Number of batches of an epoch."""
+        """Number of batches of an epoch.
+
+        Args:
+            lengths: int64 [U] events of each sequence
+            epoch: which the order depends on
+        """
         if self.max_tokens is None and self.length_pool is None:
             users = np.count_nonzero(lengths) if self.drop_empty else len(lengths)
             return -(-users // (self.batch_size or 1))

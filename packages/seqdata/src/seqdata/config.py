@@ -25,6 +25,12 @@ def load_config(path: str | os.PathLike) -> dict[str, Any]:
 
     ${NAME} and ${NAME:-default} stand for environment variables. A source is a path, glob or list, or {sql: query}, or
     a mapping {table: source}. Item tables are {field: {source: ..., key: ..., fields: {...}}}.
+
+    Args:
+        path: a file, or the name of one that ships with the package
+
+    Raises:
+        ValueError: the text is no YAML, no mapping or has an unknown key; names the file
     """
     text = _find(path).read_text(encoding="utf-8")
     try:

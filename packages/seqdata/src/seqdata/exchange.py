@@ -30,7 +30,14 @@ ROWS = 1 << 16
 def to_parquet(view: View, path: str | os.PathLike, *, fields: Sequence[str] | None = None, ids: bool = False) -> int:
     """Writes one row a user: its id, a list of timestamps and a list for every field; returns the number of rows.
 
-    fields: names, item properties as "field.column"; None takes every event field. ids: keep ids instead of values.
+    Args:
+        view: users and events
+        path: the file to write
+        fields: names, item properties as "field.column"; None takes every event field
+        ids: keep ids instead of values
+
+    Raises:
+        ValueError: the view has no users
     """
     store = view.store
     names = list(store.fields if fields is None else fields)
@@ -65,7 +72,16 @@ def to_parquet(view: View, path: str | os.PathLike, *, fields: Sequence[str] | N
 def to_recbole(view: View, folder: str | os.PathLike, *, fields: Sequence[str] | None = None, ids: bool = False) -> int:
     """Writes RecBole's atomic files, FOLDER/NAME.inter and a NAME.item for the first item table; returns the rows.
 
-    Times are seconds. Missing values are empty, which RecBole reads as missing. ids: keep ids instead of values.
+    Times are seconds. Missing values are empty, which RecBole reads as missing.
+
+    Args:
+        view: users and events
+        folder: where the files go; its last part is their NAME
+        fields: names; None takes every event field
+        ids: keep ids instead of values
+
+    Raises:
+        ValueError: a field is a vector
     """
     store, folder = view.store, Path(folder)
     names = list(store.fields if fields is None else fields)
@@ -97,6 +113,12 @@ def read_recbole(folder: str | os.PathLike) -> dict[str, Any]:
     Gives sources, user, time, time_unit, fields and items; the user and time columns are the usual user_id and
     timestamp, and the types written in the header (token, float, token_seq, float_seq) decide the fields. A token_seq
     stays one text.
+
+    Args:
+        folder: of the data set; its last part is the NAME of the files
+
+    Raises:
+        ValueError: the file has no column user_id or timestamp
     """
     folder = Path(folder)
     inter, items = folder / f"{folder.name}.inter", folder / f"{folder.name}.item"
@@ -119,7 +141,12 @@ def read_recbole(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def to_nested(view: View, fields: Sequence[str] | None = None) -> dict[str, Any]:
-    """{field: torch.nested tensor of jagged layout} of all users of a view at once, timestamps included."""
+    """{field: torch.nested tensor of jagged layout} of all users of a view at once, timestamps included.
+
+    Args:
+        view: users and events
+        fields: names, item properties as "field.column"; None takes every event field
+    """
     names = list(view.store.fields if fields is None else fields)
     return Jagged(view.gather(names).values, view.gather([]).offsets).to_nested()
 

@@ -125,7 +125,15 @@ class ItemTable:
 
 
 def infer_field(name: str, kind: pa.DataType) -> Field:
-    """The field a column gets when none is named: strings, integers and booleans are categorical, floats numeric."""
+    """The field a column gets when none is named: strings, integers and booleans are categorical, floats numeric.
+
+    Args:
+        name: of the column
+        kind: its Arrow type
+
+    Raises:
+        ValueError: no field holds that type
+    """
     if is_key(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return Categorical()
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -186,7 +194,15 @@ def describe(spec: Field) -> dict[str, Any]:
 
 
 def parse_field(name: str, spec: Any) -> Field:
-    """A field from configuration: a Field, its kind as a word, or {"kind": ..., options}."""
+    """A field from configuration: a Field, its kind as a word, or {"kind": ..., options}.
+
+    Args:
+        name: of the column, for messages
+        spec: what the configuration says
+
+    Raises:
+        ValueError: that is no field
+    """
     if isinstance(spec, Field):
         return spec
     if isinstance(spec, str):

@@ -37,6 +37,10 @@ class Generation:
 def find(path: Path, key: str | None) -> Generation:
     """Holds the newest generation of the store at `path`, or the one of a key wherever it is now.
 
+    Args:
+        path: folder of the store
+        key: of a generation; None takes the newest
+
     Raises:
         FileNotFoundError: if nothing is at `path`
         layout.StoreError: if that is no store, or the generation of that key is gone

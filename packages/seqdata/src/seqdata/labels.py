@@ -67,13 +67,29 @@ def multi_hot(future: View, field: str, values: Iterable[Any]) -> np.ndarray:
 
 
 def counts(view: View, start: Any, horizons: Sequence[Any]) -> np.ndarray:
-    """int64 [U, H] events with start <= time < start + horizon, for every horizon (timedelta or microseconds)."""
+    """int64 [U, H] events with start <= time < start + horizon, for every horizon (timedelta or microseconds).
+
+    Args:
+        view: users and events, of all times that the windows cover
+        start: first moment of every window
+        horizons: H lengths of windows
+    """
     low = parse_cutoff(start, "start")
     return np.stack([view.window(low, low + parse_span(span, "horizon")).lengths() for span in horizons], axis=1)
 
 
 def sums(view: View, field: str, start: Any, horizons: Sequence[Any]) -> np.ndarray:
-    """float64 [U, H] sum of a numeric field or item property over those windows; missing values count nothing."""
+    """float64 [U, H] sum of a numeric field or item property over those windows; missing values count nothing.
+
+    Args:
+        view: users and events, of all times that the windows cover
+        field: numeric, an item property as "field.column"
+        start: first moment of every window
+        horizons: H lengths of windows
+
+    Raises:
+        ValueError: the field is of another kind
+    """
     if view.store.entry(field)["kind"] != "numeric":
         raise ValueError(f"sums: {field!r} is {view.store.entry(field)['kind']}; needs a numeric field")
     low = parse_cutoff(start, "start")

@@ -23,6 +23,12 @@ def map_file(path: Path) -> np.ndarray:
 
     Python's own mmap keeps a descriptor for every file (until 3.13, where `trackfd` came), and a store has one file for
     every column of every shard.
+
+    Args:
+        path: the file
+
+    Raises:
+        OSError: it cannot be opened or mapped
     """
     with open(path, "rb", opener=_open_no_link) as file:
         size = os.fstat(file.fileno()).st_size
@@ -44,7 +50,14 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, mapped read-only; a ValueError where the file is not exactly one plain array."""
+    """The array of a .npy file, mapped read-only; a ValueError where the file is not exactly one plain array.
+
+    Args:
+        path: the file
+
+    Raises:
+        ValueError: it is not exactly one plain array
+    """
     raw = map_file(path)
     head = io.BytesIO(raw[:4096].tobytes())
     try:

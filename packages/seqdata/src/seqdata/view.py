@@ -117,9 +117,6 @@ class View:
 
         Out of everybody's view any user of the store may be named, of whom there may be nothing before the cutoff.
 
-        Args:
-            users: user ids
-
         Raises:
             KeyError: an id is unknown or not in this view
         """
@@ -211,7 +208,8 @@ class View:
         The second view has all users; `history.ahead(horizon)` has those of the first, in their order.
 
         Args:
-            start, end: the first cutoff, and the moment by which the last horizon ends
+            start: the first cutoff
+            end: the moment by which the last horizon ends
             step: timedelta or integer microseconds from one cutoff to the next
             horizon: timedelta or integer microseconds; one step if None
         """

@@ -21,7 +21,11 @@ def supports(p: Problem | Tensor) -> str | None:
 
 
 def forward(p: Problem) -> Tensor:
-    """Return out [Tq, H, Dv]: out_i = sum over j of mask_ij * SiLU(alpha * q_i·k_j + bias_ij) / divisor_i * v_j."""
+    """Return out [Tq, H, Dv]: out_i = sum over j of mask_ij * SiLU(alpha * q_i·k_j + bias_ij) / divisor_i * v_j.
+
+    Args:
+        p: a checked problem.
+    """
     out = p.q.new_zeros(p.q.shape[0], *p.v.shape[-2:], dtype=p.compute_dtype)
     for s in _sequences(p):
         out[s.rows] = torch.einsum("hij,jhv->ihv", s.scores * torch.sigmoid(s.scores) * s.scale, s.v)
@@ -29,7 +33,13 @@ def forward(p: Problem) -> Tensor:
 
 
 def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of q, packed k and v, position_weight, time_weight and bias (None for an absent one)."""
+    """Return the gradients of q, packed k and v, position_weight, time_weight and bias (None for an absent one).
+
+    Args:
+        p: a checked problem.
+        grad: gradient of the output [Tq, H, Dv].
+        needs: whether a gradient is wanted, one for each of those returned; others may be None.
+    """
     dq, dk, dv = (torch.zeros_like(x, dtype=p.compute_dtype) for x in (p.q, p.k, p.v))
     weights = (p.position_weight, p.time_weight, p.bias)
     tables = [None if w is None else torch.zeros_like(w, dtype=p.compute_dtype) for w in weights]
@@ -51,7 +61,15 @@ def backward(p: Problem, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None
 
 
 def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return LayerNorm(x) * gate [T, W], in the dtype of x."""
+    """Return LayerNorm(x) * gate [T, W], in the dtype of x.
+
+    Args:
+        x: what is normed [T, W].
+        gate: what the normed rows are multiplied with [T, W].
+        weight: gain of the norm [W].
+        bias: shift of the norm [W].
+        eps: added to the variance.
+    """
     normed, _, _ = _normed(x, weight, bias, eps)
     return (normed * gate.to(normed.dtype)).to(x.dtype)
 
@@ -59,7 +77,16 @@ def norm_gate(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float)
 def norm_gate_backward(
     grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, gate, weight and bias."""
+    """Return the gradients of x, gate, weight and bias.
+
+    Args:
+        grad: gradient of the output [T, W].
+        x: this and the others as in ``norm_gate``.
+        gate: [T, W].
+        weight: [W].
+        bias: [W].
+        eps: added to the variance.
+    """
     normed, n, rstd = _normed(x, weight, bias, eps)
     grad = grad.to(n.dtype)
     d_normed = grad * gate.to(n.dtype)

@@ -40,6 +40,14 @@ def scan_forward(p: ScanProblem, saved: Tensor, last: Tensor | None = None) -> t
     """Scan; the state at every chunk start is left in ``saved`` where that has rows.
 
     The last state goes into ``last`` if given, which may be the initial state itself.
+
+    Args:
+        p: a problem in canonical form.
+        saved: room for states, as ``ops.scan.saved_states`` makes it.
+        last: [S, d, n].
+
+    Returns:
+        out, shaped as u and in its dtype, and the last states [S, d, n].
     """
     out = torch.empty_like(p.u)
     args = ScanArguments(p)
@@ -63,6 +71,16 @@ def scan_backward(
     """Gradients of every tensor argument: chunks in reverse, each run forward again from its saved start.
 
     The scan's output, which comes by on the way, goes into ``out`` if given.
+
+    Args:
+        p: this and the others as in ``reference.scan_backward``.
+        saved: what the forward pass left.
+        dout: gradient of the output.
+        dlast: gradient of the last states.
+        out: shaped as u.
+
+    Returns:
+        Gradients by argument name.
     """
     dout = torch.zeros_like(p.u) if dout is None else dout
     args = ScanArguments(p)

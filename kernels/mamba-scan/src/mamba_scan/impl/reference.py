@@ -26,6 +26,9 @@ def scan(p: ScanProblem) -> tuple[Tensor, Tensor]:
     With dt = softplus(delta + delta_bias): h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t; y_t = <C_t, h_t> (for complex A
     twice the real part) + D u_t; out_t = y_t * silu(z_t).
 
+    Args:
+        p: a problem in canonical form.
+
     Returns:
         out, shaped as u and in its dtype, and last_state [S, d, n].
     """
@@ -48,7 +51,16 @@ def scan(p: ScanProblem) -> tuple[Tensor, Tensor]:
 
 
 def scan_forward(p: ScanProblem, saved: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scan without a graph, the last state into ``last`` if given. Nothing goes into ``saved``: it is not needed."""
+    """Scan without a graph, the last state into ``last`` if given. Nothing goes into ``saved``: it is not needed.
+
+    Args:
+        p: a problem in canonical form.
+        saved: room for states, which other backends use.
+        last: [S, d, n], overwritten.
+
+    Returns:
+        As ``scan``.
+    """
     out, state = scan(p)
     return torch.empty_like(p.u).copy_(out), state.clone() if last is None else last.copy_(state)
 
@@ -56,7 +68,18 @@ def scan_forward(p: ScanProblem, saved: Tensor, last: Tensor | None = None) -> t
 def scan_backward(
     p: ScanProblem, saved: Tensor, dout: Tensor | None, dlast: Tensor | None, out: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Gradients of every tensor argument, by autograd through the scan, which also goes into ``out`` if given."""
+    """Gradients of every tensor argument, by autograd through the scan, which also goes into ``out`` if given.
+
+    Args:
+        p: a problem in canonical form.
+        saved: what the forward pass left.
+        dout: gradient of the output, shaped as u; None for none.
+        dlast: gradient of the last states [S, d, n]; None for none.
+        out: shaped as u, overwritten.
+
+    Returns:
+        Gradients by argument name, of those arguments that are given.
+    """
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     tensors = {name: x.detach().requires_grad_() for name in names if (x := getattr(p, name)) is not None}
     with torch.enable_grad():
@@ -71,6 +94,9 @@ def conv(p: ConvProblem) -> tuple[Tensor, Tensor]:
 
     y_t = bias + sum over k of weight[:, width - 1 - k] * x_{t-k}, then silu if asked for. A tap counts only where
     seq_idx is the same at both ends; rows of a negative seq_idx give zero.
+
+    Args:
+        p: a checked problem.
 
     Returns:
         out, shaped as x and in its dtype, and the last width - 1 rows of every segment [S, d, width - 1].
@@ -91,13 +117,29 @@ def conv(p: ConvProblem) -> tuple[Tensor, Tensor]:
 
 
 def conv_forward(p: ConvProblem) -> tuple[Tensor, Tensor]:
-    """Convolve without a graph."""
+    """Convolve without a graph.
+
+    Args:
+        p: a checked problem.
+
+    Returns:
+        As ``conv``.
+    """
     out, final = conv(p)
     return torch.empty_like(p.x).copy_(out), final.contiguous()
 
 
 def conv_backward(p: ConvProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
-    """Gradients of every tensor argument, by autograd through the convolution."""
+    """Gradients of every tensor argument, by autograd through the convolution.
+
+    Args:
+        p: a checked problem.
+        dout: gradient of the output, shaped as x; None for none.
+        dfinal: gradient of the final states [S, d, width - 1]; None for none.
+
+    Returns:
+        Gradients by argument name, of those arguments that are given.
+    """
     names = ("x", "weight", "bias", "initial_states")
     tensors = {name: x.detach().requires_grad_() for name in names if (x := getattr(p, name)) is not None}
     with torch.enable_grad():
@@ -110,6 +152,9 @@ def ssd(p: SSDProblem) -> tuple[Tensor, Tensor]:
     With dt = clamp(softplus(dt + dt_bias)): H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T; y_t = H_t C_t + D x_t;
     out_t = y_t * silu(z_t).
 
+    Args:
+        p: a checked problem.
+
     Returns:
         out, shaped as x and in its dtype, and the final states [S, h, p, n].
     """
@@ -118,13 +163,29 @@ def ssd(p: SSDProblem) -> tuple[Tensor, Tensor]:
 
 
 def ssd_forward(p: SSDProblem) -> tuple[Tensor, Tensor]:
-    """Scan without a graph."""
+    """Scan without a graph.
+
+    Args:
+        p: a checked problem.
+
+    Returns:
+        As ``ssd``.
+    """
     out, final = ssd(p)
     return torch.empty_like(p.x).copy_(out), final.clone()
 
 
 def ssd_backward(p: SSDProblem, dout: Tensor | None, dfinal: Tensor | None) -> dict[str, Tensor]:
-    """Gradients of every tensor argument, by autograd through the scan."""
+    """Gradients of every tensor argument, by autograd through the scan.
+
+    Args:
+        p: a checked problem.
+        dout: gradient of the output, shaped as x; None for none.
+        dfinal: gradient of the final states [S, h, p, n]; None for none.
+
+    Returns:
+        Gradients by argument name, of those arguments that are given.
+    """
     tensors = p.leaves()
     with torch.enable_grad():
         return _gradients(tensors, ssd(p.replaced(tensors)), (dout, dfinal))

@@ -22,7 +22,16 @@ torch.library.define(
 
 
 def conv(p: ConvProblem, backend: str | None, states: bool) -> tuple[Tensor, Tensor]:
-    """Run the registered convolution on a checked problem; without ``states`` nothing stands in the final ones."""
+    """Run the registered convolution on a checked problem; without ``states`` nothing stands in the final ones.
+
+    Args:
+        p: a checked problem.
+        backend: name of a backend; None picks the fastest when the op runs.
+        states: whether the final states are wanted.
+
+    Returns:
+        out, shaped as x and in its dtype, and the final states [S, d, width - 1].
+    """
     refuse_transforms("conv", vars(p).values())
     out, final = torch.ops.mamba_scan.conv(*vars(p).values(), states, backend or "auto")
     return out, final

@@ -41,6 +41,7 @@ class InnerProblem:
         return ConvProblem(x, self.conv_weight, self.conv_bias, None, self.conv_state, self.offsets, silu=True)
 
     def scan(self, u: Tensor, projected: Tensor) -> ScanProblem:
+        """The scan inside the block, of its convolved input and what ``x_proj`` made of it."""
         rank, states = self.dt_proj_weight.shape[1], self.A.shape[1]
         dt, B, C = projected.split([rank, states, states], dim=-1)
         delta = self.columns(dt @ self.dt_proj_weight.T)
@@ -73,6 +74,11 @@ def inner(p: InnerProblem, backend: str | None, states: bool) -> tuple[Tensor, T
     """Run the op: out [b, l, width] or [T, width], the convolution's final states and the scan's last states.
 
     Without ``states`` nothing stands in the latter two.
+
+    Args:
+        p: the arguments.
+        backend: name of a backend; None picks the fastest when the op runs.
+        states: whether the states are wanted.
     """
     refuse_transforms("inner", vars(p).values())
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in vars(p).values())

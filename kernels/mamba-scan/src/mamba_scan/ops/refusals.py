@@ -27,6 +27,10 @@ def once(gradients: Iterable[Tensor | None], directions: Iterable[Tensor | None]
 def refuse_transforms(op: str, arguments: Iterable[Any]) -> None:
     """Check that no argument of an op belongs to a transform of torch.func or carries a forward-mode derivative.
 
+    Args:
+        op: its name, for the message.
+        arguments: of the op; what is no tensor is passed over.
+
     Raises:
         NotImplementedError: one does; the derivative would be wrong or the error obscure.
     """

@@ -31,6 +31,14 @@ def scan(p: ScanProblem, backend: str | None, states: bool) -> tuple[Tensor, Ten
     """Run the registered scan on a checked problem; ``backend`` None picks the fastest when the op runs.
 
     Without ``states`` nothing stands in the last states: so nobody has to ask how many segments there are.
+
+    Args:
+        p: a problem in canonical form.
+        backend: name of a backend or None.
+        states: whether the last states are wanted.
+
+    Returns:
+        out, shaped as u and in its dtype, and the last states [S, d, n].
     """
     refuse_transforms("scan", vars(p).values())
     fields = [getattr(p, name) for name in ScanProblem.__dataclass_fields__]
@@ -40,7 +48,15 @@ def scan(p: ScanProblem, backend: str | None, states: bool) -> tuple[Tensor, Ten
 
 
 def state_update(p: ScanProblem, backend: str | None) -> Tensor:
-    """Run the registered scan that overwrites the initial state by the last one."""
+    """Run the registered scan that overwrites the initial state by the last one.
+
+    Args:
+        p: a problem in canonical form, with an initial state.
+        backend: name of a backend; None picks the fastest when the op runs.
+
+    Returns:
+        out, shaped as u and in its dtype.
+    """
     refuse_transforms("state_update", vars(p).values())
     fields = (x.detach() if isinstance(x, Tensor) else x for x in vars(p).values())
     out: Tensor = torch.ops.mamba_scan.state_update(*fields, backend or "auto")
@@ -48,7 +64,12 @@ def state_update(p: ScanProblem, backend: str | None) -> Tensor:
 
 
 def saved_states(p: ScanProblem, save: bool) -> Tensor:
-    """Room for the states at chunk starts, zeros where there are fewer, or none when nothing is to be saved."""
+    """Room for the states at chunk starts, zeros where there are fewer, or none when nothing is to be saved.
+
+    Args:
+        p: a problem in canonical form.
+        save: whether there will be a backward pass.
+    """
     return p.A.new_zeros(p.slots if save else 0, p.states, p.channels, dtype=p.state_dtype)
 
 

@@ -25,7 +25,16 @@ torch.library.define(
 
 
 def ssd(p: SSDProblem, backend: str | None, states: bool) -> tuple[Tensor, Tensor]:
-    """Run the registered scan with scalar decays on a checked problem; without ``states`` no final ones come back."""
+    """Run the registered scan with scalar decays on a checked problem; without ``states`` no final ones come back.
+
+    Args:
+        p: a checked problem.
+        backend: name of a backend; None picks the fastest when the op runs.
+        states: whether the final states are wanted.
+
+    Returns:
+        out, shaped as x and in its dtype, and the final states [S, h, p, n].
+    """
     refuse_transforms("ssd", vars(p).values())
     out, final = torch.ops.mamba_scan.ssd(*vars(p).values(), states, backend or "auto")
     return out, final

@@ -66,6 +66,14 @@ def norm_project_silu(
     """Return SiLU(z) and z = LayerNorm(x) @ weight.T [T, W], in the dtype of weight; z is empty unless kept.
 
     Backward is products of torch's own.
+
+    Args:
+        x: input of the norm [T, D].
+        norm_weight: gain of the norm [D].
+        norm_bias: shift of the norm [D].
+        weight: of the projection [W, D].
+        eps: added to the variance.
+        keep: whether z is wanted, for backward.
     """
     rows, width = x.shape
     out = torch.empty(rows, weight.shape[0], dtype=weight.dtype, device=x.device)
