@@ -75,7 +75,16 @@ def _family(kind: Kind) -> str:
 
 
 def require_kind(what: str, kind: Kind, arrow: pa.DataType) -> None:
-    """Raise ValueError where a column `what` of this Arrow type cannot be read as `kind`."""
+    """Check that a column of this Arrow type can be read as `kind`.
+
+    Args:
+        what: the column, for the message.
+        kind: as declared.
+        arrow: as found.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if pa.types.is_null(arrow):
         return
     several = _family(kind_of(arrow)) == "nested"

@@ -39,7 +39,14 @@ def file_tables(path: str, columns: Sequence[str] | None, time_column: str | Non
 
 
 def read_through(path: str) -> None:
-    """Raise PartitionError where a good footer hides damaged pages."""
+    """Read a file to its end, since a good footer may hide damaged pages.
+
+    Args:
+        path: the file.
+
+    Raises:
+        PartitionError: a page is damaged.
+    """
     with footer(path) as file:
         try:
             for _ in file.iter_batches(batch_size=PIECE_ROWS):

@@ -217,7 +217,16 @@ def code(values: pa.Array, kind: pa.DataType, place: str) -> tuple[np.ndarray, p
 
 
 def plain(values: pa.Array, kind: pa.DataType, place: str) -> pa.Array:
-    """An array cast to int64, string or a float type, with an error that names the place and the value."""
+    """An array cast to int64, string or a float type, with an error that names the place and the value.
+
+    Args:
+        values: [n]
+        kind: what to cast to
+        place: for the message
+
+    Raises:
+        ValueError: a value does not fit
+    """
     source = values.type
     if pa.types.is_dictionary(source):
         values, source = values.cast(source.value_type), source.value_type
@@ -241,7 +250,17 @@ def plain(values: pa.Array, kind: pa.DataType, place: str) -> pa.Array:
 
 
 def numbers(values: pa.Array | None, dtype: np.dtype, rows: int, place: str) -> np.ndarray:
-    """[rows] numbers of `dtype`; null is NaN, which integer dtypes refuse."""
+    """[rows] numbers of `dtype`; null is NaN, which integer dtypes refuse.
+
+    Args:
+        values: [rows], or None where the table lacks the column
+        dtype: of the result
+        rows: how many there are
+        place: for the message
+
+    Raises:
+        ValueError: a value is missing from integers, or is no number of that type
+    """
     gap = f"{dtype.name} cannot say 'missing'; use Numeric('float32')"
     if values is None:
         if dtype.kind != "f":

@@ -59,7 +59,13 @@ def run_mapped(job: Job, mapper: Mapper) -> dict[str, Any]:
 def run_dask(job: Job, scheduler: str | None, progress: bool) -> dict[str, Any]:
     """`run_mapped` on Dask workers.
 
-    scheduler: address of a scheduler; None starts a local cluster for the build.
+    Args:
+        job: what to do
+        scheduler: address of a scheduler; None starts a local cluster for the build
+        progress: draw a progress bar
+
+    Raises:
+        ImportError: dask is not installed
     """
     try:
         from distributed import Client, as_completed

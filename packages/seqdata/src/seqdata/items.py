@@ -79,7 +79,11 @@ def _write_table(folder: Path, field: str, table: ItemTable, schema: dict[str, A
 def extend_items(
     folder: Path, store: Any, items: Mapping[str, ItemTable], schema: dict[str, Any], budget: int
 ) -> dict[str, Any]:
-    """The item tables of a store, longer by its new ids; their properties come from `items`, coded as the old ones."""
+    """The item tables of a store, longer by its new ids; their properties come from `items`, coded as the old ones.
+
+    Raises:
+        KeyError: the store has no item table of a field that is named
+    """
     described = {}
     (folder / "items").mkdir(exist_ok=True)
     for field, table in store.schema["items"].items():

@@ -42,7 +42,14 @@ def fitted(store: Path, generation: int) -> Path:
 
 
 def inside(name: str) -> PurePosixPath:
-    """A path that a file of a store names, below the store; one that leads out of it is a StoreError."""
+    """A path that a file of a store names, below the store; one that leads out of it is a StoreError.
+
+    Args:
+        name: as the file has it
+
+    Raises:
+        StoreError: it leads out of the store, or is no path
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise StoreError(f"the store names a file {name!r}; needs a path inside the store")
@@ -65,7 +72,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_schema(path: Path, name: str = "schema.json") -> dict[str, Any]:
-    """schema.json of a store, or of one of its generations, checked for format and version."""
+    """schema.json of a store, or of one of its generations, checked for format and version.
+
+    Args:
+        path: folder of the store or the generation
+        name: of the file
+
+    Raises:
+        FileNotFoundError: there is no such folder
+        StoreError: the file is missing, damaged or of a newer version, or a link leads out of the store
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}: no such folder")
     try:
@@ -134,7 +150,15 @@ def write_array(path: Path, values: np.ndarray) -> None:
 
 
 def read_array(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """A .npy file as a read-only memory map; a file that is missing, cut or of another shape is a StoreError."""
+    """A .npy file as a read-only memory map; a file that is missing, cut or of another shape is a StoreError.
+
+    Args:
+        path: the file
+        shape: what it must have; None takes any
+
+    Raises:
+        StoreError: the file is missing, cut or of another shape
+    """
     try:
         values = map_array(path)
     except (OSError, ValueError) as error:
@@ -145,7 +169,11 @@ def read_array(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
 
 
 def map_bytes(path: Path) -> np.ndarray:
-    """uint8 [bytes] of a file, mapped read-only; a file that is missing is a StoreError."""
+    """uint8 [bytes] of a file, mapped read-only; a file that is missing is a StoreError.
+
+    Raises:
+        StoreError: the file is missing or damaged
+    """
     try:
         return map_file(path)
     except OSError as error:
@@ -167,7 +195,15 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 def read_table(path: Path, mapped: np.ndarray | None = None) -> pa.Table:
-    """An Arrow IPC file, memory-mapped; `mapped` is the file where that happened before."""
+    """An Arrow IPC file, memory-mapped; `mapped` is the file where that happened before.
+
+    Args:
+        path: the file
+        mapped: uint8 [bytes] of it; None maps it here
+
+    Raises:
+        StoreError: the file is missing or damaged
+    """
     try:
         return pa.ipc.open_file(pa.py_buffer(map_file(path) if mapped is None else mapped)).read_all()
     except (pa.ArrowException, OSError) as error:

@@ -62,6 +62,15 @@ def reader_of(relation: duckdb.DuckDBPyRelation, rows: int = BATCH_ROWS) -> pa.R
 
 @contextlib.contextmanager
 def reading(place: str, hint: str = "") -> Iterator[None]:
+    """Names the place in what Arrow and DuckDB raise while it is being read.
+
+    Args:
+        place: what is read
+        hint: what to do, added to the message
+
+    Raises:
+        ValueError: it cannot be read; an error of the system itself is passed on as it is
+    """
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:

@@ -103,9 +103,22 @@ def make_plan(
     text_users: bool | None = None,
     **options: Any,
 ) -> Plan:
-    """Checks columns and types of all tables and settles every field; `event_field` is None for one unnamed table.
+    """Checks columns and types of all tables and settles every field.
 
-    kinds, text_users: what a store that is appended to settled long ago; its fields may lack a column then.
+    Args:
+        tables: {event table name: parts}
+        user: column of the user id
+        time: column of the event time
+        fields: as for `build`
+        event_field: name of the field that holds the table name; None for one unnamed table
+        types: as for `build`
+        kinds: what a store that is appended to settled long ago; its fields may lack a column then
+        text_users: whether the user ids of such a store are text
+        **options: more fields of the Plan
+
+    Raises:
+        KeyError: a column that is named is in no table
+        ValueError: a column or an argument does not fit; names it
     """
     casts = {}
     for column, name in types.items():
@@ -187,7 +200,15 @@ def parse_bytes(limit: int | str | None) -> int:
 
 
 def check_items(items: Mapping[str, ItemTable], plan: Plan) -> None:
-    """Refuses an item table of a field that is not categorical."""
+    """Refuses an item table of a field that is not categorical.
+
+    Args:
+        items: {field: ItemTable}
+        plan: with the fields
+
+    Raises:
+        KeyError: the field is not categorical
+    """
     for name in items:
         if not isinstance(plan.fields.get(name), Categorical):
             known = [field for field, spec in plan.fields.items() if isinstance(spec, Categorical)]
@@ -200,7 +221,16 @@ def value_type(kind: pa.DataType) -> pa.DataType:
 
 
 def categorical_kind(column: str, spec: Categorical | Hashed, kinds: Sequence[pa.DataType]) -> pa.DataType:
-    """int64 or string: how the values of a categorical column are compared."""
+    """int64 or string: how the values of a categorical column are compared.
+
+    Args:
+        column: its name
+        spec: how it is stored
+        kinds: its Arrow type in every table
+
+    Raises:
+        ValueError: a type is neither text, numbers nor booleans
+    """
     values = spec.values if isinstance(spec, Categorical) else None
     if values and all(isinstance(value, str) for value in values):
         return pa.string()

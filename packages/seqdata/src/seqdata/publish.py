@@ -61,7 +61,14 @@ def new_folder(out: str | os.PathLike, overwrite: bool, keep: bool = False) -> I
 
 @contextlib.contextmanager
 def locked(store: Path) -> Iterator[None]:
-    """Holds the store for writing; a second writer gets a FileExistsError."""
+    """Holds the store for writing; a second writer gets a FileExistsError.
+
+    Args:
+        store: its folder
+
+    Raises:
+        FileExistsError: another process holds it
+    """
     lock = FileLock(store / LOCK, blocking=False)
     try:
         lock.acquire()
@@ -75,7 +82,15 @@ def locked(store: Path) -> Iterator[None]:
 
 
 def raise_if_full(error: BaseException, doing: str) -> None:
-    """Turns what the system says of a full disk into what it means for the store."""
+    """Turns what the system says of a full disk into what it means for the store.
+
+    Args:
+        error: what was caught
+        doing: what was being done, for the message
+
+    Raises:
+        OSError: the disk is full
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise OSError(
             error.errno,

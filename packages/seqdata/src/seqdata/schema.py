@@ -15,7 +15,14 @@ MOST = 1 << 62
 
 
 def check(schema: dict[str, Any]) -> None:
-    """Raises a ValueError that says what in a schema is missing or not as `build` writes it."""
+    """Checks that nothing in a schema is missing or not as `build` writes it.
+
+    Args:
+        schema: what schema.json holds
+
+    Raises:
+        ValueError: says what is missing or wrong
+    """
     for key in ("generation", "num_users", "num_events"):
         _whole(schema, key, "")
     for key, kind in (("fields", dict), ("items", dict), ("user", dict), ("time", dict), ("shards", list)):

@@ -33,7 +33,16 @@ class TimeParser:
         self.zoned: bool | None = None
 
     def parse(self, values: pa.Array, first_row: int, where: str) -> np.ndarray:
-        """int64 microseconds [n] of an array of times; `first_row` and `where` only serve the error messages."""
+        """int64 microseconds [n] of an array of times; `first_row` and `where` only serve the error messages.
+
+        Args:
+            values: timestamps, dates, text or whole numbers [n]
+            first_row: row of the log that the first value stands in
+            where: what the table is called
+
+        Raises:
+            ValueError: a time is missing or does not parse, or the type is none of these; names column, row and value
+        """
         if values.null_count:
             row = first_row + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
             raise ValueError(
@@ -80,7 +89,17 @@ class TimeParser:
         )
 
     def parse_distinct(self, texts: pa.Array, codes: pa.Array, first_row: int, where: str) -> np.ndarray:
-        """int64 microseconds of distinct values; `codes` finds the row of a value that does not parse."""
+        """int64 microseconds of distinct values; `codes` finds the row of a value that does not parse.
+
+        Args:
+            texts: distinct values [k]
+            codes: which of them each row has [n]
+            first_row: row of the log that the first code stands in
+            where: what the table is called
+
+        Raises:
+            ValueError: a value does not parse; names column, row and value
+        """
         texts = texts.cast(pa.string())
         if self.format is None and self.unit is not None:
             numbers, bad = _integers(texts)

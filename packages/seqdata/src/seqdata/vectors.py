@@ -17,7 +17,14 @@ SEPARATORS[list(b" \t\n\r[](),;")] = True
 def parse_vectors(values: pa.Array, spec: Vector, width: int | None, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Matrix [n, width] of an array without nulls, and a bool mask [n] of the values that are no such vector.
 
-    width: numbers per vector; None takes the width of the first value.
+    Args:
+        values: text such as "[109 77 98]", or lists [n]
+        spec: how vectors are stored
+        width: numbers per vector; None takes the width of the first value
+        where: what the column is called in messages
+
+    Raises:
+        ValueError: the array has another type
     """
     if is_list(values.type):
         return _from_lists(values, spec, width)
