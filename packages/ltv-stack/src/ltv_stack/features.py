@@ -130,7 +130,7 @@ class FeatureBuilder:
         """The features of a batch [N, F] in the order of `names`; NaN where a value is not known.
 
         Raises:
-            ValueError: the batch lacks a column that was always there at fit time.
+            ValueError: the batch lacks a column that was always there at fit time, or nothing was fitted.
         """
         if not self.names:
             raise ValueError("FeatureBuilder is not fitted: call fit(dataset) first")

@@ -41,8 +41,11 @@ def run_mapped(job: Job, mapper: Mapper) -> dict[str, Any]:
     Ingesting deals the events of a part to shards by a hash of the user, which is the repartitioning; the shards are
     then sorted by the very function of a local build, so the bytes are the same. Parts that live in the memory of this
     process are ingested here.
-    mapper: called as mapper(step, numbers), where `step` can be pickled; gives the results in the order of the numbers.
-        Whoever runs a step has to see the store's folder and the input under the same names.
+
+    Args:
+        job: what to do
+        mapper: called as mapper(step, numbers), where `step` can be pickled; gives the results in the order of the
+            numbers. Whoever runs a step has to see the store's folder and the input under the same names.
     """
     plan = job.plan
     here = [i for i, (_, part) in enumerate(plan.parts) if part.fingerprint() is None]

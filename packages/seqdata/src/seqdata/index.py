@@ -21,7 +21,13 @@ from seqdata.spool import stable_order
 def write_index(shards: list[Path], folder: Path, budget: int) -> tuple[int, int]:
     """Writes users, offsets, order and time of some shards; earlier shards come first where times tie.
 
-    Returns the number of users and events. budget: bytes held at a time, besides the users.
+    Args:
+        shards: their folders
+        folder: where the index goes; what is there is replaced
+        budget: bytes held at a time, besides the users
+
+    Returns:
+        The number of users and events
     """
     # an earlier attempt may have left some of it
     shutil.rmtree(folder, ignore_errors=True)

@@ -80,7 +80,11 @@ class Run:
 def sorted_runs(spools: list[Spool], folder: Path, budget: int, tick: Callable[[int], None]) -> Iterator[Run]:
     """The events of some spools as runs of ascending users, each run sorted by user, time and input order.
 
-    folder: for temporary files. budget: bytes this may hold at a time. tick(rows): progress.
+    Args:
+        spools: in input order
+        folder: for temporary files
+        budget: bytes this may hold at a time
+        tick: called with numbers of rows that are done
     """
     rows = sum(sum(spool.rows) for spool in spools)
     ranges = -(-rows * BYTES_A_ROW // max(budget, 1))
